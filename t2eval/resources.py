@@ -1,0 +1,30 @@
+"""Where t2eval's own files lie, from a wheel and from a checkout alike, and where it may cache.
+
+In a checkout `t2eval/tasks` and `t2eval/experts` are links to the top-level folders; in a wheel the folders themselves are
+inside the package. So one path serves both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def tasks_dir() -> Path:
+    """The folder of t2eval's lm-eval task YAMLs."""
+    return _PACKAGE / "tasks"
+
+
+def experts_dir() -> Path:
+    """The folder of the embedded base model, the training recipes, and the experts and baselines that they made."""
+    return _PACKAGE / "experts"
+
+
+def cache_dir() -> Path:
+    """`$T2EVAL_CACHE`, else `$XDG_CACHE_HOME/t2eval`, else `~/.cache/t2eval`. Not created here."""
+    if explicit := os.environ.get("T2EVAL_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "t2eval"
