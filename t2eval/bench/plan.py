@@ -1,0 +1,258 @@
+"""Plans: a benchmark file and the cells that it asks for.
+
+A cell is one (base model, method, task, seed). Which expert a cell uses follows from its task's label (`metadata.t2.label` of
+the task's YAML, or `labels` of the benchmark file):
+
+1. The paper takes, for an unseen task, the LoRA of all training tasks with the best test score. Here lora, ia3 and dora use the
+   adapter trained for the task's own label, chosen without looking at the test set; so does the method `expert`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from t2eval.errors import UsageError, unknown
+from t2eval.resources import tasks_dir
+
+METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
+BASELINES = ("lora", "ia3", "dora")
+STRATEGIES = ("prompt", "cls", "fewshot")
+EMBEDDED = "embedded"
+_PATH_FIELDS = ("experts", "baselines")
+
+
+class BenchConfig(BaseModel):
+    """What a benchmark file says.
+
+    `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds; `baselines` the folder of
+    one adapter, with `{seed}`, `{method}` and `{label}`. Left out, they are the embedded base model's. `limit` is the number of
+    test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "benchmark"
+    model: str = EMBEDDED
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    methods: tuple[str, ...] = Field(default=METHODS, min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    model_args: dict[str, dict[str, Any]] = {}
+    experts: str | None = None
+    baselines: str | None = None
+    labels: dict[str, str] = {}
+    include_path: tuple[str, ...] = ()
+
+    @field_validator("methods", "tasks", "seeds", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One name is a list of one; nothing is run twice."""
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(values))
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in value:
+            if method not in METHODS:
+                raise unknown("method", method, METHODS)
+        return value
+
+    @field_validator("model_args")
+    @classmethod
+    def _known_keys(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for method in value:
+            if method not in METHODS:
+                raise unknown("method in model_args", method, METHODS)
+        return value
+
+    def library(self, seed: int) -> Path:
+        """The folder of the experts of one seed.
+
+        Raises:
+            UsageError: the benchmark file names none, and the model is not the embedded one.
+        """
+        if self.experts is not None:
+            return Path(self.experts.replace("{seed}", str(seed)))
+        if self.model == EMBEDDED:
+            from t2eval.base import embedded_library_dir
+
+            return embedded_library_dir(seed)
+        raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
+
+    def adapter(self, method: str, label: str, seed: int) -> Path:
+        """The folder of one baseline's adapter. Raises as `library` does."""
+        if self.baselines is not None:
+            filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
+            return Path(filled.replace("{label}", label))
+        if self.model == EMBEDDED:
+            from t2eval.base import embedded_baseline_dir
+
+            return embedded_baseline_dir(method, label, seed)
+        raise UsageError(
+            f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (base model, method, task, seed)."""
+
+    model: str
+    method: str
+    task: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name for the cell that is stable between runs and is a file name."""
+        return f"{_slug(self.model)}__{self.method}__{_slug(self.task)}__seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark file's contents and its cells, base first, then method by method and seed by seed."""
+
+    config: BenchConfig
+    cells: tuple[Cell, ...]
+
+
+def _slug(name: str) -> str:
+    """A file-name form of a name; a hash keeps apart what it makes alike."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    return slug if slug == name else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def make_plan(config: BenchConfig) -> Plan:
+    """All cells of a benchmark. The base does not depend on the seed: it has one cell a task, recorded with seed 0."""
+    cells = []
+    for method in sorted(config.methods, key=METHODS.index):
+        for seed in (0,) if method == "base" else config.seeds:
+            cells += [Cell(config.model, method, task, seed) for task in config.tasks]
+    return Plan(config, tuple(cells))
+
+
+def _anchor(value: str, folder: Path) -> str:
+    """A path of a benchmark file, relative to that file."""
+    expanded = Path(value).expanduser()
+    return str(expanded if expanded.is_absolute() else (folder / expanded).resolve())
+
+
+def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings with their paths made absolute: those of the path fields, and a model that is a folder there."""
+    settings = dict(settings)
+    for field in _PATH_FIELDS:
+        if isinstance(settings.get(field), str):
+            settings[field] = _anchor(settings[field], folder)
+    include = settings.get("include_path")
+    if include:
+        settings["include_path"] = [_anchor(str(path), folder) for path in ([include] if isinstance(include, str) else include)]
+    model = settings.get("model")
+    if isinstance(model, str) and model != EMBEDDED and (folder / model).is_dir():
+        settings["model"] = _anchor(model, folder)
+    return settings
+
+
+def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> BenchConfig:
+    """Check settings.
+
+    Args:
+        settings: field → value.
+        source: what the messages call it.
+
+    Raises:
+        UsageError: an unknown key or name (with near matches), or a value of the wrong kind.
+    """
+    for key in settings:
+        if key not in BenchConfig.model_fields:
+            raise unknown(f"key in {source}", str(key), BenchConfig.model_fields)
+    try:
+        return BenchConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{source}: {where}: {first['msg']} (got {first['input']!r}).") from error
+
+
+def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Read a benchmark file.
+
+    Args:
+        path: YAML; its relative paths are relative to it.
+        overrides: settings that replace the file's (`seeds`, `limit`, …); None values are ignored, relative paths are relative
+            to the current folder.
+
+    Returns:
+        The checked settings and their cells. Task names are checked when the plan is run (`open_tasks`).
+
+    Raises:
+        UsageError: no such file, not YAML, an unknown key or name, a wrong value.
+    """
+    path = Path(path)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the benchmark file {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path} must be a mapping with at least `tasks:`.")
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    merged = {**_absolute(settings, path.parent), **_absolute(given, Path.cwd())}
+    return make_plan(parse_config(merged, str(path)))
+
+
+def open_tasks(names: Sequence[str], include_path: Sequence[str] = ()) -> Any:
+    """lm-eval's TaskManager with t2eval's tasks, and lm-eval's own 14,000 (15 s to index) only where they are asked for.
+
+    Args:
+        names: the tasks to be loaded.
+        include_path: more folders with task YAMLs.
+
+    Raises:
+        UsageError: a name that nobody knows, with near matches, or a folder that does not exist.
+    """
+    for folder in include_path:
+        if not Path(folder).is_dir():
+            raise UsageError(f"include_path: {folder} is not a folder.")
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(tasks_dir()), *include_path]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if any(name not in manager.all_tasks for name in names):
+        manager = TaskManager(include_path=folders)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise unknown("task", name, manager.all_tasks)
+        if name not in manager.all_subtasks:
+            raise UsageError(f"{name!r} is a group of tasks; a cell is one task. Name its tasks in the benchmark file.")
+    return manager
+
+
+def task_label(config: BenchConfig, task: str, metadata: Mapping[str, Any] | None) -> str:
+    """The skill label of a task: the benchmark file's, else `metadata.t2.label` of its YAML.
+
+    Raises:
+        UsageError: neither says.
+    """
+    label = config.labels.get(task) or ((metadata or {}).get("t2") or {}).get("label")
+    if not label:
+        raise UsageError(
+            f"Task {task!r} has no skill label: add `labels: {{{task}: <label>}}` to the benchmark file, "
+            "so that its expert or adapter can be chosen."
+        )
+    return str(label)
