@@ -1,0 +1,364 @@
+"""Cells, one at a time: the base model loaded once, one cell's method put on it, evaluated by lm-eval, taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import t2eval
+from t2eval.bench.compare import mean_stderr
+from t2eval.bench.plan import BASELINES, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
+from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
+from t2eval.errors import T2Error, unknown
+from t2eval.resources import tasks_dir
+
+_CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
+_PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
+_DISPATCH = "dispatch"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a score depends on."""
+    return {
+        "t2eval": t2eval.__version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def object_hash(value: Any) -> str:
+    """sha256 of a value's sorted JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def cards(library: Path) -> dict[str, dict[str, Any]]:
+    """The cards of the experts of a library.
+
+    Args:
+        library: a folder of experts.
+
+    Returns:
+        Expert folder → contents of its `expert.json`.
+
+    Raises:
+        T2Error: no folder, or no expert in it.
+    """
+    found = {str(path.parent): json.loads(path.read_text(encoding="utf-8")) for path in sorted(library.glob("*/expert.json"))}
+    if not found:
+        raise T2Error(f"No experts in {library}. Train them with `t2 train-expert`, or set `experts:` in the benchmark file.")
+    return found
+
+
+def expert_of(library: Path, label: str) -> Path:
+    """The folder of the expert with a label.
+
+    Raises:
+        T2Error: the library has none.
+    """
+    labels = {str(card["label"]): folder for folder, card in cards(library).items()}
+    if label not in labels:
+        raise unknown(f"expert label in {library}:", label, labels)
+    return Path(labels[label])
+
+
+def parameter_count(file: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="np") as tensors:
+        total = 0
+        for name in tensors.keys():  # noqa: SIM118 - not a mapping
+            size = 1
+            for extent in tensors.get_slice(name).get_shape():
+                size *= extent
+            total += size
+    return total
+
+
+def adapter_file(folder: Path) -> Path:
+    """The weights of a PEFT adapter.
+
+    Raises:
+        T2Error: it is not there.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise T2Error(f"No adapter in {folder}. Train it with `t2 train-expert --method …`, or set `baselines:` in the benchmark file.")
+    return file
+
+
+class _PeakMemory:
+    """The highest memory of this process since construction: the GPU's where there is one, else resident memory, in bytes."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device.startswith("cuda")
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            # Linux forgets the high-water mark on request; elsewhere the mark covers the process's whole life.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def bytes(self) -> int:
+        if self._cuda:
+            import torch
+
+            return int(torch.cuda.max_memory_allocated())
+        try:
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        except (OSError, StopIteration):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main_metric(task: Any, results: dict[str, Any]) -> tuple[str, str]:
+    """The metric a task is ranked by and the filter it is taken from: `metadata.t2.metric`, else the first of its metric list.
+
+    Args:
+        task: lm-eval task.
+        results: lm-eval's results of it, with keys `metric,filter`.
+
+    Raises:
+        T2Error: the task reports no metric.
+    """
+    found = [tuple(key.split(",", 1)) for key in results if "," in key and "_stderr," not in key]
+    if not found:
+        raise T2Error("The task reports no metric.")
+    metadata = (getattr(task.config, "metadata", None) or {}).get("t2") or {}
+    wanted = metadata.get("metric") or next((entry["metric"] for entry in task.config.metric_list or []), None)
+    name = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", None)
+    metric, chosen = next((pair for pair in found if pair[0] == name), found[0])
+    return metric, chosen
+
+
+def _response(sample: dict[str, Any]) -> str:
+    """What the model said: the text, or the log-likelihoods of the choices."""
+    filtered = sample["filtered_resps"]
+    first = filtered[0] if len(filtered) == 1 else filtered
+    return first if isinstance(first, str) else json.dumps(first, default=str)
+
+
+def _to_samples(logged: list[dict[str, Any]], metric: str, chosen: str) -> list[Sample]:
+    samples = []
+    for sample in logged:
+        if sample["filter"] != chosen:
+            continue
+        value = sample.get(metric)
+        score = float(value) if isinstance(value, bool | int | float) else None
+        samples.append(Sample(doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], score=score, response=_response(sample)))
+    return samples
+
+
+class Worker:
+    """Evaluates cells of one plan.
+
+    Args:
+        config: the benchmark file.
+        output: the benchmark's folder, where samples are written.
+    """
+
+    def __init__(self, config: BenchConfig, output: Path) -> None:
+        self.config = config
+        self.output = output
+        self._tasks: dict[str, Any] = {}
+        self._strategy: tuple[str, Any] | None = None
+
+    def open(self) -> None:
+        """Load the base model and index the tasks.
+
+        Raises:
+            T2Error: a model or task that does not exist.
+        """
+        from t2eval.base import load_base
+
+        self._manager = open_tasks(self.config.tasks, self.config.include_path)
+        settings = self.config
+        name = None if settings.model == "embedded" else settings.model
+        self._model, self._tokenizer = load_base(name, revision=settings.revision, dtype=settings.dtype, device=settings.device)
+
+    def run(self, cell: Cell) -> Row:
+        """Evaluate a cell and write its samples. An error becomes a failed row.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        started = time.perf_counter()
+        identity: dict[str, Any] = {"cell": cell.key, "model": cell.model, "method": cell.method, "task": cell.task, "seed": cell.seed}
+        try:
+            fields = self._evaluate(cell)
+        except Exception as error:  # one broken cell must not take the others with it; its row says what happened
+            if is_disk_full(error):
+                raise
+            self._drop_strategy()
+            message = str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}"
+            return Row(
+                **identity, status="failed", error=message, seconds=round(time.perf_counter() - started, 3), versions=versions()
+            )
+        return Row(**identity, status="ok", versions=versions(), **fields)
+
+    def _task(self, name: str) -> Any:
+        if name not in self._tasks:
+            self._tasks[name] = self._manager.load([name])["tasks"][name]
+        return self._tasks[name]
+
+    def _ours(self, name: str) -> bool:
+        """Whether a task is one of t2eval's, whose programs run in the sandbox."""
+        path = self._manager.task_index[name].yaml_path
+        return path is not None and Path(path).resolve().is_relative_to(tasks_dir().resolve())
+
+    def _evaluate(self, cell: Cell) -> dict[str, Any]:
+        import lm_eval
+
+        task = self._task(cell.task)
+        with self._language_model(cell) as (lm, facts):
+            before = self._passes(lm)
+            peak = _PeakMemory(str(getattr(lm, "device", "cpu")))
+            started = time.perf_counter()
+            outcome = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[task],
+                task_manager=self._manager,
+                num_fewshot=self.config.num_fewshot,
+                apply_chat_template=self.config.apply_chat_template,
+                limit=self.config.limit,
+                log_samples=True,
+                bootstrap_iters=0,
+                confirm_run_unsafe_code=self._ours(cell.task),
+            )
+            seconds = time.perf_counter() - started
+            after = self._passes(lm)
+        t2 = outcome["config"].get("t2")
+        first = after[0] - before[0] if t2 else 0.0
+        second = after[1] - before[1] if t2 else seconds
+        return {
+            **self._scores(cell, task, outcome),
+            "seconds": round(seconds, 3),
+            "first_pass_seconds": round(first, 3),
+            "second_pass_seconds": round(second, 3),
+            "trainable_parameters": facts["trainable_parameters"],
+            "peak_memory_bytes": peak.bytes(),
+            "t2": json.loads(json.dumps(t2, default=str)) if t2 else None,
+            "hashes": {"task": object_hash(outcome["configs"][cell.task]), **facts["hashes"]},
+        }
+
+    def _scores(self, cell: Cell, task: Any, outcome: dict[str, Any]) -> dict[str, Any]:
+        results = outcome["results"][cell.task]
+        metric, chosen = main_metric(task, results)
+        samples = _to_samples(outcome["samples"][cell.task], metric, chosen)
+        values = [sample.score for sample in samples if sample.score is not None]
+        # A corpus-level metric (perplexity, BLEU) is no mean over examples: it has a score but no error bar of this kind.
+        averaged = len(values) == len(samples) and bool(values)
+        score, stderr = mean_stderr(values) if averaged else (float(results[f"{metric},{chosen}"]), None)
+        return {
+            "metric": metric,
+            "higher_is_better": bool(outcome["higher_is_better"].get(cell.task, {}).get(metric, True)),
+            "score": score,
+            "stderr": stderr,
+            "n": len(samples),
+            "samples": write_samples(self.output, cell.key, samples),
+        }
+
+    @staticmethod
+    def _passes(lm: Any) -> tuple[float, float]:
+        """Seconds that a strategy's two passes have taken so far in the life of the object."""
+        info = lm.get_model_info().get("t2") or {}
+        return tuple(float((info.get(name) or {}).get("seconds", 0.0)) for name in ("first_pass", "second_pass"))  # type: ignore[return-value]
+
+    @contextlib.contextmanager
+    def _language_model(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """An lm-eval model for a cell, and what its row says about it. The base weights are as before afterwards."""
+        if cell.method == "base":
+            self._drop_strategy()
+            yield self._plain(self._model, cell.method), {"trainable_parameters": 0, "hashes": {}}
+        elif cell.method in BASELINES:
+            self._drop_strategy()
+            with self._adapted(cell) as (model, facts):
+                yield self._plain(model, cell.method), facts
+        else:
+            yield self._with_experts(cell)
+
+    def _plain(self, model: Any, method: str) -> Any:
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(
+            pretrained=model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {})
+        )
+
+    @contextlib.contextmanager
+    def _adapted(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The base with a PEFT adapter on it, unmerged; unloading gives the base's own modules back."""
+        from peft import PeftModel
+
+        label = task_label(self.config, cell.task, self._task(cell.task).config.metadata)
+        folder = self.config.adapter(cell.method, label, cell.seed)
+        file = adapter_file(folder)
+        facts = {"trainable_parameters": parameter_count(file), "hashes": {"adapter": {folder.name: file_hash(file)}}}
+        model = PeftModel.from_pretrained(self._model, str(folder)).eval()
+        try:
+            yield model, facts
+        finally:
+            self._model = model.unload()
+            if hasattr(self._model, "peft_config"):
+                del self._model.peft_config
+
+    def _with_experts(self, cell: Cell) -> tuple[Any, dict[str, Any]]:
+        """A strategy's lm-eval model, kept for the next cell of the same method, library and seed."""
+        settings = {"experts": str(self.config.library(cell.seed)), **self.config.model_args.get(cell.method, {})}
+        if cell.method == "expert":
+            label = task_label(self.config, cell.task, self._task(cell.task).config.metadata)
+            settings["experts"] = str(expert_of(Path(str(settings["experts"])), label))
+        elif cell.method == "fewshot":
+            settings.setdefault("adapt_seed", cell.seed)
+        facts = _expert_facts(cell.method, str(settings["experts"]))
+        key = f"{cell.method} {json.dumps(settings, sort_keys=True, default=str)}"
+        if self._strategy is None or self._strategy[0] != key:
+            self._drop_strategy()
+            import t2eval.models
+
+            if self.config.include_path:
+                settings.setdefault("include_path", list(self.config.include_path))
+            build = getattr(t2eval.models, _CLASSES[cell.method])
+            lm = build(pretrained=self._model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **settings)
+            self._strategy = (key, lm)
+        return self._strategy[1], facts
+
+    def _drop_strategy(self) -> None:
+        """Take the last strategy's modules off the base model."""
+        if self._strategy is not None:
+            lm, self._strategy = self._strategy[1], None
+            lm.adapted.detach()
+
+
+def _expert_facts(method: str, spec: str) -> dict[str, Any]:
+    """Parameters and hashes of the experts that a method uses: cls also its classification expert, the others not."""
+    folders: dict[str, dict[str, Any]] = {}
+    for part in spec.split("+"):
+        card = Path(part) / "expert.json"
+        folders |= {part: json.loads(card.read_text(encoding="utf-8"))} if card.is_file() else cards(Path(part))
+    used = {folder: card for folder, card in folders.items() if method == "cls" or method not in STRATEGIES or card["label"] != _DISPATCH}
+    files = {folder: Path(folder) / "expert.safetensors" for folder in used}
+    names = {folder: str(card["name"]) for folder, card in used.items()}
+    return {
+        "trainable_parameters": sum(parameter_count(file) for file in files.values()),
+        "hashes": {
+            "experts": {names[folder]: file_hash(file) for folder, file in files.items()},
+            "basis": {names[folder]: object_hash(card.get("basis_fingerprint")) for folder, card in used.items()},
+        },
+    }
