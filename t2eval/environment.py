@@ -152,7 +152,7 @@ class Environment:
             raise UsageError("apply_chat_template needs a tokenizer.")
         self._manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
         self.name = task
-        self._tokenizer = tokenizer if apply_chat_template else None
+        self._tokenizer: Any = tokenizer if apply_chat_template else None
         config = _checked_config(self._manager, task)
         self.task: Any = _load(self._manager, task)
         self.unsafe_code = bool(self.task.config.unsafe_code) or bool(config.get("unsafe_code"))
@@ -273,7 +273,7 @@ class Environment:
     def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
         task, chat = self.task, self._tokenizer is not None
         extra: dict[str, Any] = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True} if chat else {}
-        sampler = getattr(task, "sampler", None)
+        sampler: Any = getattr(task, "sampler", None)
         own = self.num_fewshot > 0 and sampler is not None and getattr(task.fewshot_cfg, "split", None) != task.config.test_split
         if own:  # lm-eval leaves the document itself out of its shots only on the test split; training draws both from one
             plain = sampler.sample
@@ -288,7 +288,7 @@ class Environment:
     def _example(self, doc: dict[str, Any], source: str, index: int) -> Example:
         context = self._context(doc, source)
         key = hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        shared = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
+        shared: dict[str, Any] = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
         if self.kind == "generate":
             prompt = str(context)
             target = self._target(doc)
