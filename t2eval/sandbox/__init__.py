@@ -1,0 +1,14 @@
+"""Sandbox: run a model-written program and say whether it passed.
+
+Example:
+    >>> from t2eval.sandbox import run_program
+    >>> run_program("def double(x):\\n    return 2 * x\\nassert double(2) == 4").status
+    'passed'
+    >>> run_program("assert 1 == 2").status
+    'failed'
+"""
+
+from t2eval.sandbox.isolation import Isolation
+from t2eval.sandbox.run import Verdict, available, close, require, run_program, run_programs
+
+__all__ = ["Isolation", "Verdict", "available", "close", "require", "run_program", "run_programs"]
