@@ -1,0 +1,42 @@
+"""All tests: offline, seeded, one thread, a cache of their own."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any import of a Hugging Face library, which read these once.
+_CACHE = tempfile.TemporaryDirectory(prefix="t2eval-tests-")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    T2EVAL_CACHE=str(Path(_CACHE.name) / "t2eval"),
+)
+os.environ.pop("T2EVAL_DEBUG", None)
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parent.parent
