@@ -8,7 +8,8 @@ Example:
     'failed'
 """
 
+from t2eval.sandbox.attacks import AttackResult, attack_report
 from t2eval.sandbox.isolation import Isolation
 from t2eval.sandbox.run import Verdict, available, close, require, run_program, run_programs
 
-__all__ = ["Isolation", "Verdict", "available", "close", "require", "run_program", "run_programs"]
+__all__ = ["AttackResult", "Isolation", "Verdict", "attack_report", "available", "close", "require", "run_program", "run_programs"]
