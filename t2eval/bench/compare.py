@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from t2eval.errors import T2Error
 
@@ -73,6 +72,8 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
     losses = sum(a < b for a, b in zip(first, second, strict=True))
     if wins + losses == 0:
         return 1.0
+    from scipy import stats  # a second to import: not for those who only read rows
+
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
@@ -133,6 +134,8 @@ def unpaired(first: tuple[float, float, int], second: tuple[float, float, int]) 
     error = float(np.hypot(error_a, error_b))
     if min(n_a, n_b) < 2 or error == 0.0:
         return None
+    from scipy import stats
+
     outcome = stats.ttest_ind_from_stats(
         mean_a, error_a * np.sqrt(n_a), n_a, mean_b, error_b * np.sqrt(n_b), n_b, equal_var=False
     )

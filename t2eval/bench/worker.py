@@ -129,7 +129,7 @@ class _PeakMemory:
 
 
 def main_metric(task: Any, results: dict[str, Any]) -> tuple[str, str]:
-    """The metric a task is ranked by and the filter it is taken from: `metadata.t2.metric`, else the first of its metric list.
+    """The metric a task is ranked by, the first of its list, and its first filter: those that training rewards, too.
 
     Args:
         task: lm-eval task.
@@ -138,12 +138,10 @@ def main_metric(task: Any, results: dict[str, Any]) -> tuple[str, str]:
     Raises:
         T2Error: the task reports no metric.
     """
-    found = [tuple(key.split(",", 1)) for key in results if "," in key and "_stderr," not in key]
+    found = [(key.split(",", 1)[0], key.split(",", 1)[1]) for key in results if "," in key and "_stderr," not in key]
     if not found:
         raise T2Error("The task reports no metric.")
-    metadata = (getattr(task.config, "metadata", None) or {}).get("t2") or {}
-    wanted = metadata.get("metric") or next((entry["metric"] for entry in task.config.metric_list or []), None)
-    name = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", None)
+    name = next(iter(task._metric_fn_list), None)
     metric, chosen = next((pair for pair in found if pair[0] == name), found[0])
     return metric, chosen
 

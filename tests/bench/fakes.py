@@ -1,0 +1,73 @@
+"""Workers that need no model: they answer from a formula, so that killed and undisturbed runs can be compared."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from t2eval.bench.compare import mean_stderr
+from t2eval.bench.plan import BenchConfig, Cell
+from t2eval.bench.rows import Row, Sample, write_samples
+from t2eval.errors import UsageError
+
+EXAMPLES = 40
+SKILL = {"base": 40, "prompt": 60, "cls": 75, "fewshot": 90}
+
+
+def number(*parts: object) -> int:
+    return int(hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()[:8], 16)
+
+
+def fake_row(output: Path, cell: Cell, limit: int | None = None) -> Row:
+    """A row whose scores depend on the cell alone; a method solves the examples whose difficulty is below its skill."""
+    n = limit or EXAMPLES
+    skill = SKILL.get(cell.method, 50) + number(cell.key) % 5
+    samples = [
+        Sample(doc_id=i, doc_hash=f"{cell.task}-{i}", score=float(number(cell.task, i) % 100 < skill), response=f"answer {i}")
+        for i in range(n)
+    ]
+    score, stderr = mean_stderr([sample.score or 0.0 for sample in samples])
+    return Row(
+        cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="ok", metric="acc",
+        score=score, stderr=stderr, n=n, seconds=time.perf_counter() % 1, trainable_parameters=7, peak_memory_bytes=1,
+        samples=write_samples(output, cell.key, samples),
+    )  # fmt: skip
+
+
+class FakeWorker:
+    """Solves cells at once; `model_args` of the base steer its misbehaviour."""
+
+    def __init__(self, config: BenchConfig, output: Path) -> None:
+        self.config, self.output = config, output
+        self.steer = config.model_args.get("base", {})
+
+    def open(self) -> None:
+        if self.steer.get("refuse"):
+            raise UsageError("Unknown task 'nonsense'.")
+
+    def run(self, cell: Cell) -> Row:
+        time.sleep(self.steer.get("delay", 0))
+        with (self.output / "calls.txt").open("a") as file:
+            file.write(cell.key + "\n")
+        trouble = Path(str(self.steer.get("trouble", "/nonexistent")))
+        if trouble.exists() and cell.task == "t2" and cell.method == "cls":
+            kind = trouble.read_text()
+            if kind == "die":
+                os._exit(9)
+            if kind == "full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            identity = {"cell": cell.key, "model": cell.model, "method": cell.method, "task": cell.task, "seed": cell.seed}
+            return Row(**identity, status="failed", error="KeyError: broken")
+        return fake_row(self.output, cell, self.config.limit)
+
+
+if __name__ == "__main__":
+    from t2eval.bench.execute import run
+    from t2eval.bench.plan import load_plan
+
+    result = run(load_plan(sys.argv[1]), sys.argv[2], workers=int(sys.argv[3]), factory=FakeWorker)
+    sys.exit(result.exit_code)

@@ -1,0 +1,77 @@
+import errno
+import os
+
+import pytest
+
+from t2eval.bench import rows
+from t2eval.bench.plan import Cell
+from t2eval.bench.rows import ROWS, Sample, append, read, read_samples, repair, scores_by_example, write_atomically
+from t2eval.errors import T2Error
+from tests.bench.fakes import fake_row
+
+
+def test_rows_come_back_and_a_second_try_replaces_the_first(tmp_path):
+    row = fake_row(tmp_path, Cell("m", "base", "t", 0))
+    failed = row.model_copy(update={"status": "failed", "error": "x"})
+    for item in (failed, fake_row(tmp_path, Cell("m", "cls", "t", 0)), row):
+        append(tmp_path, item)
+    found = read(tmp_path)
+    assert [item.method for item in found] == ["base", "cls"]
+    assert found[0] == row
+
+
+def test_a_truncated_last_line_is_ignored_then_cut(tmp_path):
+    row = fake_row(tmp_path, Cell("m", "base", "t", 0))
+    append(tmp_path, row)
+    whole = (tmp_path / ROWS).read_bytes()
+    (tmp_path / ROWS).write_bytes(whole + whole[:31])
+    assert read(tmp_path) == [row]
+    repair(tmp_path)
+    assert (tmp_path / ROWS).read_bytes() == whole
+
+
+def test_damage_in_the_middle_is_an_error_with_its_line(tmp_path):
+    append(tmp_path, fake_row(tmp_path, Cell("m", "base", "t", 0)))
+    whole = (tmp_path / ROWS).read_bytes()
+    (tmp_path / ROWS).write_bytes(b"{broken\n" + whole)
+    with pytest.raises(T2Error, match="line 1, is not a row"):
+        read(tmp_path)
+
+
+def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
+    first = fake_row(tmp_path, Cell("m", "base", "t", 0))
+    append(tmp_path, first)
+    whole = (tmp_path / ROWS).read_bytes()
+    real = os.write
+    monkeypatch.setattr(rows.os, "write", lambda descriptor, data: real(descriptor, data[:20]))
+    with pytest.raises(OSError, match="No space left"):
+        append(tmp_path, first)
+    assert (tmp_path / ROWS).read_bytes() == whole
+
+
+def test_a_full_disk_leaves_the_older_file_and_no_litter(tmp_path, monkeypatch):
+    target = tmp_path / "deep" / "file"
+    write_atomically(target, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rows.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_samples_of_equal_documents_keep_apart():
+    same = [Sample(doc_id=i, doc_hash="h", score=float(i), response="") for i in (1, 0)]
+    assert scores_by_example(same) == {"h#0": 0.0, "h#1": 1.0}
+    assert scores_by_example([*same, Sample(doc_id=2, doc_hash="k", score=None, response="")]) is None
+
+
+def test_missing_samples_are_named(tmp_path):
+    row = fake_row(tmp_path, Cell("m", "base", "t", 0))
+    assert len(read_samples(tmp_path, row)) == row.n
+    (tmp_path / row.samples).write_bytes(b"rubbish")
+    with pytest.raises(T2Error, match="Cannot read the examples of cell m__base__t__seed0"):
+        read_samples(tmp_path, row)
