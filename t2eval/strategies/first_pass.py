@@ -20,7 +20,7 @@ from transformers import DynamicCache
 RowScope = Callable[[list[int]], "contextlib.AbstractContextManager[Any]"]
 """What must hold while the given rows of a batch run: `adapted.rows` of their z, or nothing."""
 
-_TAIL = 24
+_TAIL = 32
 
 
 @dataclass
@@ -49,6 +49,23 @@ class Answer:
     text: str
     loglikelihood: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a strategy needs of a tokenizer.
+
+    Attributes:
+        text: a text → its token ids.
+        pair: `(context, continuation)` → the token ids of both, split as lm-eval splits them.
+        longest: the model's longest sequence, in tokens.
+        chat: `(user, lead)` → one user message, answered by a message that begins with `lead`; None where prompts are plain.
+    """
+
+    text: Callable[[str], list[int]]
+    pair: Callable[[str, str], tuple[list[int], list[int]]]
+    longest: int
+    chat: Callable[[str, str], str] | None = None
 
 
 def _everywhere(_rows: list[int]) -> contextlib.AbstractContextManager[Any]:

@@ -1,0 +1,149 @@
+"""Dispatching: the strategies `t2-prompt` and `t2-cls`, one expert for each document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
+
+from t2eval.basis import mix_scales
+from t2eval.errors import UsageError
+from t2eval.expert import Expert
+from t2eval.models.launch import one_message
+from t2eval.models.options import ClsOptions, DispatchOptions, PromptOptions
+from t2eval.models.questions import Questions
+from t2eval.models.strategy import Strategy
+from t2eval.strategies.dispatch import DISPATCH_LABEL, Choice, Dispatcher, DispatchFormat, by_label, checked_labels, load_format, paper_format
+
+
+class Dispatching(Strategy):
+    """One expert for each document, chosen by the model's own first pass; with `mix=soft`, α for each document."""
+
+    OPTIONS = PromptOptions
+    options: DispatchOptions
+
+    def prepare(self) -> None:
+        self.through_hooks = self.through_hooks or self.options.mix == "soft"  # nearly every document has a z' of its own
+        if self.options.mix == "soft" and self.options.dispatch == "generate":
+            raise UsageError("mix=soft needs the labels' likelihoods: use it with dispatch=score.")
+        self._experts_of = by_label({expert.name: expert.label for expert in self.experts})
+        self._by_name = {expert.name: expert for expert in self.experts}
+        form = self._format()
+        self._questions = Questions(self.include_path, plain=self._own_format)
+        self._dispatchers: dict[bool, Dispatcher] = {}
+        self._form: DispatchFormat = form
+        self._chosen: dict[tuple[str, int], str] = {}
+        self._soft: dict[Hashable, dict[str, Tensor]] = {}
+
+    def _format(self) -> DispatchFormat:
+        """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels."""
+        folders = [self.options.experts if isinstance(self.options.experts, (str, Path)) else "", self._library(), self.pretrained]
+        found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
+        self._own_format = found is not None
+        if found is not None:
+            return found
+        skills = {label: self._by_name[name].description for label, name in self._experts_of.items()}
+        return paper_format(skills, self.options.others_label)
+
+    def classifier(self) -> Expert | None:
+        """The expert that is merged while the model dispatches."""
+        return None
+
+    def _choices(self, questions: list[str]) -> list[Choice]:
+        if self._chat not in self._dispatchers:
+            self._dispatchers[self._chat] = Dispatcher(
+                self.runner(), self.encoding(), self._form, self.options.others_label, self.options.dispatch, self.options.dispatch_tokens
+            )
+        classifier = self.classifier()
+        if classifier is None:
+            return self._dispatchers[self._chat].choose(questions)
+        with self.applied(classifier.z):
+            return self._dispatchers[self._chat].choose(questions)
+
+    def keys(self, requests: Sequence[Any]) -> list[Hashable]:
+        first = {(str(request.task_name), int(request.doc_id or 0)): request for request in reversed(requests)}
+        documents = list(first)
+        choices = dict(zip(documents, self._choices([self._questions.text(first[document]) for document in documents]), strict=True))
+        labels = list(choices[document].weights for document in documents) if self.options.mix == "soft" else []
+        wanted = [label for weights in labels for label in weights] or [choice.label for choice in choices.values()]
+        checked_labels(wanted, self._experts_of, self.options.others_label)
+        self._chosen.update({document: choice.label for document, choice in choices.items()})
+        of = [choices[str(request.task_name), int(request.doc_id or 0)] for request in requests]
+        if self.options.mix == "soft":
+            return [self._soft_key(choice) for choice in of]
+        return [self._experts_of.get(choice.label) for choice in of]
+
+    def _soft_key(self, choice: Choice) -> Hashable:
+        key = tuple(sorted((label, round(weight, 4)) for label, weight in choice.weights.items()))
+        if key not in self._soft:
+            known = [(label, weight) for label, weight in key if label in self._experts_of]
+            scales = [self._by_name[self._experts_of[label]].z for label, _ in known]
+            # the weights of all outcomes sum to 1 and the base weights are ones: Σ α z over all of them is 1 + Σ α (z - 1)
+            self._soft[key] = mix_scales(scales, [weight for _, weight in known], "offset")
+        return key
+
+    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
+        return self._soft[key] if self.options.mix == "soft" else self._by_name[str(key)].z
+
+    def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
+        if self.options.mix == "soft" and method == "generate_until":
+            return self._answer_rows(requests, disable_tqdm)
+        return super()._answer(method, requests, disable_tqdm)
+
+    def _answer_rows(self, requests: list[Any], disable_tqdm: bool) -> list[Any]:
+        """Every document has a z' of its own: one z' a row of lm-eval's own batches, found by the row's tokens."""
+        with one_message():
+            keys = self.keys(requests)
+            self._row_z = {self._row(request): self._soft[key] for request, key in zip(requests, keys, strict=True)}
+            try:
+                with self.second_pass.timed(), self._alone():
+                    answers: list[Any] = super(Strategy, self).generate_until(requests, disable_tqdm=disable_tqdm)  # type: ignore[misc]
+            finally:
+                self._row_z = {}
+            self._share()
+            return answers
+
+    def _row(self, request: Any) -> tuple[int, ...]:
+        context, settings = request.args
+        room = self.max_length - int(normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"])
+        ids, _ = self.tok_batch_encode([context], left_truncate_len=room, truncation=self.truncation)
+        return tuple(ids[0].tolist())
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "chosen": [[task, document, label] for (task, document), label in self._chosen.items()],
+            "dispatch_mode": self.options.dispatch,
+            "mix": self.options.mix,
+            "mix_note": "soft: the first pass's label likelihoods are the alphas, a step beyond the paper" if self.options.mix == "soft" else "",
+        }
+
+    def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
+        chosen = {(task, document): label for report in reports for task, document, label in report["chosen"]}
+        histogram: dict[str, Counter[str]] = {}
+        for (task, _), label in chosen.items():
+            histogram.setdefault(task, Counter())[label] += 1
+        rest = {name: value for name, value in reports[0].items() if name != "chosen" and value != ""}
+        return {"dispatch": {task: dict(sorted(counts.items())) for task, counts in histogram.items()}, **rest}
+
+
+class Classifying(Dispatching):
+    """As `Dispatching`, with the library's classification expert merged while the model dispatches."""
+
+    OPTIONS = ClsOptions
+
+    def prepare(self) -> None:
+        found = [expert for expert in self.experts if expert.label == DISPATCH_LABEL]
+        if len(found) != 1:
+            raise UsageError(
+                f"t2-cls needs one classification expert, with the label {DISPATCH_LABEL!r}, in experts=; the library has {len(found)}. "
+                "Train one with `t2 train-expert --task t2_dispatch`, or use t2-prompt, which needs none."
+            )
+        self._classifier = found[0]
+        super().prepare()
+
+    def classifier(self) -> Expert | None:
+        return self._classifier

@@ -1,0 +1,69 @@
+"""Fixed: the strategy `t2-expert`, one expert or fixed α for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from t2eval.basis import mix_scales
+from t2eval.errors import UsageError, unknown
+from t2eval.models.options import ExpertOptions
+from t2eval.models.questions import skill_label
+from t2eval.models.strategy import Strategy
+
+
+class Fixed(Strategy):
+    """One expert, or fixed α over several, for every request. With the embedded base and nothing else, the expert of the task's skill."""
+
+    OPTIONS = ExpertOptions
+    options: ExpertOptions
+
+    def prepare(self) -> None:
+        self._by_label = {expert.label: expert for expert in self.experts}
+        self._of_task: dict[str, str] = {}
+        self._picks = self._embedded and self.options.experts is None and self.options.alphas is None
+        names = [expert.name for expert in self.skills]
+        if self._picks:
+            return
+        if self.options.alphas is None and len(names) > 1:
+            raise UsageError(
+                f"t2-expert has {len(names)} experts ({', '.join(names)}): name one directory in experts=, or give alphas= with one number for "
+                f"each in this order, joined by '+' (for example alphas={'+'.join([f'{1 / len(names):.2g}'] * len(names))})."
+            )
+        self._alphas = list(self.options.alphas) if self.options.alphas is not None else [1.0]
+        if len(self._alphas) != len(names):
+            raise UsageError(f"alphas= has {len(self._alphas)} numbers for {len(names)} experts: {', '.join(names)}.")
+        self._mixed = mix_scales([expert.z for expert in self.skills], self._alphas, self.options.form)
+
+    def keys(self, requests: Sequence[Any]) -> list[Hashable]:
+        return [self._pick(str(request.task_name)) if self._picks else "mix" for request in requests]
+
+    def _pick(self, task: str) -> str:
+        if task not in self._of_task:
+            label = skill_label(task, self.include_path)
+            if label is None:
+                raise UsageError(
+                    f"Task {task!r} does not say which skill it needs, so t2-expert cannot pick one of the embedded experts: name one with "
+                    f"experts= in model_args. There are: {', '.join(sorted(self._by_label))}."
+                )
+            if label not in self._by_label:
+                raise unknown(f"skill (of task {task!r})", label, self._by_label)
+            self._of_task[task] = self._by_label[label].name
+        return self._of_task[task]
+
+    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
+        if not self._picks:
+            return self._mixed
+        return next(expert.z for expert in self.experts if expert.name == key)
+
+    def report(self) -> dict[str, Any]:
+        if self._picks:
+            return {"expert_by_label": dict(self._of_task)}
+        names = [expert.name for expert in self.skills]
+        return {"alphas": {"*": self._alphas}, "alpha_order": names, "form": self.options.form}
+
+    def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
+        picked = {task: name for report in reports for task, name in report.get("expert_by_label", {}).items()}
+        return {**reports[0], "expert_by_label": picked} if self._picks else reports[0]

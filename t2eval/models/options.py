@@ -1,0 +1,158 @@
+"""Options: what the t2 strategies take as `model_args` beside HFLM's own, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from t2eval.errors import UsageError, unknown
+from t2eval.strategies.fewshot import FewshotConfig
+from t2eval.strategies.search import SearchConfig
+
+
+class Options(BaseModel):
+    """Common to all strategies.
+
+    Attributes:
+        experts: a library (a directory of experts), or expert directories joined by `+`; the embedded base has its own.
+        include_path: further folders of lm-eval task YAMLs.
+        allow_basis_mismatch: use an expert although its basis is not the base's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    strategy: ClassVar[str] = ""
+
+    experts: str | Path | Sequence[str | Path] | None = None
+    include_path: str | None = None
+    allow_basis_mismatch: bool = False
+
+
+class ExpertOptions(Options):
+    """`t2-expert`: one expert, or fixed α over several.
+
+    Attributes:
+        alphas: one α an expert, joined by `+`, in the order of the experts' names.
+        form: `paper` z' = Σ α z, or `offset` z' = 1 + Σ α (z - 1).
+    """
+
+    strategy: ClassVar[str] = "expert"
+    alphas: tuple[float, ...] | None = None
+    form: Literal["paper", "offset"] = "paper"
+
+    @field_validator("alphas", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split("+"))
+        return (value,) if isinstance(value, (int, float)) else value
+
+
+class DispatchOptions(Options):
+    """`t2-prompt` and `t2-cls`: one expert for each document.
+
+    Attributes:
+        others_label: the outcome that means the base weights.
+        dispatch: `score` the labels, or `generate` the answer (the paper's way).
+        mix: `hard`, or `soft` where the labels' likelihoods are the α (a step beyond the paper).
+        dispatch_tokens: the longest generated answer.
+    """
+
+    others_label: str = "others"
+    dispatch: Literal["score", "generate"] = "score"
+    mix: Literal["hard", "soft"] = "hard"
+    dispatch_tokens: int = Field(default=1024, ge=1)
+
+
+class PromptOptions(DispatchOptions):
+    strategy: ClassVar[str] = "prompt"
+
+
+class ClsOptions(DispatchOptions):
+    strategy: ClassVar[str] = "cls"
+
+
+class FewshotOptions(Options):
+    """`t2-fewshot`: α by search. See `FewshotConfig` and `SearchConfig` for what the values mean."""
+
+    strategy: ClassVar[str] = "fewshot"
+    shots: int = Field(default=10, ge=1)
+    granularity: Literal["task", "layer"] = "task"
+    normalize: bool = False
+    search: Literal["cem", "cmaes"] = "cem"
+    population: int | None = Field(default=None, ge=2)
+    iterations: int | None = Field(default=None, ge=1)
+    adapt_seed: int = 0
+    ties: Literal["own", "reference"] = "own"
+    choose: Literal["auto", "mean", "best"] | None = None
+    form: Literal["paper", "offset"] = "paper"
+    preset: Literal["paper"] | None = None
+
+    def config(self) -> FewshotConfig:
+        """The search with its preset: `preset=paper` sets the budget and `choose=mean`, and what is given by name wins."""
+        base = SearchConfig.paper() if self.preset == "paper" else SearchConfig()
+        given: dict[str, Any] = {"method": self.search, "seed": self.adapt_seed}
+        if self.population is not None:
+            given |= {"population": self.population, "elites": None}
+        if self.iterations is not None:
+            given["iterations"] = self.iterations
+        return FewshotConfig(
+            shots=self.shots,
+            granularity=self.granularity,
+            normalize=self.normalize,
+            ties=self.ties,
+            choose=self.choose or ("mean" if self.preset == "paper" else "auto"),
+            form=self.form,
+            search=base.model_copy(update=given),
+        )
+
+
+_ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions)
+
+
+def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: Sequence[type]) -> tuple[Options, dict[str, Any]]:
+    """Our options and the rest, which is lm-eval's class's.
+
+    Args:
+        kind: the strategy's options.
+        arguments: all of `model_args`.
+        parents: the lm-eval class and what it derives from; what neither they nor we know goes to `from_pretrained`, unless it looks like a slip of ours.
+
+    Raises:
+        UsageError: an unknown value, an option of another strategy, or a name close to one of ours.
+    """
+    own = {name: value for name, value in arguments.items() if name in kind.model_fields}
+    rest = {name: value for name, value in arguments.items() if name not in own}
+    signatures = [inspect.signature(vars(parent)["__init__"]) for parent in parents if "__init__" in vars(parent) and parent is not object]
+    known = {name for signature in signatures for name in signature.parameters} - {"self", "args", "kwargs"}
+    for name in rest:
+        if name in known:
+            continue
+        if owners := [f"t2-{other.strategy}" for other in _ALL if name in other.model_fields]:
+            raise UsageError(f"model_args: {name!r} is an option of {' and '.join(owners)}, not of t2-{kind.strategy}.")
+        if difflib.get_close_matches(name, {*kind.model_fields, *known}, n=1, cutoff=0.75):
+            raise unknown("option in model_args", name, {*kind.model_fields, *known})
+    try:
+        return kind(**own), rest
+    except ValidationError as error:
+        raise _readable(kind, error) from None
+
+
+def _readable(kind: type[Options], error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    name, value = str(first["loc"][0]), first["input"]
+    allowed = [choice for choice in _literals(kind.model_fields[name].annotation) if isinstance(choice, str)]
+    if allowed and first["type"] == "literal_error":
+        return unknown(f"value of model_args {name}", str(value), allowed)
+    return UsageError(f"model_args: {name}={value!r} cannot be used: {first['msg']}.")
+
+
+def _literals(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is Literal:
+        return list(typing.get_args(annotation))
+    return [value for part in typing.get_args(annotation) for value in _literals(part)]

@@ -1,0 +1,378 @@
+"""Few-shot: α by search on a task's adaptation examples (the paper's section 3.2, third strategy).
+
+A candidate α is scored by the task's own main metric over the adaptation examples, answered greedily with z' = Σ α_k z_k. Ties are
+broken by the likelihood of the answers that the tied candidates gave.
+
+Deviations from the paper:
+1. Ties compare the mean log-likelihood, per token, over the examples that *all* tied candidates got right. The implementation
+   compares different subsets, and ranks a candidate without a right answer above any other. `ties=reference` takes the likelihood
+   of the reference answers instead.
+2. The α that is used at the end is the mean of the last elites (the paper's "end of optimisation") or the best candidate seen,
+   whichever scores better on the adaptation examples; the mean is evaluated as one more candidate. `choose=mean` is the paper's.
+3. A search stops early when it has converged and its elites tie.
+4. `form=offset` mixes 1 + Σ α_k (z_k - 1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from t2eval.basis import mix_scales
+from t2eval.environment import Environment, Example
+from t2eval.strategies.first_pass import Encoding, RowScope, Runner
+from t2eval.strategies.search import Array, SearchConfig, start_search
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_SAME = 9
+"""Decimals to which two scores are the same."""
+
+
+class FewshotConfig(BaseModel):
+    """What the few-shot strategy needs to know besides the task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shots: int = Field(default=10, ge=1)
+    granularity: Literal["task", "layer"] = "task"
+    normalize: bool = False
+    ties: Literal["own", "reference"] = "own"
+    choose: Literal["auto", "mean", "best"] = "auto"
+    form: Literal["paper", "offset"] = "paper"
+    search: SearchConfig = SearchConfig()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one candidate did: a score an example (higher is better), its own answers' and the reference answers' log-likelihoods."""
+
+    scores: tuple[float, ...]
+    own: tuple[float, ...]
+    reference: tuple[float, ...] = ()
+
+    @property
+    def score(self) -> float:
+        return math.fsum(self.scores) / len(self.scores)
+
+
+Evaluate = Callable[[Sequence[Array]], list[Outcome]]
+
+
+def rank(outcomes: Sequence[Outcome], ties: Literal["own", "reference"] = "own") -> list[int]:
+    """The candidates from best to worst.
+
+    Args:
+        outcomes: one a candidate, over the same examples.
+        ties: `own` compares the likelihood of the tied candidates' own answers over the examples that all of them got right;
+            `reference` that of the reference answers over all examples.
+
+    Returns:
+        Indices into `outcomes`; candidates that are still equal keep their order.
+    """
+    groups: dict[float, list[int]] = {}
+    for index, outcome in enumerate(outcomes):
+        groups.setdefault(round(outcome.score, _SAME), []).append(index)
+    order: list[int] = []
+    for score in sorted(groups, reverse=True):
+        group = groups[score]
+        if ties == "reference":
+            keys = {index: math.fsum(outcomes[index].reference) for index in group}
+        else:
+            common = [s for s in range(len(outcomes[group[0]].scores)) if all(outcomes[index].scores[s] > 0 for index in group)]
+            keys = {index: math.fsum(outcomes[index].own[s] for s in common) for index in group}
+        order.extend(sorted(group, key=lambda index: -keys[index]))
+    return order
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """How a flat vector of a searcher becomes the α of every matrix.
+
+    Attributes:
+        scales: the experts' z by matrix path, in the order of α.
+        granularity: one α an expert, or one an expert and decoder layer.
+        normalize: divide by the sum (per layer), so that Σ α = 1.
+        form: `paper` or `offset`, as `basis.mix_scales`.
+    """
+
+    scales: Sequence[Mapping[str, Tensor]]
+    granularity: Literal["task", "layer"] = "task"
+    normalize: bool = False
+    form: Literal["paper", "offset"] = "paper"
+
+    @property
+    def paths(self) -> list[str]:
+        return sorted({path for scale in self.scales for path in scale})
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted({_layer(path) for path in self.paths})
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.scales) * (len(self.layers) if self.granularity == "layer" else 1)
+
+    def alphas(self, vector: Array) -> Array:
+        """(K,) for a task, (layers, K) for layers."""
+        matrix = np.asarray(vector, dtype=np.float64).reshape(-1, len(self.scales))
+        if self.normalize:
+            total = matrix.sum(axis=1, keepdims=True)
+            matrix = np.where(total > 1e-9, matrix / np.maximum(total, 1e-9), 1.0 / len(self.scales))
+        return matrix if self.granularity == "layer" else matrix[0]
+
+    def z(self, vector: Array) -> dict[str, Tensor]:
+        """z' of every matrix, float32."""
+        alphas = self.alphas(vector)
+        if self.granularity == "task":
+            return mix_scales(self.scales, alphas.tolist(), self.form)
+        place = {layer: row for row, layer in enumerate(self.layers)}
+        return mix_scales(self.scales, {path: alphas[place[_layer(path)]].tolist() for path in self.paths}, self.form)
+
+
+def _layer(path: str) -> int:
+    found = _LAYER.search(path)
+    return int(found.group(1)) if found else -1
+
+
+@dataclass
+class Ranks:
+    """The processes that share a search: `gather` gives every rank the list of all ranks' objects."""
+
+    rank: int = 0
+    size: int = 1
+    gather: Callable[[Any], list[Any]] = field(default=lambda thing: [thing])
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The result of a search: α, and what led to it."""
+
+    alphas: list[float] | list[list[float]]
+    z: dict[str, Tensor]
+    score: float
+    evaluations: int
+    iterations: int
+    converged: bool
+    chosen: Literal["mean", "best"]
+    history: list[float]
+
+
+def adapt(
+    coefficients: Coefficients,
+    evaluate: Evaluate,
+    config: FewshotConfig,
+    ranks: Ranks | None = None,
+    progress: Callable[[int, float], None] = lambda _iteration, _score: None,
+) -> Adaptation:
+    """Search α.
+
+    Args:
+        coefficients: what a candidate means.
+        evaluate: outcomes of candidates, each over the same adaptation examples.
+        config: search settings, ties, and which α is taken at the end.
+        ranks: the processes among which each population is divided; all end with the same α.
+        progress: called after each iteration with its number and the best score so far.
+    """
+    search = start_search(coefficients.dimensions, len(coefficients.scales), config.search)
+    judge = _Judge(evaluate, ranks or Ranks())
+    history: list[float] = []
+    best: Array | None = None
+    tied = False
+    for iteration in range(config.search.iterations):
+        population = search.ask()
+        outcomes = judge(list(population))
+        order = rank(outcomes, config.ties)
+        if best is None or rank([judge([best])[0], outcomes[order[0]]], config.ties)[0] == 1:
+            best = population[order[0]].copy()
+        search.tell(population, order)
+        history.append(round(judge([best])[0].score, 6))
+        progress(iteration + 1, history[-1])
+        elites = [outcomes[row].score for row in order[: max(2, len(order) // 5)]]
+        tied = round(max(elites) - min(elites), _SAME) == 0
+        if search.converged and tied:
+            break
+    assert best is not None
+    pair = [search.mean, best]
+    found = judge(pair)
+    winner = {"mean": 0, "best": 1}.get(config.choose, rank(found, config.ties)[0])
+    return Adaptation(
+        alphas=[np.round(row, 6).tolist() for row in coefficients.alphas(pair[winner])],
+        z=coefficients.z(pair[winner]),
+        score=found[winner].score,
+        evaluations=judge.evaluations,
+        iterations=len(history),
+        converged=search.converged and tied,
+        chosen="mean" if winner == 0 else "best",
+        history=history,
+    )
+
+
+class _Judge:
+    """Outcomes of candidates: each distinct candidate is evaluated once, on one rank."""
+
+    def __init__(self, evaluate: Evaluate, ranks: Ranks) -> None:
+        self._evaluate, self._ranks = evaluate, ranks
+        self._known: dict[bytes, Outcome] = {}
+
+    @property
+    def evaluations(self) -> int:
+        return len(self._known)
+
+    def __call__(self, candidates: Sequence[Array]) -> list[Outcome]:
+        keys = [np.round(candidate, 12).tobytes() for candidate in candidates]
+        new = {key: candidate for key, candidate in zip(keys, candidates, strict=True) if key not in self._known}
+        mine = list(new.items())[self._ranks.rank :: self._ranks.size]
+        if new:
+            found = self._evaluate([candidate for _, candidate in mine]) if mine else []
+            for part in self._ranks.gather([(key, outcome) for (key, _), outcome in zip(mine, found, strict=True)]):
+                self._known.update(part)
+        return [self._known[key] for key in keys]
+
+
+# ---------------------------------------------------------------------- candidates on a model
+def merging_is_cheaper(shapes: Sequence[tuple[int, int]], candidates: int, examples: int, tokens: int, rows: int, *, cpu: bool) -> bool:
+    """Whether candidates are evaluated faster by merging each in turn than as rows of one batch; counted, so that it repeats.
+
+    Args:
+        shapes: (out, in) of each adapted matrix.
+        candidates: how many.
+        examples: how many each has to answer.
+        tokens: prompt and answer of an example.
+        rows: the largest batch.
+        cpu: on an accelerator a step's fixed cost weighs far more than its arithmetic.
+    """
+    weights = sum(2.0 * m * n for m, n in shapes)
+    factors = sum(4.0 * min(shape) ** 2 for shape in shapes)
+    merge = sum(4.0 * min(shape) ** 2 * max(shape) for shape in shapes)
+    # a step's fixed cost: some 60 microseconds a matrix, at 20 GFLOP/s on a core and 20 TFLOP/s on an accelerator
+    step = len(shapes) * 60e-6 * (20e9 if cpu else 20e12)
+    batches = math.ceil(candidates * examples / rows)
+    together = candidates * examples * tokens * (weights + factors) + batches * tokens * step * 1.5
+    apart = candidates * (merge + examples * tokens * weights + math.ceil(examples / rows) * tokens * step)
+    return apart < together
+
+
+class Candidates:
+    """Evaluates candidates of one task on a model: many at once as rows of a batch, or one after the other merged.
+
+    Args:
+        adapted: the model with its adapted matrices (`t2eval.svf.Adapted`).
+        runner: the same model, for batches.
+        environment: the task.
+        examples: the adaptation examples.
+        coefficients: what a candidate means.
+        encoding: its tokenizer.
+        ties: whether reference answers' likelihoods are wanted.
+        mergeable: False where weights cannot be replaced (quantised ones).
+    """
+
+    def __init__(
+        self,
+        adapted: Any,
+        runner: Runner,
+        environment: Environment,
+        examples: Sequence[Example],
+        coefficients: Coefficients,
+        encoding: Encoding,
+        ties: Literal["own", "reference"] = "own",
+        *,
+        mergeable: bool = True,
+    ) -> None:
+        self._adapted, self._runner, self._environment = adapted, runner, environment
+        self._examples, self._coefficients, self._ties = list(examples), coefficients, ties
+        self._scores: dict[tuple[str, str], float] = {}
+        self._sign = 1.0 if environment.higher_is_better else -1.0
+        pair, longest = encoding.pair, encoding.longest
+        room = max(1, longest - environment.max_new_tokens)
+        self._prompts = [encoding.text(example.prompt)[-room:] for example in self._examples]
+        wanted = [
+            list(example.requests) if environment.kind == "choice" else [(example.prompt, example.answer or " ")] for example in self._examples
+        ]
+        self._pairs = [[_cut(*pair(context, text), longest) for context, text in each] for each in wanted]
+        self._mergeable = mergeable
+
+    def __call__(self, vectors: Sequence[Array]) -> list[Outcome]:
+        scales = [self._coefficients.z(vector) for vector in vectors]
+        examples = len(self._examples)
+        longest = max(len(prompt) for prompt in self._prompts) + self._environment.max_new_tokens
+        shapes = [(basis.shape[0], basis.shape[1]) for basis in self._adapted.bases.values()]
+        cpu = str(self._runner.model.device).startswith("cpu")
+        if self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, self._runner.rows, cpu=cpu):
+            outcomes = []
+            for z in scales:
+                with self._adapted.merged(z):
+                    outcomes.extend(self._outcomes(1, lambda _rows: contextlib.nullcontext()))
+            return outcomes
+        stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}
+        return self._outcomes(len(scales), lambda rows: self._rows(stacked, [row // examples for row in rows]))
+
+    def _rows(self, stacked: Mapping[str, Tensor], candidates: list[int]) -> Any:
+        index = torch.tensor(candidates, dtype=torch.long)
+        return self._adapted.rows({path: z[index] for path, z in stacked.items()})
+
+    def _outcomes(self, candidates: int, scope: RowScope) -> list[Outcome]:
+        """Outcomes of `candidates` whose rows come one candidate after the other."""
+        if self._environment.kind == "choice":
+            return self._choice(candidates, scope)
+        answers = self._runner.generate(self._prompts * candidates, self._environment.until, self._environment.max_new_tokens, scope)
+        examples = self._examples * candidates
+        missing = {(e.key, a.text): (e, a.text) for e, a in zip(examples, answers, strict=True) if (e.key, a.text) not in self._scores}
+        self._scores.update(zip(missing, self._environment.score_many(list(missing.values())), strict=True))
+        scores = [self._sign * self._scores[e.key, a.text] for e, a in zip(examples, answers, strict=True)]
+        own = [a.loglikelihood / max(1, a.tokens) for a in answers]
+        reference = self._reference(candidates, scope) if self._ties == "reference" else []
+        return _split(candidates, scores, own, reference)
+
+    def _reference(self, candidates: int, scope: RowScope) -> list[float]:
+        prompts = [each[0][0] for each in self._pairs] * candidates
+        targets = [[each[0][1]] for each in self._pairs] * candidates
+        found = self._runner.loglikelihoods(prompts, targets, scope)
+        return [values[0] / len(target[0]) for values, target in zip(found, targets, strict=True)]
+
+    def _choice(self, candidates: int, scope: RowScope) -> list[Outcome]:
+        """Each distinct context of an example is one prompt, read once for all continuations behind it."""
+        examples = len(self._examples)
+        prompts: list[list[int]] = []
+        continuations: list[list[list[int]]] = []
+        owners: list[tuple[int, list[int]]] = []
+        for row, pairs in enumerate(self._pairs * candidates):
+            by_context: dict[tuple[int, ...], list[int]] = {}
+            for index, (context, _) in enumerate(pairs):
+                by_context.setdefault(tuple(context), []).append(index)
+            for context, indices in by_context.items():
+                prompts.append(list(context))
+                continuations.append([pairs[index][1] for index in indices])
+                owners.append((row, indices))
+        found = self._runner.loglikelihoods(prompts, continuations, lambda rows: scope([owners[row][0] for row in rows]))
+        values: list[dict[int, float]] = [{} for _ in range(examples * candidates)]
+        for (row, indices), part in zip(owners, found, strict=True):
+            values[row].update(zip(indices, part, strict=True))
+        scores, own = [], []
+        for row, each in enumerate(values):
+            example = self._examples[row % examples]
+            likelihoods = [each[index] for index in range(len(each))]
+            scores.append(self._sign * self._environment.score_choice(example, likelihoods))
+            known = likelihoods[: len(example.choices or ())]
+            own.append(known[example.gold or 0] - float(np.logaddexp.reduce(known)))
+        return _split(candidates, scores, own, own if self._ties == "reference" else [])
+
+
+def _split(candidates: int, scores: list[float], own: list[float], reference: list[float]) -> list[Outcome]:
+    size = len(scores) // candidates
+    parts = [slice(index * size, (index + 1) * size) for index in range(candidates)]
+    return [Outcome(tuple(scores[part]), tuple(own[part]), tuple(reference[part])) for part in parts]
+
+
+def _cut(context: list[int], continuation: list[int], longest: int) -> tuple[list[int], list[int]]:
+    """Left-truncated as lm-eval's HFLM does."""
+    room = max(1, longest + 1 - len(continuation))
+    return context[-room:], continuation

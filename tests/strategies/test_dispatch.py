@@ -1,0 +1,103 @@
+"""Dispatch: scored labels against lm-eval's own likelihoods, formats, generated answers, and decisions that cannot be followed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from t2eval.errors import T2Error, UsageError
+from t2eval.strategies.dispatch import Dispatcher, DispatchFormat, by_label, checked_labels, load_format, paper_format, parse_label
+from t2eval.strategies.first_pass import Encoding, Meter, Runner
+from tests.tiny import tiny_model, tiny_tokenizer
+
+QUESTIONS = ["What is 3 + 4?", "Write a function that adds.", "Which animal can fly?  ", "a\n\nb", "What is 3 + 4?"]
+SKILLS = {"math": "Arithmetic with small numbers.", "maths": "shares its first letters", "code": "Programs."}
+TINY = DispatchFormat(template="{question}\nskill:", labels={"math": " math", "code": " code"}, others=" others", until=("\n",))
+
+
+@pytest.fixture(scope="module")
+def lm() -> HFLM:
+    return HFLM(pretrained=tiny_model(), tokenizer=tiny_tokenizer(), batch_size=1)
+
+
+def _dispatcher(lm: HFLM, form: DispatchFormat, **changes: object) -> tuple[Dispatcher, Meter]:
+    meter = Meter()
+    encoding = Encoding(lm.tok_encode, lm._encode_pair, int(changes.pop("longest", lm.max_length)))  # type: ignore[call-overload]
+    return Dispatcher(Runner(lm.model, lm.tokenizer, meter, 3), encoding, form, **changes), meter  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [TINY, paper_format(SKILLS)], ids=["embedded", "paper"])
+def test_scored_labels_equal_brute_force(lm: HFLM, form: DispatchFormat) -> None:
+    import numpy as np
+
+    dispatcher, _ = _dispatcher(lm, form)
+    choices = dispatcher.choose(QUESTIONS)
+    labels = list(dispatcher.outcomes)
+    for question, choice in zip(QUESTIONS, choices, strict=True):
+        context = form.template.replace("{question}", question) + form.lead
+        requests = [Instance("loglikelihood", {}, (context, dispatcher.outcomes[label]), 0, ("t", 0, 1)) for label in labels]
+        values = np.array([value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)])
+        assert choice.label == labels[int(values.argmax())]
+        expected = np.exp(values - np.logaddexp.reduce(values))
+        assert [choice.weights[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_the_instructions_are_read_once_and_questions_are_remembered(lm: HFLM) -> None:
+    form = paper_format(SKILLS)
+    dispatcher, meter = _dispatcher(lm, form)
+    dispatcher.choose(QUESTIONS)
+    spent = meter.tokens
+    whole = sum(len(dispatcher.prompt(question)) for question in dict.fromkeys(QUESTIONS))
+    assert spent < whole * 0.6
+    assert [choice.label for choice in dispatcher.choose(QUESTIONS[:2])] and meter.tokens == spent
+
+
+def test_a_question_too_long_for_the_model_is_cut_on_the_left(lm: HFLM) -> None:
+    dispatcher, _ = _dispatcher(lm, paper_format(SKILLS), longest=200)
+    assert dispatcher.choose(["long " * 300])[0].label in dispatcher.outcomes
+
+
+def test_generated_dispatch_is_parsed(lm: HFLM) -> None:
+    dispatcher, meter = _dispatcher(lm, TINY, mode="generate", max_new_tokens=6)
+    choice = dispatcher.choose(["What is 3 + 4?"])[0]
+    assert choice.label in dispatcher.outcomes and sum(choice.weights.values()) == 1 and meter.tokens > 0
+    labels = ["math", "code", "others"]
+    assert parse_label("It is code, so \\boxed{Math}", labels) == "math"
+    assert parse_label("\\boxed{\\text{code}}", labels) == "code"
+    assert parse_label("I say \\boxed{poetry}; perhaps code", labels) == "code"
+    assert parse_label("mathematics", labels) is None
+
+
+def test_the_paper_prompt_names_every_skill_and_ends_where_the_answer_begins() -> None:
+    form = paper_format(SKILLS, "none of them")
+    assert all(f"- {label}:" in form.template for label in [*SKILLS, "none of them"])
+    assert form.template.count("{question}") == 1 and form.lead == " \\boxed{"
+    assert form.labels["maths"] == "maths}" and form.others == "none of them}"
+
+
+def test_a_format_file_is_read_and_checked(tmp_path: Path) -> None:
+    assert load_format(tmp_path) is None
+    content = {"template": "{question}\nskill:", "labels": {"math": " math"}, "others": " others"}
+    (tmp_path / "dispatch.json").write_text(json.dumps(content))
+    assert load_format(tmp_path) == DispatchFormat(template="{question}\nskill:", labels={"math": " math"}, others=" others")
+    for wrong in ({**content, "template": "skill:"}, {**content, "labels": {}}, {**content, "lables": {}}, {**content, "others": ""}):
+        (tmp_path / "dispatch.json").write_text(json.dumps(wrong))
+        with pytest.raises(T2Error, match=r"dispatch\.json"):
+            load_format(tmp_path)
+
+
+def test_decisions_without_an_expert_are_refused() -> None:
+    experts = by_label({"m1": "math", "d": "dispatch", "c1": "code"})
+    assert experts == {"math": "m1", "code": "c1"}
+    checked_labels(["math", "others", "code"], experts, "others")
+    with pytest.raises(T2Error, match=r"chose 'reasoning'.*m1 \(math\).*others_label=reasoning"):
+        checked_labels(["math", "reasoning"], experts, "others")
+    checked_labels(["math", "reasoning"], experts, "reasoning")
+    with pytest.raises(UsageError, match="both have the label"):
+        by_label({"m1": "math", "m2": "math"})
+    with pytest.raises(UsageError, match="no expert that dispatch could choose"):
+        by_label({"d": "dispatch"})

@@ -1,0 +1,181 @@
+"""Few-shot: ties, coefficients, the search's end, and candidates evaluated together as they would be one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from t2eval.environment import Example
+from t2eval.strategies import fewshot
+from t2eval.strategies.fewshot import Candidates, Coefficients, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
+from t2eval.strategies.first_pass import Encoding, Meter, Runner
+from t2eval.strategies.search import SearchConfig
+from t2eval.svf import attach
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def test_ties_compare_only_what_all_tied_candidates_got_right() -> None:
+    easy_only = Outcome((1, 0, 1), own=(-0.1, -9.0, -5.0), reference=(-9.0, -9.0, -9.0))
+    other = Outcome((1, 1, 0), own=(-0.2, -0.01, -0.01), reference=(-1.0, -1.0, -1.0))
+    better = Outcome((1, 1, 1), own=(-50.0, -50.0, -50.0), reference=(-99.0,) * 3)
+    nothing = Outcome((0, 0, 0), own=(-0.0, -0.0, -0.0), reference=(0.0,) * 3)
+    assert rank([nothing, other, easy_only, better]) == [3, 2, 1, 0]
+    assert rank([nothing, other, easy_only, better], "reference") == [3, 1, 2, 0]
+    assert rank([nothing, nothing, nothing]) == [0, 1, 2]
+
+
+def _scales() -> list[dict[str, torch.Tensor]]:
+    random = np.random.default_rng(0)
+    paths = ["model.layers.0.q", "model.layers.1.q", "model.layers.1.up"]
+    return [{path: torch.tensor(random.uniform(0.5, 1.5, 4), dtype=torch.float32) for path in paths} for _ in range(2)]
+
+
+def test_coefficients_mean_what_the_paper_says() -> None:
+    one, two = _scales()
+    path = "model.layers.1.up"
+    task = Coefficients([one, two])
+    assert task.dimensions == 2 and torch.allclose(task.z(np.array([0.3, 0.9]))[path], 0.3 * one[path] + 0.9 * two[path])
+    norm = Coefficients([one, two], normalize=True)
+    assert torch.allclose(norm.z(np.array([0.3, 0.9]))[path], 0.25 * one[path] + 0.75 * two[path])
+    assert norm.alphas(np.zeros(2)).tolist() == [0.5, 0.5]
+    layer = Coefficients([one, two], "layer", form="offset")
+    z = layer.z(np.array([1.0, 0.0, 0.0, 0.5]))
+    assert layer.dimensions == 4 and torch.allclose(z["model.layers.0.q"], one["model.layers.0.q"])
+    assert torch.allclose(z[path], 1 + 0.5 * (two[path] - 1))
+
+
+def _peak(vectors: Sequence[np.ndarray]) -> list[Outcome]:
+    """Right where α is near (0.9, 0.2): one example asks for it loosely, one tightly."""
+    found = []
+    for vector in vectors:
+        distance = float(np.abs(vector - np.array([0.9, 0.2])).max())
+        found.append(Outcome((float(distance < 0.4), float(distance < 0.15)), (-distance, -distance)))
+    return found
+
+
+def test_search_ends_at_the_peak_and_counts_each_candidate_once() -> None:
+    seen: list[bytes] = []
+
+    def evaluate(vectors: Sequence[np.ndarray]) -> list[Outcome]:
+        seen.extend(vector.tobytes() for vector in vectors)
+        return _peak(vectors)
+
+    found = adapt(Coefficients(_scales()), evaluate, FewshotConfig(search=SearchConfig.paper(seed=1)))
+    assert found.score == 1.0 and np.abs(np.array(found.alphas) - [0.9, 0.2]).max() < 0.1
+    assert found.evaluations == len(seen) == len(set(seen))
+    assert found.converged and found.iterations < 100 and found.history == sorted(found.history)
+
+
+def test_the_end_takes_the_better_of_mean_and_best() -> None:
+    def ridge(vectors: Sequence[np.ndarray]) -> list[Outcome]:
+        return [Outcome((float(min(abs(v[0] - 0.1), abs(v[0] - 0.9)) < 0.1),), (0.0,)) for v in vectors]  # the mean falls between
+
+    search = SearchConfig(population=16, elites=8, iterations=1, seed=0)
+    chosen = {choose: adapt(Coefficients(_scales()), ridge, FewshotConfig(search=search, choose=choose)) for choose in ("auto", "mean", "best")}
+    assert chosen["mean"].score == 0.0 and chosen["best"].score == 1.0
+    assert chosen["auto"].chosen == "best" and chosen["auto"].score == 1.0
+
+
+def test_ranks_divide_the_population_and_agree() -> None:
+    """Two ranks in lockstep: each evaluates its half, both end with what one alone finds."""
+    import threading
+
+    config = FewshotConfig(search=SearchConfig(population=9, iterations=6, seed=3))
+    alone = adapt(Coefficients(_scales()), _peak, config)
+    barrier, shared, results, counts = threading.Barrier(2), [None, None], [None, None], [0, 0]
+
+    def run(rank_: int) -> None:
+        def gather(thing: Any) -> list[Any]:
+            shared[rank_] = thing
+            barrier.wait()
+            both = list(shared)
+            barrier.wait()
+            return both
+
+        def evaluate(vectors: Sequence[np.ndarray]) -> list[Outcome]:
+            counts[rank_] += len(vectors)
+            return _peak(vectors)
+
+        results[rank_] = adapt(Coefficients(_scales()), evaluate, config, Ranks(rank_, 2, gather))  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert results[0].alphas == results[1].alphas == alone.alphas  # type: ignore[attr-defined]
+    assert sum(counts) == alone.evaluations and min(counts) > 0.3 * alone.evaluations
+
+
+def test_merging_is_chosen_where_it_costs_less() -> None:
+    tiny, large = [(128, 128)] * 28, [(4096, 14336)] * 96
+    assert not merging_is_cheaper(tiny, 16, 10, 100, 80, cpu=True)
+    assert not merging_is_cheaper(large, 32, 10, 500, 80, cpu=False)
+    assert merging_is_cheaper([(64, 64)] * 8, 2, 4000, 400, 80, cpu=True)
+
+
+class _Exact:
+    """An environment whose right answers are given."""
+
+    higher_is_better, until, max_new_tokens = True, ["\n"], 5
+
+    def __init__(self, kind: str, targets: dict[str, str]) -> None:
+        self.kind, self.targets, self.scored = kind, targets, 0
+
+    def score_many(self, pairs: Sequence[tuple[Example, str]]) -> list[float]:
+        self.scored += len(pairs)
+        return [float(self.targets[example.key] == text) for example, text in pairs]
+
+    def score_choice(self, example: Example, values: Sequence[float]) -> float:
+        return float(int(np.argmax(values)) == example.gold)
+
+
+def _examples(choices: bool) -> list[Example]:
+    texts = ["one plus two is", "q", "who can fly? a bird or a stone"]
+    found = []
+    for index, text in enumerate(texts):
+        key = hashlib.sha256(text.encode()).hexdigest()
+        requests = ((text, " yes"), (text, " no")) if choices else ()
+        named = ("yes", "no") if choices else None
+        found.append(Example("t", "v", index, {}, text, "yes", named, 0 if choices else None, key, " yes", requests))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["generate", "choice"])
+@pytest.mark.parametrize("ties", ["own", "reference"])
+def test_candidates_together_equal_candidates_one_by_one(kind: str, ties: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    lm = HFLM(pretrained=tiny_model(), tokenizer=tiny_tokenizer(), batch_size=1)
+    adapted = attach(lm.model, cache_dir=tmp_path)
+    adapted.set_z(None)
+    generator = torch.Generator().manual_seed(0)
+    scales = [{path: 1 + 0.4 * torch.randn(basis.rank, generator=generator) for path, basis in adapted.bases.items()} for _ in range(2)]
+    examples = _examples(kind == "choice")
+    encoding = Encoding(lm.tok_encode, lm._encode_pair, lm.max_length)
+    runner = Runner(lm.model, lm.tokenizer, Meter(), 4)
+    with adapted.merged(scales[0]):
+        answers = runner.generate([lm.tok_encode(example.prompt) for example in examples], ["\n"], 5)
+    environment = _Exact(kind, {example.key: answer.text for example, answer in zip(examples, answers, strict=True)})
+    vectors = [np.array(each) for each in ([1.0, 0.0], [0.0, 1.0], [0.4, 0.6], [0.0, 0.0], [0.9999, 0.0])]
+    found = {}
+    for merged in (True, False):
+        monkeypatch.setattr(fewshot, "merging_is_cheaper", lambda *_a, merged=merged, **_k: merged)
+        candidates = Candidates(adapted, runner, environment, examples, Coefficients(scales), encoding, ties)  # type: ignore[arg-type]
+        found[merged] = candidates(vectors)
+    for one, other in zip(found[True], found[False], strict=True):
+        assert one.scores == other.scores
+        assert one.own == pytest.approx(other.own, abs=1e-3) and one.reference == pytest.approx(other.reference, abs=1e-3)
+        assert len(one.reference) == (3 if ties == "reference" else 0)
+    if kind == "generate":
+        assert found[True][0].score == 1.0 and found[True][1].score < 1.0
+        assert environment.scored < 2 * 5 * 3  # the same answer to the same example is scored once
+
+
+def test_config_refuses_unknown_keys() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        FewshotConfig(shot=3)  # type: ignore[call-arg]
+    assert SimpleNamespace(**FewshotConfig().model_dump()).shots == 10
