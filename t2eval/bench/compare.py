@@ -81,9 +81,7 @@ def bootstrap_means(differences: Floats, draws: int = DRAWS, seed: int = 0) -> F
     """Means of `draws` resamples with replacement of per-example differences, shape (draws,)."""
     generator = np.random.default_rng(seed)
     n = len(differences)
-    means = [
-        differences[generator.integers(0, n, size=(min(_CHUNK, draws - start), n))].mean(axis=1) for start in range(0, draws, _CHUNK)
-    ]
+    means = [differences[generator.integers(0, n, size=(min(_CHUNK, draws - start), n))].mean(axis=1) for start in range(0, draws, _CHUNK)]
     return np.concatenate(means)
 
 
@@ -136,9 +134,7 @@ def unpaired(first: tuple[float, float, int], second: tuple[float, float, int]) 
         return None
     from scipy import stats
 
-    outcome = stats.ttest_ind_from_stats(
-        mean_a, error_a * np.sqrt(n_a), n_a, mean_b, error_b * np.sqrt(n_b), n_b, equal_var=False
-    )
+    outcome = stats.ttest_ind_from_stats(mean_a, error_a * np.sqrt(n_a), n_a, mean_b, error_b * np.sqrt(n_b), n_b, equal_var=False)
     difference = mean_a - mean_b
     low, high = difference - 1.96 * error, difference + 1.96 * error
     return Paired(difference, low, high, min(n_a, n_b), float(outcome.pvalue), "Welch (unpaired)")

@@ -136,7 +136,7 @@ def _check_manifest(output: Path, plan: Plan, inputs: dict[str, str]) -> dict[st
     return {"format_version": 1, "name": plan.config.name, "config": settings, "cells": cells, "inputs": inputs, "versions": versions()}
 
 
-def _watch_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent is gone, whatever killed it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -146,7 +146,7 @@ def _watch_parent() -> None:
 
 def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe: Connection) -> None:
     """A worker process: open, then one row per cell until told to stop."""
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         worker = factory(config, output)
         worker.open()
@@ -163,12 +163,12 @@ def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe
         pipe.send(("fatal", error))
     except OSError as error:
         pipe.send(("disk" if rows.is_disk_full(error) else "fatal", error))
-    except Exception as error:  # the parent prints it; a worker has no terminal of its own
+    except Exception as error:  # noqa: BLE001 - the parent prints it; a worker has no terminal of its own
         pipe.send(("fatal", T2Error(f"A worker could not start: {type(error).__name__}: {error}")))
 
 
 @contextlib.contextmanager
-def _worker_environment(threads: int) -> Iterator[None]:
+def worker_environment(threads: int) -> Iterator[None]:
     """What workers inherit: few threads, no progress bars of others, and no interest in Ctrl-C, which is their parent's to handle."""
     wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     wanted |= {"LOGLEVEL": os.environ.get("LOGLEVEL", "ERROR"), "LMEVAL_LOG_LEVEL": os.environ.get("LMEVAL_LOG_LEVEL", "ERROR")}
@@ -205,7 +205,7 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(*self._arguments, self._threads, theirs), daemon=True)
-        with _worker_environment(self._threads):
+        with worker_environment(self._threads):
             process.start()
         theirs.close()
         self._processes[ours] = process
@@ -236,9 +236,7 @@ class _Pool:
         if self._pending:
             self._start()
         reason = f"The worker process died (exit code {process.exitcode}; -9 is most often too little memory)."
-        return Row(
-            cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="failed", error=reason
-        )
+        return Row(cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="failed", error=reason)
 
     def _received(self, pipe: Connection, output: Path) -> Row | None:
         try:

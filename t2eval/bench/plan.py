@@ -20,13 +20,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import tasks_dir
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
 STRATEGIES = ("prompt", "cls", "fewshot")
 EMBEDDED = "embedded"
-_PATH_FIELDS = ("experts", "baselines")
+_PATH_FIELDS = ("experts", "baselines", "include_path")
 
 
 class BenchConfig(BaseModel):
@@ -55,7 +54,7 @@ class BenchConfig(BaseModel):
     experts: str | None = None
     baselines: str | None = None
     labels: dict[str, str] = {}
-    include_path: tuple[str, ...] = ()
+    include_path: str | None = None
 
     @field_validator("methods", "tasks", "seeds", mode="before")
     @classmethod
@@ -158,9 +157,6 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for field in _PATH_FIELDS:
         if isinstance(settings.get(field), str):
             settings[field] = _anchor(settings[field], folder)
-    include = settings.get("include_path")
-    if include:
-        settings["include_path"] = [_anchor(str(path), folder) for path in ([include] if isinstance(include, str) else include)]
     model = settings.get("model")
     if isinstance(model, str) and model != EMBEDDED and (folder / model).is_dir():
         settings["model"] = _anchor(model, folder)
@@ -216,28 +212,23 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
     return make_plan(parse_config(merged, str(path)))
 
 
-def open_tasks(names: Sequence[str], include_path: Sequence[str] = ()) -> Any:
-    """lm-eval's TaskManager with t2eval's tasks, and lm-eval's own 14,000 (15 s to index) only where they are asked for.
+def open_tasks(names: Sequence[str], include_path: str | None = None) -> Any:
+    """A TaskManager that knows the tasks; lm-eval's own 14,000 (15 s to index) are read only where they are asked for.
 
     Args:
         names: the tasks to be loaded.
-        include_path: more folders with task YAMLs.
+        include_path: a further folder with task YAMLs.
 
     Raises:
-        UsageError: a name that nobody knows, with near matches, or a folder that does not exist.
+        UsageError: a name that nobody knows, with near matches, a group of tasks, or a folder that does not exist.
     """
-    for folder in include_path:
-        if not Path(folder).is_dir():
-            raise UsageError(f"include_path: {folder} is not a folder.")
-    from lm_eval.tasks import TaskManager
+    from t2eval.environment import make_task_manager
 
-    folders = [str(tasks_dir()), *include_path]
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(name not in manager.all_tasks for name in names):
-        manager = TaskManager(include_path=folders)
+    managers = [make_task_manager(include_path, task=name) for name in names]
+    manager = max(managers, key=lambda manager: len(manager.all_tasks))
     for name in names:
         if name not in manager.all_tasks:
-            raise unknown("task", name, manager.all_tasks)
+            raise unknown("task", name, manager.all_subtasks)
         if name not in manager.all_subtasks:
             raise UsageError(f"{name!r} is a group of tasks; a cell is one task. Name its tasks in the benchmark file.")
     return manager

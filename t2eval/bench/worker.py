@@ -164,6 +164,27 @@ def _to_samples(logged: list[dict[str, Any]], metric: str, chosen: str) -> list[
     return samples
 
 
+def _passes(lm: Any) -> dict[str, dict[str, float]]:
+    """Seconds and tokens that a strategy's two passes have taken so far in the life of the object."""
+    info = lm.get_model_info().get("t2") or {}
+    return {name: dict(info.get(name) or {}) for name in ("first_pass", "second_pass")}
+
+
+def _spent(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What one cell took of what `_passes` counts."""
+    return {name: {unit: round(value - before[name].get(unit, 0), 3) for unit, value in totals.items()} for name, totals in after.items()}
+
+
+def _of_task(t2: dict[str, Any], task: str) -> dict[str, Any]:
+    """`config.t2` without what it says of the tasks of earlier cells."""
+    plain: dict[str, Any] = json.loads(json.dumps(t2, default=str))
+    by_task = {"dispatch", "alphas", "adaptation"}
+    return {
+        key: {name: part for name, part in value.items() if name in (task, "*")} if key in by_task and isinstance(value, dict) else value
+        for key, value in plain.items()
+    }
+
+
 class Worker:
     """Evaluates cells of one plan.
 
@@ -201,14 +222,12 @@ class Worker:
         identity: dict[str, Any] = {"cell": cell.key, "model": cell.model, "method": cell.method, "task": cell.task, "seed": cell.seed}
         try:
             fields = self._evaluate(cell)
-        except Exception as error:  # one broken cell must not take the others with it; its row says what happened
+        except Exception as error:  # noqa: BLE001 - one broken cell must not take the others with it; its row says what happened
             if is_disk_full(error):
                 raise
             self._drop_strategy()
             message = str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}"
-            return Row(
-                **identity, status="failed", error=message, seconds=round(time.perf_counter() - started, 3), versions=versions()
-            )
+            return Row(**identity, status="failed", error=message, seconds=round(time.perf_counter() - started, 3), versions=versions())
         return Row(**identity, status="ok", versions=versions(), **fields)
 
     def _task(self, name: str) -> Any:
@@ -216,17 +235,19 @@ class Worker:
             self._tasks[name] = self._manager.load([name])["tasks"][name]
         return self._tasks[name]
 
-    def _ours(self, name: str) -> bool:
-        """Whether a task is one of t2eval's, whose programs run in the sandbox."""
+    def _sandboxed(self, name: str) -> bool:
+        """Whether a task's programs run in the sandbox: it is one of t2eval's, or says so. lm-eval refuses any other that runs some."""
         path = self._manager.task_index[name].yaml_path
-        return path is not None and Path(path).resolve().is_relative_to(tasks_dir().resolve())
+        metadata = self._task(name).config.metadata or {}
+        ours = path is not None and Path(path).resolve().is_relative_to(tasks_dir().resolve())
+        return ours or bool((metadata.get("t2") or {}).get("sandbox"))
 
     def _evaluate(self, cell: Cell) -> dict[str, Any]:
         import lm_eval
 
         task = self._task(cell.task)
         with self._language_model(cell) as (lm, facts):
-            before = self._passes(lm)
+            before = _passes(lm)
             peak = _PeakMemory(str(getattr(lm, "device", "cpu")))
             started = time.perf_counter()
             outcome = lm_eval.simple_evaluate(
@@ -238,21 +259,20 @@ class Worker:
                 limit=self.config.limit,
                 log_samples=True,
                 bootstrap_iters=0,
-                confirm_run_unsafe_code=self._ours(cell.task),
+                confirm_run_unsafe_code=self._sandboxed(cell.task),
             )
             seconds = time.perf_counter() - started
-            after = self._passes(lm)
+            after = _passes(lm)
+        passes = _spent(before, after)
         t2 = outcome["config"].get("t2")
-        first = after[0] - before[0] if t2 else 0.0
-        second = after[1] - before[1] if t2 else seconds
         return {
             **self._scores(cell, task, outcome),
             "seconds": round(seconds, 3),
-            "first_pass_seconds": round(first, 3),
-            "second_pass_seconds": round(second, 3),
+            "first_pass_seconds": passes["first_pass"]["seconds"] if t2 else 0.0,
+            "second_pass_seconds": passes["second_pass"]["seconds"] if t2 else round(seconds, 3),
             "trainable_parameters": facts["trainable_parameters"],
             "peak_memory_bytes": peak.bytes(),
-            "t2": json.loads(json.dumps(t2, default=str)) if t2 else None,
+            "t2": {**_of_task(t2, cell.task), **passes} if t2 else None,
             "hashes": {"task": object_hash(outcome["configs"][cell.task]), **facts["hashes"]},
         }
 
@@ -272,12 +292,6 @@ class Worker:
             "n": len(samples),
             "samples": write_samples(self.output, cell.key, samples),
         }
-
-    @staticmethod
-    def _passes(lm: Any) -> tuple[float, float]:
-        """Seconds that a strategy's two passes have taken so far in the life of the object."""
-        info = lm.get_model_info().get("t2") or {}
-        return tuple(float((info.get(name) or {}).get("seconds", 0.0)) for name in ("first_pass", "second_pass"))  # type: ignore[return-value]
 
     @contextlib.contextmanager
     def _language_model(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -331,17 +345,17 @@ class Worker:
             import t2eval.models
 
             if self.config.include_path:
-                settings.setdefault("include_path", list(self.config.include_path))
+                settings.setdefault("include_path", self.config.include_path)
             build = getattr(t2eval.models, _CLASSES[cell.method])
             lm = build(pretrained=self._model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **settings)
             self._strategy = (key, lm)
         return self._strategy[1], facts
 
     def _drop_strategy(self) -> None:
-        """Take the last strategy's modules off the base model."""
+        """Set the base model's weights free of the last strategy. Its hooks stay for the next one, and do nothing without z."""
         if self._strategy is not None:
-            lm, self._strategy = self._strategy[1], None
-            lm.adapted.detach()
+            self._strategy[1].adapted.set_z(None)
+            self._strategy = None
 
 
 def _expert_facts(method: str, spec: str) -> dict[str, Any]:

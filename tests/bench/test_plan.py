@@ -36,14 +36,12 @@ def test_overrides_replace_and_none_does_not(tmp_path):
 
 def test_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "models" / "m").mkdir(parents=True)
-    path = write(
-        tmp_path, "tasks: [t]\nmodel: models/m\nexperts: lib/{seed}\nbaselines: 'b/{seed}/{method}-{label}'\ninclude_path: [mine]\n"
-    )
+    path = write(tmp_path, "tasks: [t]\nmodel: models/m\nexperts: lib/{seed}\nbaselines: 'b/{seed}/{method}-{label}'\ninclude_path: mine\n")
     config = load_plan(path).config
     assert config.model == str(tmp_path / "models" / "m")
     assert config.library(2) == tmp_path / "lib" / "2"
     assert config.adapter("ia3", "code", 1) == tmp_path / "b" / "1" / "ia3-code"
-    assert config.include_path == (str(tmp_path / "mine"),)
+    assert config.include_path == str(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(

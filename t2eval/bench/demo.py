@@ -1,0 +1,271 @@
+"""The demo: train an expert (or all of them) on the embedded base model, then benchmark every method on every embedded task.
+
+What is not trained here is shipped with t2eval, and the closing text says which is which.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2eval.bench.execute import RunResult, end_with_parent, run, worker_environment
+from t2eval.bench.plan import BASELINES, load_plan
+from t2eval.bench.report import Leaderboard, leaderboard
+from t2eval.bench.rows import write_atomically
+from t2eval.errors import T2Error, UsageError
+from t2eval.resources import experts_dir
+
+SKILLS = ("math", "code", "reasoning")
+EXPERTS = (*SKILLS, "dispatch")
+LIVE = "math"
+EXAMPLES = 300
+_MARKER = "demo.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of the demo: the recipe's name, and the folder of what it makes."""
+
+    recipe: str
+    output: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended (its record is written last)."""
+        return any((self.output / name).is_file() for name in ("expert.json", "training.json"))
+
+    def record(self) -> dict[str, Any]:
+        """The training record that the run left."""
+        for name in ("expert.json", "training.json"):
+            if (self.output / name).is_file():
+                content: dict[str, Any] = json.loads((self.output / name).read_text(encoding="utf-8"))
+                return content.get("training") or content
+        raise T2Error(f"The training run {self.recipe!r} left nothing in {self.output}.")
+
+    def __str__(self) -> str:
+        record = self.record()
+        scores = record.get("scores") or {}
+        try:
+            before, after = (scores[when]["test"] for when in ("before", "after"))
+            scored = f"{before['score']:.3f} → {after['score']:.3f} on the test split (n={after['n']})"
+            return f"{self.recipe}: {scored}, {record['seconds']:.0f} s"
+        except (KeyError, TypeError):
+            return f"{self.recipe}: {record.get('seconds', 0):.0f} s"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a demo left: the table, the benchmark's outcome, and what was trained in it."""
+
+    board: Leaderboard
+    result: RunResult
+    trained: tuple[str, ...]
+    shipped: tuple[str, ...]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where a cell failed."""
+        return self.result.exit_code
+
+    def to_markdown(self) -> str:
+        """The leaderboard, and which experts and baselines are the demo's own."""
+        lines = [self.board.to_markdown(), "Trained now:", *(f"- {line}" for line in self.trained)]
+        if self.shipped:
+            lines += ["", f"Shipped with t2eval, trained by the same recipes: {'; '.join(self.shipped)}."]
+        return "\n".join([*lines, "", f"This run took {self.seconds:.0f} s."]) + "\n"
+
+
+def jobs(root: Path, full: bool) -> list[Job]:
+    """The training runs of the demo: the expert that is trained before one's eyes, or all thirteen."""
+    library, baselines = root / "library" / "seed-0", root / "baselines" / "seed-0"
+    if not full:
+        return [Job(LIVE, library / LIVE)]
+    experts = [Job(name, library / name) for name in EXPERTS]
+    return experts + [Job(f"{method}-{skill}", baselines / f"{method}-{skill}") for method in BASELINES for skill in SKILLS]
+
+
+def shipped_seeds() -> tuple[int, ...]:
+    """The seeds whose experts are all shipped."""
+    from t2eval.base import embedded_library_dir
+
+    found = [int(path.name.removeprefix("seed-")) for path in Path(embedded_library_dir(0)).parent.glob("seed-*")]
+    return tuple(seed for seed in sorted(found) if all((Path(embedded_library_dir(seed)) / name).is_dir() for name in EXPERTS))
+
+
+def assemble(root: Path, full: bool, seeds: Sequence[int]) -> tuple[str, ...]:
+    """Copy the shipped experts and baselines that this demo does not train.
+
+    Args:
+        root: gets `library/seed-<n>/<expert>` and `baselines/seed-<n>/<method>-<skill>`.
+        full: seed 0 is trained anew and is not copied.
+        seeds: which to copy.
+
+    Returns:
+        What was shipped, in words.
+    """
+    from t2eval.base import embedded_baseline_dir, embedded_library_dir
+
+    made = {job.output for job in jobs(root, full)}
+    said = []
+    for seed in seeds:
+        names = []
+        sources = sorted(path for path in Path(embedded_library_dir(seed)).iterdir())
+        targets = [(path, root / "library" / f"seed-{seed}" / path.name) for path in sources]
+        for method in BASELINES:
+            for skill in SKILLS:
+                source = Path(embedded_baseline_dir(method, skill, seed))
+                targets.append((source, root / "baselines" / f"seed-{seed}" / source.name))
+        for source, target in targets:
+            if target in made:
+                continue
+            _copy(source, target)
+            names += [source.name] if source.is_dir() else []
+        said += [f"seed {seed}: {', '.join(names)}"] if names else []
+    return tuple(said)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder; what a killed copy left is done again."""
+    if target.exists() or not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_file():
+        write_atomically(target, source.read_bytes())
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, symlinks=False)
+    partial.rename(target)
+
+
+def _config(job: Job) -> Any:
+    from t2eval.training.config import TrainConfig
+
+    begun = (job.output / "checkpoints").is_dir()
+    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=0, resume=begun or None)
+
+
+def _train_alone(job: Job) -> str:
+    """One run in a process of its own, with one thread."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import torch
+
+    from t2eval.training.train import train_expert
+
+    torch.set_num_threads(1)
+    train_expert(_config(job))
+    return str(job)
+
+
+def _train_all(pending: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:
+    """Runs side by side, one thread each: two of them on two cores end sooner than one after the other with two threads."""
+    context = multiprocessing.get_context("spawn")
+    with worker_environment(1), ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(_train_alone, job) for job in pending}
+        try:
+            done_count = 0
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    done_count += 1
+                    say(f"[{done_count}/{len(pending)}] trained {future.result()}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            raise
+
+
+def train(todo: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:
+    """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
+
+    Raises:
+        T2Error: a run fails, or Ctrl-C.
+    """
+    pending = [job for job in todo if not job.finished]
+    for job in todo:
+        if job.finished:
+            say(f"already trained: {job}")
+    try:
+        if len(pending) == 1:
+            from t2eval.training.train import train_expert
+
+            say(f"training {pending[0].recipe} …")
+            train_expert(_config(pending[0]))
+            say(f"trained {pending[0]}")
+        elif pending:
+            say(f"training {len(pending)} experts and baselines, {workers} at a time …")
+            _train_all(pending, workers, say)
+    except KeyboardInterrupt:
+        raise T2Error("Interrupted while training. Run the same command again: it continues.") from None
+
+
+def _claim(output: Path, full: bool) -> None:
+    """Mark a folder as this kind of demo's.
+
+    Raises:
+        UsageError: it is the other kind's.
+    """
+    marker = output / _MARKER
+    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")).get("full") != full:
+        raise UsageError(f"{output} holds a demo {'without' if full else 'with'} --full. Choose another --output.")
+    write_atomically(marker, json.dumps({"full": full}).encode() + b"\n")
+
+
+def run_demo(
+    output: str | Path,
+    full: bool = False,
+    workers: int | None = None,
+    limit: int | None = EXAMPLES,
+    seeds: Sequence[int] | None = None,
+    progress: Callable[[str], None] = print,
+) -> Demo:
+    """Train, benchmark, report. Run again with the same folder, it continues.
+
+    Args:
+        output: gets `library/`, `baselines/`, `bench/` and `leaderboard.md`.
+        full: train all experts and baselines of seed 0 instead of one expert.
+        workers: processes; by default one a core, at most 8.
+        limit: test examples a task.
+        seeds: to be benchmarked: 0 is (partly) trained here, the others are shipped; by default 0 and all that are shipped.
+        progress: told each step in a line.
+
+    Raises:
+        UsageError: the folder holds another kind of demo, or a seed is not shipped.
+        T2Error: training or the benchmark could not run, or Ctrl-C; what is finished stays.
+    """
+    started = time.perf_counter()
+    output = Path(output)
+    shipped = shipped_seeds()
+    chosen = tuple(seeds) if seeds is not None else tuple(sorted({0, *shipped}))
+    for seed in chosen:
+        if seed not in shipped and not (seed == 0 and full):
+            raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
+    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    output.mkdir(parents=True, exist_ok=True)
+    _claim(output, full)
+    said = assemble(output, full, chosen)
+    todo = jobs(output, full)
+    train(todo, workers, progress)
+    settings = {
+        "experts": str((output / "library").resolve() / "seed-{seed}"),
+        "baselines": str((output / "baselines").resolve() / "seed-{seed}" / "{method}-{label}"),
+        "limit": limit,
+        "seeds": list(chosen),
+    }
+    plan = load_plan(experts_dir() / "benchmarks" / "embedded.yaml", settings)
+    progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
+    result = run(plan, output / "bench", workers=workers, progress=lambda event: progress(str(event)))
+    demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)
+    write_atomically(output / "leaderboard.md", demo.to_markdown().encode())
+    return demo
