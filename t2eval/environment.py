@@ -121,7 +121,7 @@ class Environment:
         until: the strings that end a generated answer.
         max_new_tokens: the most tokens of a generated answer.
         num_fewshot: the worked examples in each prompt.
-        task: lm-eval's own task object.
+        task: lm-eval's own task object. manager: the TaskManager that loaded it.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class Environment:
         """
         if apply_chat_template and tokenizer is None:
             raise UsageError("apply_chat_template needs a tokenizer.")
-        self._manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
+        self.manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
         self.name = task
         self._tokenizer: Any = tokenizer if apply_chat_template else None
-        config = _checked_config(self._manager, task)
-        self.task: Any = _load(self._manager, task)
+        config = _checked_config(self.manager, task)
+        self.task: Any = _load(self.manager, task)
         self.unsafe_code = bool(self.task.config.unsafe_code) or bool(config.get("unsafe_code"))
         output_type = self.task.OUTPUT_TYPE
         if output_type not in ("generate_until", "multiple_choice"):
@@ -376,7 +376,7 @@ class Environment:
         self.task._filters[0].apply(instances)
 
         def one(instance: Any) -> float:
-            return self._value(self.task.process_results(instance.doc, [instance.filtered_resps[self.filter]]))
+            return self.value(self.task.process_results(instance.doc, [instance.filtered_resps[self.filter]]))
 
         if self.unsafe_code and len(instances) > 1:
             with ThreadPoolExecutor(max_workers=min(len(instances), os.cpu_count() or 1)) as pool:
@@ -398,9 +398,10 @@ class Environment:
         if self.metric == "exact_match" and greedy is None:
             raise T2Error(f"Task {self.name!r} scores choices by exact match, which also needs the greedy flags.")
         results = [(float(value), bool(flag)) for value, flag in zip(loglikelihoods, flags, strict=True)]
-        return self._value(self.task.process_results(example.doc, results))
+        return self.value(self.task.process_results(example.doc, results))
 
-    def _value(self, result: Mapping[str, Any]) -> float:
+    def value(self, result: Mapping[str, Any]) -> float:
+        """The main metric as one number, from what `process_results` returned for one document."""
         value = result[self.metric] if self.metric in result else next(iter(result.values()))
         if self.kind == "choice" and isinstance(value, tuple) and len(value) == 2:  # f1, mcc: (gold, predicted) to be aggregated
             gold, predicted = value

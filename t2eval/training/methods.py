@@ -1,0 +1,187 @@
+"""Methods: svf, lora, ia3 and dora, each a base model in and a trainable model out, behind one small surface.
+
+A further baseline is one more entry of `_PEFT`. IA3 and DoRA (Table 7) and LoRA (Table 6: query and value projections) are PEFT's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t2eval.errors import T2Error, UsageError
+from t2eval.resources import cache_dir
+from t2eval.svf import Adapted, attach
+from t2eval.targets import find_module, target_paths
+from t2eval.training.config import TrainConfig
+
+_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "wo")
+"""The last map of a feed-forward block: IA3 scales its input, and the output of every other map."""
+
+
+class Trainable(ABC):
+    """A model with a few trainable parameters beside its frozen weights.
+
+    Attributes:
+        model: what is called: `model(input_ids=…)`.
+    """
+
+    model: Any
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name; nothing else of the model requires a gradient."""
+
+    @abstractmethod
+    def base(self) -> Any:
+        """A context manager in which the model is the base model: the reference of the KL penalty."""
+
+    @abstractmethod
+    def fast(self) -> Any:
+        """A context manager in which the model answers as trained so far, as fast as it can, without gradients."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
+    def train_mode(self) -> None:
+        """Dropout in the adapter only: the base model's own would make the policy that is scored another than the one that spoke."""
+        self.model.eval()
+        for name, module in self.model.named_modules():
+            if "lora_dropout" in name:
+                module.train()
+
+    def eval_mode(self) -> None:
+        """No dropout at all."""
+        self.model.eval()
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the trainable parameters, on the CPU."""
+        return {name: parameter.detach().cpu().clone().contiguous() for name, parameter in self.parameters().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put a copy back.
+
+        Raises:
+            T2Error: it has other parameters than this model.
+        """
+        own = self.parameters()
+        if set(own) != set(state) or any(own[name].shape != state[name].shape for name in own):
+            raise T2Error(
+                "The checkpoint holds other parameters than this run trains. Resume with the model, method, modules and layers it was "
+                "started with, or give overwrite."
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+
+class SvfTrainable(Trainable):
+    """The singular-value scales of the chosen matrices (eq. of section 3.1: W' = U Σ diag(z) Vᵀ)."""
+
+    def __init__(self, model: Any, config: TrainConfig) -> None:
+        self.model = model
+        self.adapted: Adapted = attach(
+            model, config.modules or "all", config.layers, parameterisation=config.parameterisation, cache_dir=cache_dir() / "bases"
+        )
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.adapted.trainable()
+
+    def z(self) -> dict[str, Tensor]:
+        """The trained scales, detached."""
+        return {path: scale.detach().clone() for path, scale in self.adapted.z().items()}
+
+    def base(self) -> Any:
+        return self.adapted.disabled()
+
+    def fast(self) -> Any:
+        return self.adapted.merged(self.z())
+
+
+class PeftTrainable(Trainable):
+    """A PEFT adapter: LoRA, IA3 or DoRA."""
+
+    def __init__(self, model: Any, config: TrainConfig) -> None:
+        from peft import get_peft_model
+
+        model.requires_grad_(False)
+        paths = _peft_paths(model, config)
+        torch.manual_seed(config.seed)  # the adapter's first values
+        self.model = get_peft_model(model, _PEFT[config.method](model, paths, config))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def base(self) -> Any:
+        return self.model.disable_adapter()
+
+    @contextmanager
+    def fast(self) -> Iterator[Any]:
+        yield self.model  # unmerging would not give the weights back bit for bit
+
+
+def _peft_defaults(model: Any, method: str) -> list[str]:
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+        TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    )
+
+    table = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if method == "ia3" else TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    kind = getattr(model.config, "model_type", "")
+    if kind not in table:
+        raise UsageError(f"PEFT has no default modules for {method} on {kind!r} models: choose modules: all, mlp, attention, or names.")
+    return list(table[kind])
+
+
+def _peft_paths(model: Any, config: TrainConfig) -> list[str]:
+    return target_paths(model, config.modules or ",".join(_peft_defaults(model, config.method)), config.layers)
+
+
+def _transposed(model: Any, paths: list[str]) -> bool:
+    return type(find_module(model, paths[0])).__name__ == "Conv1D"
+
+
+def _lora(model: Any, paths: list[str], config: TrainConfig) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=paths,
+        fan_in_fan_out=_transposed(model, paths),
+        use_dora=config.method == "dora",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _ia3(model: Any, paths: list[str], config: TrainConfig) -> Any:
+    from peft import IA3Config
+
+    feedforward = [path for path in paths if any(path.endswith(f".{name}") for name in _FEEDFORWARD)]
+    return IA3Config(target_modules=paths, feedforward_modules=feedforward, fan_in_fan_out=_transposed(model, paths), task_type="CAUSAL_LM")
+
+
+_PEFT: dict[str, Callable[[Any, list[str], TrainConfig], Any]] = {"lora": _lora, "dora": _lora, "ia3": _ia3}
+
+
+def make_trainable(model: Any, config: TrainConfig) -> Trainable:
+    """Add a method's parameters to a base model.
+
+    Args:
+        model: a transformers causal model; it is frozen.
+        config: method, modules, layers, parameterisation, LoRA's sizes, seed.
+
+    Returns:
+        The trainable model; before the first step it answers as the base model.
+
+    Raises:
+        UsageError: unknown modules or layers.
+    """
+    return SvfTrainable(model, config) if config.method == "svf" else PeftTrainable(model, config)

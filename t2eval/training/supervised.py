@@ -1,0 +1,90 @@
+"""Supervised training: next-token prediction on the gold answers (the baselines' objective, and rows 4, 6 and 7 of Table 4).
+
+The answer is the task's own target, or the field with a worked solution that the task's YAML names, followed by what ends an answer: the
+task's first stop string if that is white space, else the end-of-sequence token. For a choice task it is the right choice's continuation.
+The loss is the mean over all counted tokens of the batch; `mask_prompt=False` counts the prompt too (Figure 8 of the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from t2eval.environment import Environment, Example
+from t2eval.errors import T2Error
+from t2eval.training.config import TrainConfig
+from t2eval.training.methods import Trainable
+from t2eval.training.rollouts import answer_logits, encode_pair, pad_rows, token_log_probs
+
+
+class Supervised:
+    """The objective of one run.
+
+    Args:
+        environment: the task.
+        tokenizer: the model's.
+        config: batch size, micro-batch, prompt mask.
+    """
+
+    def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig) -> None:
+        self.environment, self.tokenizer, self.config = environment, tokenizer, config
+        self._encoded: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
+
+    @property
+    def prompts(self) -> int:
+        """How many examples a step draws."""
+        return self.config.batch_size
+
+    def encoded(self, example: Example) -> tuple[list[int], list[int]]:
+        """The (unpredicted, predicted) token ids of one example.
+
+        Raises:
+            T2Error: the example has no gold answer.
+        """
+        key = (example.split, example.index)
+        if key not in self._encoded:
+            if not example.answer:
+                raise T2Error(
+                    f"Example {example.index} of split {example.split!r} of task {example.task!r} has no gold answer, so there is "
+                    "nothing to learn by next-token prediction. Use the objective reinforce, or name a field by metadata.t2.answer_field."
+                )
+            context, answer = example.prompt, example.answer
+            if example.choices is not None and example.gold is not None:
+                context, answer = example.requests[example.gold]
+            prompt, predicted = encode_pair(self.tokenizer, context, answer + self._end(example))
+            if not self.config.mask_prompt:
+                prompt, predicted = prompt[:1], prompt[1:] + predicted
+            self._encoded[key] = (prompt, predicted)
+        return self._encoded[key]
+
+    def _end(self, example: Example) -> str:
+        if example.choices is not None:
+            return ""
+        first = self.environment.until[0] if self.environment.until else ""
+        return first if first.isspace() else str(self.tokenizer.eos_token or first)
+
+    def step(
+        self, trainable: Trainable, model: Any, examples: Sequence[Example], seed: int, backward: Callable[[Tensor], Any]
+    ) -> dict[str, float]:
+        """Accumulate the gradient of the mean negative log-likelihood.
+
+        Args:
+            trainable: the model. model: the same, as wrapped for training.
+            examples: of this step. seed: not used: nothing is sampled.
+            backward: called with each part of the loss.
+
+        Returns:
+            `loss` (nats a token) and `tokens` (mean counted tokens an example).
+        """
+        trainable.train_mode()
+        pairs = sorted((self.encoded(example) for example in examples), key=lambda pair: -sum(map(len, pair)))
+        total = sum(len(predicted) for _, predicted in pairs)
+        sum_of_losses = 0.0
+        for start in range(0, len(pairs), self.config.micro_batch):
+            rows = pad_rows(pairs[start : start + self.config.micro_batch], trainable.device)
+            loss = -token_log_probs(answer_logits(model, rows), rows).sum() / total
+            backward(loss)
+            sum_of_losses += loss.item()
+        return {"loss": sum_of_losses, "tokens": total / len(pairs)}
