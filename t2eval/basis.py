@@ -177,18 +177,25 @@ def mix_scales(
     return mixed
 
 
-def sketch(basis: Basis, z: Tensor) -> list[float]:
+Probes = tuple[Any, Any]
+
+
+def project_probes(basis: Basis) -> Probes:
+    """The seeded random probes in this basis, pᵀ Q and p'ᵀ Q: two (8, r) float64 numpy arrays."""
+    probes = np.random.RandomState(_PROBE_SEED + basis.rank).standard_normal((2, _PROBES, basis.rank))
+    q = basis.q.detach().to("cpu", torch.float64).numpy()
+    return probes[0] @ q, probes[1] @ q
+
+
+def sketch(basis: Basis, z: Tensor, probes: Probes | None = None) -> list[float]:
     """What z does in this basis, in eight numbers: pᵀ Q diag((z - 1) σ / |σ|) Qᵀ p', with seeded random probes p and p'.
 
     Free of the signs of singular vectors, of rotations among equal singular values that z treats alike, and of the null space, where
     z does nothing.
     """
-    rank = basis.rank
-    probes = np.random.RandomState(_PROBE_SEED + rank).standard_normal((2, _PROBES, rank))
-    q = basis.q.detach().to("cpu", torch.float64).numpy()
+    left, right = probes or project_probes(basis)
     sigma = basis.sigma.detach().to("cpu", torch.float64).numpy()
     weight = (z.detach().to("cpu", torch.float64).numpy() - 1) * sigma / max(float(np.linalg.norm(sigma)), 1e-30)
-    left, right = probes[0] @ q, probes[1] @ q
     return [float(value) for value in (left * weight * right).sum(axis=1)]
 
 

@@ -27,11 +27,13 @@ from t2eval import resources
 from t2eval.basis import (
     PARAMETERISATIONS,
     Basis,
+    Probes,
     Side,
     cached_basis,
     compose,
     decompose,
     mix_scales,
+    project_probes,
     renormalise,
     sketch,
     to_scale,
@@ -82,6 +84,7 @@ class Adapted:
             path: Scaler(path, self._modules[path], basis, parameterisation, self.parameters, self._mode) for path, basis in bases.items()
         }
         self._kept: dict[str, nn.Parameter] = {}
+        self._probes: dict[str, Probes] = {}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The raw parameters p by matrix path, (r,) float32: the only parameters of the model that require a gradient."""
@@ -233,7 +236,12 @@ class Adapted:
 
     def sketch(self, z: Scales) -> dict[str, list[float]]:
         """What z does in these bases, in eight numbers a matrix: the fingerprint that an expert carries (`t2eval.basis.sketch`)."""
-        return {path: sketch(self.bases[path], value) for path, value in z.items()}
+        sketches = {}
+        for path, value in z.items():
+            if path not in self._probes:
+                self._probes[path] = project_probes(self.bases[path])
+            sketches[path] = sketch(self.bases[path], value, self._probes[path])
+        return sketches
 
     def detach(self) -> None:
         """Unmerge, remove the hooks and the parameters, and leave the model as `attach` found it."""

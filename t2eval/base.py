@@ -1,0 +1,187 @@
+"""Base model: a causal model and its tokenizer from a Hugging Face name, a folder, or t2eval's own embedded checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from t2eval import resources
+from t2eval.errors import T2Error, UsageError, unknown
+
+EMBEDDED = "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BASELINES = ("lora", "ia3", "dora")
+_FAMILIES = ("math", "code", "reasoning")
+
+
+def embedded_base_dir() -> Path:
+    """The folder of the embedded base model, in the Hub layout. It may be absent in a checkout where it was not built."""
+    return resources.experts_dir() / "base"
+
+
+def embedded_library_dir(seed: int = 0) -> Path:
+    """The folder of the embedded base model's experts (math, code, reasoning, dispatch) of one seed."""
+    return resources.experts_dir() / "library" / f"seed-{seed}"
+
+
+def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
+    """The folder of the PEFT adapter that one baseline method gave for one task family and seed.
+
+    Args:
+        method: `lora`, `ia3` or `dora`.
+        task_family: `math`, `code` or `reasoning`.
+        seed: the training seed.
+
+    Raises:
+        UsageError: an unknown method or family.
+    """
+    if method not in _BASELINES:
+        raise unknown("baseline", method, _BASELINES)
+    if task_family not in _FAMILIES:
+        raise unknown("task family", task_family, _FAMILIES)
+    return resources.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
+
+
+def load_base(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a base model, in evaluation mode, and its tokenizer, which pads on the left.
+
+    Args:
+        name: a Hub name, a folder, or None or `embedded` for the embedded base model.
+        revision: a Hub revision.
+        dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
+        device: where to put the model; None is the CPU.
+        trust_remote_code: run code that the repository brings.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        T2Error: no such folder or repository, a gated one, a hub that cannot be reached, a damaged checkpoint, no embedded base.
+
+    Example:
+        >>> model, tokenizer = load_base("embedded")
+    """
+    source = _source(name)
+    wanted = _dtype(dtype)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options)
+    except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
+        raise _explain(source, revision, error) from error
+    if tokenizer.pad_token_id is None:
+        _set_padding(tokenizer, source)
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), tokenizer
+
+
+def base_identity(model_or_name: Any) -> dict[str, str | None]:
+    """What names a base model in an expert's card and in results.
+
+    Args:
+        model_or_name: a loaded model, or what `load_base` takes.
+
+    Returns:
+        `id` (`embedded`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the class name).
+
+    Raises:
+        T2Error: as `load_base`, where a name is given.
+    """
+    if model_or_name is None or isinstance(model_or_name, (str, Path)):
+        source = _source(None if model_or_name is None else str(model_or_name))
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except Exception as error:  # as in load_base
+            raise _explain(source, None, error) from error
+        architecture = (config.architectures or ["unknown"])[0]
+        location = source
+    else:
+        config, architecture = model_or_name.config, type(model_or_name).__name__
+        location = str(config.name_or_path)
+    embedded = bool(location) and Path(location).is_dir() and Path(location).resolve() == embedded_base_dir().resolve()
+    return {
+        "id": EMBEDDED if embedded else location or "unnamed",
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": architecture,
+    }
+
+
+def _source(name: str | None) -> str:
+    if name is None or name == EMBEDDED:
+        folder = embedded_base_dir()
+        if not (folder / "config.json").exists():
+            raise T2Error(f"The embedded base model is not in {folder}. Build it with `make embedded`, or give another model.")
+        return str(folder)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise T2Error(f"{name} is a folder without config.json: it is not a model in the Hub layout.")
+        return name
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(str(path.parent / match) for match in near)}?" if near else ""
+        raise T2Error(f"There is no model folder {name}.{hint}")
+    return name
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
+
+
+def _set_padding(tokenizer: Any, source: str) -> None:
+    """A tokenizer without a padding token pads with the end of text, as lm-eval does; a new token would change the embeddings."""
+    token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if token is None:
+        raise T2Error(
+            f"The tokenizer of {source} has neither a padding nor an end-of-text token. Set pad_token in its tokenizer_config.json."
+        )
+    tokenizer.pad_token = token
+
+
+def _explain(source: str, revision: str | None, error: Exception) -> Exception:
+    """A `T2Error` for a checkpoint that cannot be had; anything else as it is."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    local = Path(source).is_dir()
+    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return T2Error(f"{source} is gated: ask for access at https://huggingface.co/{source}, then run `hf auth login`.")
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return T2Error(f"{source} has no revision {revision!r}. Look at https://huggingface.co/{source}/tree/main for those it has.")
+    if any(isinstance(link, (RepositoryNotFoundError, HFValidationError)) for link in chain):
+        return T2Error(
+            f"There is no model {source!r}, neither as a folder nor on the Hub. Check the name; private models need `hf auth login`."
+        )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return T2Error(f"Not enough memory to load {source}. Try dtype bfloat16, or a smaller model.")
+    if local and isinstance(error, (OSError, ValueError, KeyError, RuntimeError)) or "Safetensor" in type(error).__name__:
+        return T2Error(f"The checkpoint in {source} cannot be loaded: {detail}")
+    if isinstance(error, OSError) or any(isinstance(link, ConnectionError) for link in chain):
+        return T2Error(
+            f"{source} is neither a folder nor in the local cache, and the Hub cannot be reached ({detail}) "
+            "Check the name and the network (is HF_HUB_OFFLINE set?), or use a local folder or the embedded base model (no name)."
+        )
+    if isinstance(error, (ValueError, ImportError)):
+        return UsageError(f"{source} cannot be loaded: {detail}")
+    return error
