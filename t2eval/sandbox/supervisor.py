@@ -33,7 +33,7 @@ _LONGEST_MESSAGE = 8192
 _DETAIL = 500  # characters
 _DESCRIPTORS = 64
 _HIGHEST = 1024
-_BROKEN = 70  # exit code: the jail could not be closed, so nothing was run
+_CLOSED = b"+"  # the first byte of a message: the jail was closed before the program began
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -118,7 +118,11 @@ def _explain(error: BaseException) -> bytes:
         if trace.tb_frame.f_code.co_filename == "<program>":
             line = trace.tb_lineno
         trace = trace.tb_next
-    text = f"{type(error).__name__}: {error}"[:_DETAIL] + (f" (line {line})" if line else "")
+    try:
+        said = str(error)
+    except BaseException:  # noqa: BLE001 (the text of a program's exception is the program's too)
+        said = "(its text cannot be had)"
+    text = f"{type(error).__name__}: {said}"[:_DETAIL] + (f" (line {line})" if line else "")
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -166,6 +170,9 @@ def _judge(message: bytes, nonce: bytes, state: int, timed_out: bool, seconds: f
         return "timeout", f"still running after {seconds:g} s"
     if os.WIFSIGNALED(state) and os.WTERMSIG(state) == signal.SIGXCPU:
         return "timeout", f"used up its processor time for {seconds:g} s"
+    if not message.startswith(_CLOSED):
+        return "refused", f"the jail could not be closed around it (exit code {os.waitstatus_to_exitcode(state)}), so it was not run"
+    message = message[len(_CLOSED) :]
     if message == nonce + b"passed" and state == 0:
         return "passed", ""
     if message.startswith(_NO_NONCE):
@@ -174,8 +181,6 @@ def _judge(message: bytes, nonce: bytes, state: int, timed_out: bool, seconds: f
             return status.decode(), detail.decode("utf-8", "replace")
     if message:
         return "error", "something else was written to the verdict's descriptor"
-    if state == _BROKEN << 8:
-        return "refused", "the jail could not be closed around it, so it was not run"
     if os.WIFSIGNALED(state):
         return "killed", f"ended by {signal.Signals(os.WTERMSIG(state)).name}"
     return "error", f"ended before its last line, with exit code {os.waitstatus_to_exitcode(state)}"
@@ -196,6 +201,7 @@ def _child(source: bytes, config: dict[str, Any], ruleset: int, seconds: float, 
         memory = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(memory))
         _check(_libc.prctl(ctypes.c_int(_PR_SET_SECCOMP), ctypes.c_ulong(2), program, ctypes.c_ulong(0), ctypes.c_ulong(0)), "seccomp")
+    os.write(verdict, _CLOSED)
     _run(source, verdict, nonce)
 
 
@@ -209,7 +215,7 @@ def _one(source: bytes, config: dict[str, Any], ruleset: int, seconds: float, nu
             os.close(nonce_write)
             _child(source, config, ruleset, seconds, (verdict_write, nonce_read, null))
         finally:
-            os._exit(_BROKEN)
+            os._exit(70)
     # Drawn after the fork: it is in no memory that the program can reach.
     nonce = os.urandom(16)
     os.write(nonce_write, nonce)
