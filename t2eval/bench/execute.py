@@ -101,8 +101,8 @@ def _input_hashes(plan: Plan) -> dict[str, str]:
         if {"expert", "prompt", "cls", "fewshot"} & set(config.methods):
             files += config.library(seed).glob("*/expert.safetensors")
         for method in set(BASELINES) & set(config.methods):
-            pattern = config.adapter(method, "*", seed)
-            files += pattern.parent.glob(f"{pattern.name}/adapter_model.safetensors")
+            adapters = (folder / "adapter_model.safetensors" for folder in config.adapters(method, seed))
+            files += [file for file in adapters if file.is_file()]
         found |= {str(file): file_hash(file) for file in sorted(files)}
     return found
 

@@ -106,6 +106,13 @@ class BenchConfig(BaseModel):
             f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
         )
 
+    def adapters(self, method: str, seed: int) -> list[Path]:
+        """The folders of one baseline's adapters that exist, of all labels. Raises as `library` does."""
+        if self.baselines is None:
+            return sorted(self.adapter(method, "math", seed).parent.glob(f"{method}-*"))
+        pattern = self.adapter(method, "*", seed)
+        return sorted(pattern.parent.glob(pattern.name))
+
 
 @dataclass(frozen=True)
 class Cell:

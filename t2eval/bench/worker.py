@@ -128,6 +128,12 @@ class _PeakMemory:
             return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def main_metric(task: Any, results: dict[str, Any]) -> tuple[str, str]:
     """The metric a task is ranked by, the first of its list, and its first filter: those that training rewards, too.
 
@@ -209,8 +215,8 @@ class Worker:
 
         self._manager = open_tasks(self.config.tasks, self.config.include_path)
         settings = self.config
-        name = None if settings.model == "embedded" else settings.model
-        self._model, self._tokenizer = load_base(name, revision=settings.revision, dtype=settings.dtype, device=settings.device)
+        device = settings.device or _default_device()
+        self._model, self._tokenizer = load_base(settings.model, revision=settings.revision, dtype=settings.dtype, device=device)
 
     def run(self, cell: Cell) -> Row:
         """Evaluate a cell and write its samples. An error becomes a failed row.
@@ -222,7 +228,7 @@ class Worker:
         identity: dict[str, Any] = {"cell": cell.key, "model": cell.model, "method": cell.method, "task": cell.task, "seed": cell.seed}
         try:
             fields = self._evaluate(cell)
-        except Exception as error:  # noqa: BLE001 - one broken cell must not take the others with it; its row says what happened
+        except Exception as error:
             if is_disk_full(error):
                 raise
             self._drop_strategy()

@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2eval.bench.execute import run
+from t2eval.bench.plan import METHODS, BenchConfig, Cell, make_plan
+from t2eval.bench.rows import read_samples
+from t2eval.bench.worker import Worker, expert_of
+from t2eval.errors import T2Error, UsageError
+from t2eval.expert import Expert
+from t2eval.svf import attach
+from tests.tiny import save_tiny, tiny_model
+
+TASKS = Path(__file__).resolve().parents[1] / "fixtures" / "bench_tasks"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A tiny base, a library of three experts and three adapters."""
+    folder = tmp_path_factory.mktemp("bench")
+    save_tiny(folder / "base")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    adapted = attach(model)
+    for index, label in enumerate(("math", "code", "dispatch")):
+        torch.manual_seed(index)
+        z = {path: 1 + 0.5 * torch.randn_like(value) for path, value in adapted.z().items()}
+        Expert.from_adapted(
+            adapted, {path: value.detach() for path, value in z.items()}, name=label, label=label, description=f"{label} questions",
+            base_id=str(folder / "base"),
+        ).save(folder / "library" / "seed-0" / label)  # fmt: skip
+    from peft import IA3Config, LoraConfig, get_peft_model
+
+    for method in ("lora", "dora", "ia3"):
+        torch.manual_seed(3)
+        options = {"task_type": "CAUSAL_LM"}
+        config = (
+            IA3Config(**options, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"])
+            if method == "ia3"
+            else LoraConfig(**options, r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, use_dora=method == "dora")
+        )
+        peft = get_peft_model(tiny_model(), config)
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "ia3" in name:
+                    parameter.add_(torch.randn_like(parameter))
+        peft.save_pretrained(folder / "baselines" / "0" / f"{method}-math")
+    return {
+        "model": str(folder / "base"),
+        "methods": METHODS,
+        "tasks": ("bench_generate", "bench_choice"),
+        "experts": str(folder / "library" / "seed-{seed}"),
+        "baselines": str(folder / "baselines" / "{seed}" / "{method}-{label}"),
+        "labels": {"bench_choice": "math"},
+        "include_path": str(TASKS),
+        "batch_size": 4,
+        "model_args": {"fewshot": {"shots": 2, "population": 4, "iterations": 2}},
+    }
+
+
+@pytest.fixture(scope="module")
+def done(settings, tmp_path_factory):
+    """Every method's rows, the base's again at the end, and the worker with its weights before."""
+    config = BenchConfig(**settings)
+    worker = Worker(config, tmp_path_factory.mktemp("out"))
+    worker.open()
+    before = {name: tensor.clone() for name, tensor in worker._model.state_dict().items()}
+    cells = list(make_plan(config).cells)
+    rows = {(cell.method, cell.task): worker.run(cell) for cell in cells}
+    again = {cell.task: worker.run(cell) for cell in cells if cell.method == "base"}
+    return worker, before, rows, again
+
+
+def test_every_method_works_on_every_kind_of_task(done):
+    *_, rows, _ = done
+    assert {key: row.error for key, row in rows.items() if row.status != "ok"} == {}
+    assert len(rows) == 16
+    for row in rows.values():
+        assert row.n == 8
+        assert 0 <= row.score <= 1
+        assert row.seconds > 0
+        assert row.peak_memory_bytes > 1e6
+        assert set(row.versions) >= {"t2eval", "lm_eval", "torch", "transformers", "peft"}
+        assert len(row.hashes["task"]) == 64
+
+
+def test_base_is_as_before_after_all_methods(done):
+    worker, before, rows, again = done
+    after = worker._model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    for task, row in again.items():
+        first, second = (read_samples(worker.output, item) for item in (rows["base", task], row))
+        assert first == second
+        assert row.score == rows["base", task].score
+
+
+def test_each_method_really_changes_the_answers(done):
+    worker, _, rows, _ = done
+    base = [sample.response for sample in read_samples(worker.output, rows["base", "bench_generate"])]
+    for method in ("expert", "fewshot", "lora", "dora", "ia3"):
+        found = [sample.response for sample in read_samples(worker.output, rows[method, "bench_generate"])]
+        assert found != base, method
+
+
+def test_row_reports_passes_parameters_and_hashes(done, settings):
+    *_, rows, _ = done
+    size = sum(z.numel() for z in Expert.load(expert_of(Path(settings["experts"].replace("{seed}", "0")), "math")).z.values())
+    counts = {method: rows[method, "bench_generate"].trainable_parameters for method in METHODS}
+    assert (counts["base"], counts["expert"], counts["prompt"], counts["fewshot"], counts["cls"]) == (0, size, 2 * size, 2 * size, 3 * size)
+    assert counts["lora"] == 2 * (2 * (32 + 32) + 2 * (32 + 16))
+    base, prompt = rows["base", "bench_generate"], rows["prompt", "bench_generate"]
+    assert base.first_pass_seconds == 0
+    assert base.second_pass_seconds == base.seconds
+    assert prompt.first_pass_seconds > 0
+    assert prompt.second_pass_seconds < prompt.seconds
+    assert list(rows["prompt", "bench_choice"].t2["dispatch"]) == ["bench_choice"]
+    assert sum(prompt.t2["dispatch"]["bench_generate"].values()) == 8
+    assert set(prompt.hashes["experts"]) == {"math", "code"}
+    assert list(rows["lora", "bench_choice"].hashes["adapter"]) == ["lora-math"]
+    assert rows["fewshot", "bench_choice"].t2["adaptation"].keys() == {"bench_choice"}
+
+
+def test_broken_cells_say_what_is_missing(settings, tmp_path, done):
+    worker = done[0]
+    row = worker.run(Cell(settings["model"], "lora", "bench_generate", 7))
+    assert row.status == "failed"
+    assert "No adapter in" in row.error
+    row = worker.run(Cell(settings["model"], "expert", "bench_generate", 7))
+    assert "No experts in" in row.error
+    with pytest.raises(UsageError, match="Available: code, dispatch, math"):
+        expert_of(Path(settings["experts"].replace("{seed}", "0")), "poetry")
+    assert worker.run(Cell(settings["model"], "base", "bench_choice", 0)).score == done[3]["bench_choice"].score
+
+
+def test_a_run_with_real_workers(settings, tmp_path, done):
+    plan = make_plan(BenchConfig(**{**settings, "methods": ("base", "lora")}))
+    result = run(plan, tmp_path / "out", limit=5)
+    assert result.exit_code == 0
+    assert [row.n for row in result.rows] == [5] * 4
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [Path(file).parent.name for file in manifest["inputs"]] == ["lora-math"]
+    scores = [[sample.score for sample in read_samples(tmp_path / "out", row)] for row in result.rows[:1]]
+    assert scores == [[sample.score for sample in read_samples(done[0].output, done[2]["base", "bench_generate"])][:5]]
+
+
+def test_a_model_or_task_that_does_not_exist_ends_the_run(settings, tmp_path):
+    with pytest.raises(T2Error, match="Unknown task 'bench_genrate'. Did you mean 'bench_generate'"):
+        Worker(BenchConfig(**{**settings, "tasks": ("bench_genrate",)}), tmp_path).open()
