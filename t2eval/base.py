@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from t2eval import resources
@@ -77,6 +85,7 @@ def load_base(
     wanted = _dtype(dtype)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
+        options["local_files_only"] = not _hub_answers(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
@@ -103,7 +112,7 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     if model_or_name is None or isinstance(model_or_name, (str, Path)):
         source = _source(None if model_or_name is None else str(model_or_name))
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, local_files_only=not _hub_answers(source, None))
         except Exception as error:  # as in load_base
             raise _explain(source, None, error) from error
         architecture = (config.architectures or ["unknown"])[0]
@@ -138,6 +147,24 @@ def _source(name: str | None) -> str:
     return name
 
 
+def _hub_answers(source: str, revision: str | None) -> bool:
+    """Whether the Hub can be asked for this source: one request, because the libraries retry each file of a checkpoint for half a minute.
+
+    Raises:
+        Exception: the Hub's own answer that there is no such repository or revision.
+    """
+    if Path(source).is_dir():
+        return False
+    try:
+        HfApi().model_info(source, revision=revision, timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception as error:  # noqa: BLE001  the HTTP library's own errors, whichever it is in this release of huggingface_hub
+        logging.getLogger(__name__).info("The Hub cannot be reached (%s): looking in the local cache only.", error)
+        return False
+    return True
+
+
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
@@ -150,9 +177,7 @@ def _set_padding(tokenizer: Any, source: str) -> None:
     """A tokenizer without a padding token pads with the end of text, as lm-eval does; a new token would change the embeddings."""
     token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if token is None:
-        raise T2Error(
-            f"The tokenizer of {source} has neither a padding nor an end-of-text token. Set pad_token in its tokenizer_config.json."
-        )
+        raise T2Error(f"The tokenizer of {source} has no padding and no end-of-text token: set pad_token in its tokenizer_config.json.")
     tokenizer.pad_token = token
 
 
@@ -171,7 +196,7 @@ def _explain(source: str, revision: str | None, error: Exception) -> Exception:
         return T2Error(f"{source} has no revision {revision!r}. Look at https://huggingface.co/{source}/tree/main for those it has.")
     if any(isinstance(link, (RepositoryNotFoundError, HFValidationError)) for link in chain):
         return T2Error(
-            f"There is no model {source!r}, neither as a folder nor on the Hub. Check the name; private models need `hf auth login`."
+            f"There is no model {source!r}, neither a folder nor on the Hub. Check the name; private models need `hf auth login`."
         )
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return T2Error(f"Not enough memory to load {source}. Try dtype bfloat16, or a smaller model.")
@@ -179,8 +204,8 @@ def _explain(source: str, revision: str | None, error: Exception) -> Exception:
         return T2Error(f"The checkpoint in {source} cannot be loaded: {detail}")
     if isinstance(error, OSError) or any(isinstance(link, ConnectionError) for link in chain):
         return T2Error(
-            f"{source} is neither a folder nor in the local cache, and the Hub cannot be reached ({detail}) "
-            "Check the name and the network (is HF_HUB_OFFLINE set?), or use a local folder or the embedded base model (no name)."
+            f"{source} is neither a folder nor in the local cache, and the Hub cannot be reached. Check the name and the network "
+            "(is HF_HUB_OFFLINE set?), or use a local folder, or the embedded base model (no name)."
         )
     if isinstance(error, (ValueError, ImportError)):
         return UsageError(f"{source} cannot be loaded: {detail}")
