@@ -73,7 +73,8 @@ def run(world: Path, root: Path, code: str) -> tuple[Any, str]:
 _SHOW_MODELS = "import lm_eval.models\nfrom lm_eval.api.registry import model_registry\nprint(json.dumps(model_registry))"
 _SHOW_SCAN = """
 from lm_eval.tasks.manager import TaskManager
-managers = [TaskManager(), TaskManager(None, "theirs"), TaskManager(include_path=["a", "b"], metadata={"k": 1}), TaskManager(include_defaults=False)]
+calls = [((), {}), ((None, "theirs"), {}), ((), {"include_path": ["a", "b"], "metadata": {"k": 1}}), ((), {"include_defaults": False})]
+managers = [TaskManager(*positional, **named) for positional, named in calls]
 print(json.dumps([[m.scanned, m.include_path, m.metadata] for m in managers]))
 """
 

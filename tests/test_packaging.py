@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from t2eval import plugin
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +62,11 @@ def test_wheel_declares_the_commands_and_the_plugin(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (declared,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
     text = archive.read(declared).decode()
-    for line in ("t2 = t2eval.cli:main", "[lm_eval.models]", "t2-fewshot = t2eval.models:T2Fewshot", "[lm_eval.tasks]"):
-        assert line in text
+    groups = configparser.ConfigParser(delimiters=["="])
+    groups.read_string(text)
+    assert dict(groups["console_scripts"]) == {"t2": "t2eval.cli:main"}
+    assert dict(groups["lm_eval.models"]) == plugin.MODELS
+    assert dict(groups["lm_eval.tasks"]) == {"t2eval": "t2eval.tasks"}
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
 
 

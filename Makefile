@@ -1,0 +1,52 @@
+# make demo | test | lint | types | docs | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+VENV ?= .venv
+PYTHON ?= python3
+WORKERS ?= 2
+OUTPUT ?= runs/demo
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.t2eval-installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-full test lint types docs embedded clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+# torch goes first and pinned: left to the other packages, pip may choose another one, with several GB of packages for GPUs.
+$(STAMP): pyproject.toml constraints.txt t2eval/bridge/t2eval_bridge.py t2eval/bridge/t2eval_bridge.pth
+	@echo "Setting up $(VENV): 1.8 GB, one to two minutes ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+	@echo "$(VENV) is ready."
+
+setup: $(STAMP) ## make the virtual environment
+
+demo: $(STAMP) ## from nothing to the leaderboard, in minutes (OUTPUT=runs/demo)
+	@$(BIN)/t2 demo --output $(OUTPUT)
+
+demo-full: $(STAMP) ## the same, with every expert and baseline trained anew
+	@$(BIN)/t2 demo --full --output runs/demo-full
+
+test: $(STAMP) ## all tests, offline (WORKERS=2)
+	@$(BIN)/python -m pytest -n $(WORKERS) -q
+
+lint: $(STAMP) ## ruff and the arrows between the rooms
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types: $(STAMP) ## mypy --strict
+	@$(BIN)/mypy --strict t2eval
+
+docs: $(STAMP) ## the pages that the product writes itself
+	@$(BIN)/python -m t2eval.cli.helppage docs/cli.md
+
+embedded: $(STAMP) ## rebuild the embedded base, its experts and baselines from the seed (docs say how long it takes)
+	@$(BIN)/python -m t2eval.embedded
+
+clean: ## remove build outputs and caches (not .venv, not runs)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find t2eval tasks tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""Commands about experts: list, show, mix, import, export, push."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from t2eval.errors import UsageError
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def expert() -> None:
+    """List, show, mix, convert and share experts.
+
+    \b
+    Examples:
+      t2 expert list
+      t2 expert show runs/math
+      t2 expert mix runs/math runs/code --alphas 0.5,0.5 --output runs/mixed
+    """
+
+
+@expert.command("list")
+@click.argument("library", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the experts as JSON.")
+def list_(library: str | None, as_json: bool) -> None:
+    """List the experts of a LIBRARY (a directory, or experts joined by +).  [default: the embedded base's]
+
+    \b
+    Examples:
+      t2 expert list
+      t2 expert list runs/library --json
+      t2 expert list runs/math+runs/code
+    """
+    from t2eval.base import embedded_library_dir
+    from t2eval.expert import load_library
+
+    experts = load_library(library or embedded_library_dir(0))
+    if as_json:
+        click.echo(json.dumps([_summary(item) for item in experts], indent=2))
+        return
+    width = max((len(item.name) for item in experts), default=4)
+    for item in experts:
+        summary = _summary(item)
+        size = f"{summary['parameters']} parameters"
+        click.echo(f"{item.name:<{width}}  {item.label:<10} {size:>17}  {summary['base_model']:<24} {_gain(summary['scores'])}")
+
+
+def _summary(item: Any) -> dict[str, Any]:
+    training = item.card.training
+    return {
+        "name": item.name,
+        "label": item.label,
+        "description": item.description,
+        "base_model": item.card.base_model.id,
+        "parameters": sum(z.numel() for z in item.z.values()),
+        "matrices": len(item.z),
+        "sha256": item.sha256,
+        "task": training.task if training else None,
+        "scores": training.model_dump(mode="json")["scores"] if training else {},
+    }
+
+
+def _gain(scores: dict[str, Any]) -> str:
+    """`test 0.612 → 0.874 (n=500)`, or the validation split's, or nothing."""
+    for split in ("test", "validation"):
+        before, after = (scores.get(when, {}).get(split) for when in ("before", "after"))
+        if after:
+            start = f"{before['score']:.3f} → " if before else ""
+            return f"{split} {start}{after['score']:.3f} (n={after['n']})"
+    return "no scores recorded"
+
+
+@expert.command()
+@click.argument("path", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
+def show(path: Path, as_json: bool) -> None:
+    """Show one expert: what it is for, its base model, how it was trained, its scores.
+
+    \b
+    Examples:
+      t2 expert show runs/math
+      t2 expert show runs/math --json
+    """
+    from t2eval.expert import Expert
+
+    item = Expert.load(path)
+    card = item.card.model_dump(mode="json")
+    if as_json:
+        click.echo(json.dumps({**card, "sha256": item.sha256}, indent=2))
+        return
+    summary = _summary(item)
+    lines = {
+        "name": item.name,
+        "label": item.label,
+        "description": item.description,
+        "base model": f"{card['base_model']['id']} (revision {card['base_model']['revision'] or 'unknown'})",
+        "matrices": f"{summary['matrices']}, {summary['parameters']} parameters, {card['parameterisation']}",
+        "sha256": item.sha256,
+        "task": summary["task"] or "–",
+        "scores": _gain(summary["scores"]),
+    }
+    for key, value in lines.items():
+        click.echo(f"{key + ':':<12} {value}")
+
+
+@expert.command()
+@click.argument("experts", nargs=-1, required=True, type=_PATH)
+@click.option("--alphas", required=True, help="Comma-separated, one for each expert.")
+@click.option("--output", required=True, type=_PATH, help="Directory of the new expert.")
+@click.option("--form", type=click.Choice(["paper", "offset"]), default="paper", show_default=True, help="Σ α z, or 1 + Σ α (z - 1).")
+@click.option("--name", help="Of the new expert.  [default: the directory's name]")
+@click.option("--label", default="mix", show_default=True, help="Skill label.")
+@click.option("--description", default="", help="One line for dispatch prompts.  [default: what was mixed]")
+@click.option("--model", help="The base model.  [default: the one on the experts' cards]")
+def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) -> None:
+    """Mix EXPERTS of one base model into a new expert.
+
+    \b
+    Examples:
+      t2 expert mix runs/math runs/code --alphas 0.7,0.3 --output runs/mixed
+      t2 expert mix runs/math --alphas 0.5 --form offset --output runs/half
+    """
+    from t2eval.library import save_mix
+
+    try:
+        numbers = [float(alpha) for alpha in alphas.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--alphas takes numbers such as 0.7,0.3, not {alphas!r}.") from error
+    save_mix(experts, numbers, output, **options)
+    click.echo(f"Saved in {output}")
+
+
+@expert.command("import")
+@click.argument("file", type=_PATH)
+@click.option("--output", required=True, type=_PATH, help="Directory of the expert.")
+@click.option("--model", help="The base model that it was trained on.  [default: the embedded base]")
+@click.option("--name", help="Of the expert.  [default: the directory's name]")
+@click.option("--label", default="imported", show_default=True, help="Skill label.")
+@click.option("--description", default="", help="One line for dispatch prompts.")
+def import_(file: Path, output: Path, **options: Any) -> None:
+    """Convert a `.pt` FILE of the paper's reference implementation. Nothing in it is executed.
+
+    \b
+    Example:
+      t2 expert import learned_params.pt --model meta-llama/Meta-Llama-3-8B-Instruct --label math --output runs/math
+    """
+    from t2eval.library import convert_reference
+
+    convert_reference(file, output, **options)
+    click.echo(f"Saved in {output}")
+
+
+@expert.command()
+@click.argument("path", type=_PATH)
+@click.option("--merged", is_flag=True, required=True, help="Merge it into the weights (the only form so far).")
+@click.option("--output", required=True, type=_PATH, help="A new folder.")
+@click.option("--model", help="The base model.  [default: the one on the expert's card]")
+def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
+    """Write the base model with the expert merged in: a plain Hugging Face model for vLLM, SGLang or transformers.
+
+    \b
+    Example:
+      t2 expert export runs/math --merged --output runs/math-model
+    """
+    from t2eval.library import export_merged
+
+    click.echo(f"Saved in {export_merged(path, output, model=model)}")
+
+
+@expert.command()
+@click.argument("path", type=_PATH)
+@click.argument("repository")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+def push(path: Path, repository: str, private: bool) -> None:
+    """Upload an expert to a REPOSITORY (owner/name) on the Hugging Face hub.
+
+    \b
+    Example:
+      t2 expert push runs/math someone/math-expert --private
+    """
+    from t2eval.library import push as upload
+
+    click.echo(f"Uploaded to {upload(path, repository, private=private)}")

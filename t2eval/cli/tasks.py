@@ -1,0 +1,49 @@
+"""Commands about tasks: the list, and the folder for --include_path."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from t2eval.resources import tasks_dir
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the tasks as JSON.")
+@click.pass_context
+def tasks(context: click.Context, as_json: bool) -> None:
+    """List t2eval's tasks, their sizes and needs.
+
+    lm-eval's own tasks work too: `lm_eval ls tasks` lists them.
+
+    \b
+    Examples:
+      t2 tasks
+      t2 tasks --json
+      lm_eval --include_path "$(t2 tasks path)" --tasks embedded_code_seen --model hf …
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from t2eval.catalogue import list_tasks
+
+    found = list_tasks()
+    if as_json:
+        click.echo(json.dumps([task.as_dict() for task in found], indent=2))
+        return
+    width = max((len(task.name) for task in found), default=4)
+    click.echo(f"{'task':<{width}}  {'label':<10} {'metric':<14} {'splits':<52} needs")
+    for task in found:
+        splits = ", ".join(f"{role} {'?' if size is None else size}" for role, size in task.splits.items())
+        click.echo(f"{task.name:<{width}}  {task.label or '–':<10} {task.metric:<14} {splits:<52} {', '.join(task.needs) or 'nothing'}")
+
+
+@tasks.command()
+def path() -> None:
+    """Print the folder of the task YAMLs.
+
+    \b
+    Example:
+      ls "$(t2 tasks path)"
+    """
+    click.echo(str(tasks_dir()))

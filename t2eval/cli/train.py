@@ -1,0 +1,93 @@
+"""The command train-expert: one expert or baseline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from t2eval.errors import T2Error, UsageError
+
+
+@click.command("train-expert")
+@click.option("--task", help="lm-eval task; its training split teaches, its validation split chooses, its test split is only scored.")
+@click.option("--output", type=click.Path(path_type=Path), help="Directory of the expert, or of the PEFT adapter.")
+@click.option("--config", "recipe", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it.")
+@click.option("--model", help="Hugging Face name or path.  [default: the embedded base model]")
+@click.option("--method", type=click.Choice(["svf", "lora", "ia3", "dora"]), help="What is trained.  [default: svf]")
+@click.option("--objective", type=click.Choice(["reinforce", "supervised"]), help="How.  [default: reinforce]")
+@click.option("--modules", help="all, mlp, attention, or comma-separated endings of module paths.  [default: the method's own]")
+@click.option("--layers", help="all, half, a range 0-15, or a list 0,3.  [default: all]")
+@click.option("--preset", type=click.Choice(["paper", "embedded"]), help="Fills what is left unset.  [default: embedded]")
+@click.option("--seed", type=int, help="Of data order, rollouts and initial adapters.  [default: 0]")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--max-seconds", type=float, help="End after the step in which so many seconds of training have passed.")
+@click.option("--device", help="cpu, cuda, cuda:1, ….")
+@click.option("--resume", is_flag=True, default=None, help="Go on from the last checkpoint in --output.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace what --output holds.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of a recipe, such as lr=4e-3. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, last.")
+def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train one expert or baseline on a task.
+
+    Baselines are LoRA, IA3 and DoRA adapters. The reward is the task's own metric.
+    The progress bar shows reward, KL, validation score and time left.
+
+    \b
+    Examples:
+      t2 train-expert --task embedded_code_seen --output runs/code --max-seconds 120
+      t2 train-expert --task embedded_math_seen --output runs/lora --method lora --objective supervised
+      t2 train-expert --task gsm8k --model Qwen/Qwen2.5-0.5B --preset paper --output runs/gsm8k
+      t2 train-expert --config experts/recipes/math.yaml --output runs/math --set lr=2e-3
+    """
+    from t2eval.training.config import TrainConfig
+
+    given = {key: value for key, value in options.items() if value is not None}
+    given.update(_parsed(settings, given))
+    config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
+    # Only now, when the settings are known to be good: this import takes seconds.
+    from t2eval.training.train import train_expert as train
+
+    try:
+        result = train(config)
+    except KeyboardInterrupt:
+        raise T2Error(f"Interrupted. The last checkpoint is in {config.output}: run the same command with --resume to go on.") from None
+    scores = {when: {split: _plain(score) for split, score in splits.items()} for when, splits in result.scores.items()}
+    if as_json:
+        click.echo(json.dumps({"path": str(result.path), "scores": scores}))
+        return
+    for split in scores.get("after", {}):
+        before, after = scores.get("before", {}).get(split), scores["after"][split]
+        click.echo(f"{split}: {_shown(before)} → {_shown(after)}")
+    click.echo(f"Saved in {result.path}")
+
+
+def _parsed(settings: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """`--set` pairs, with values read as YAML reads them."""
+    import yaml
+
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
+        if key in given:
+            raise UsageError(f"{key} is set twice, by its option and by --set.")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {key}: {value!r} is not a YAML value.") from error
+    return parsed
+
+
+def _plain(score: Any) -> Any:
+    return score.model_dump() if hasattr(score, "model_dump") else score
+
+
+def _shown(score: dict[str, Any] | None) -> str:
+    if not score:
+        return "–"
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
+    return f"{score['score']:.3f}{error} (n={score['n']})"

@@ -1,0 +1,150 @@
+"""The doctor: is everything that t2eval needs on this machine, and if not, what to do.
+
+A check is `ok`, `note` (works, with a limit worth knowing) or `missing` (something that is needed is not there).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from t2eval import __version__, plugin, resources
+from t2eval.errors import T2Error
+
+PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "peft", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's report; `remedy` is empty where there is nothing to do."""
+
+    name: str
+    status: Literal["ok", "note", "missing"]
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Run all checks. Imports torch and lm-eval."""
+    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _device, _plugin, _tasks, _sandbox, _cache, _datasets_cache, _base)
+    return [check() for check in checks]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"t2eval {__version__} on Python {platform.python_version()}, {sys.executable}")
+
+
+def _packages() -> Check:
+    found, absent = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            absent.append(name)
+    if absent:
+        return Check("packages", "missing", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Check("device", "note", f"no GPU; {cores} CPU cores, {torch.get_num_threads()} threads: enough for the embedded base")
+
+
+def _plugin() -> Check:
+    by_itself = plugin.active()
+    plugin.activate()
+    unknown = [name for name, known in plugin.registered().items() if not known]
+    if unknown:
+        return Check(
+            "plug-in", "missing", f"lm-eval does not know {', '.join(unknown)}", "Install t2eval again: pip install --force-reinstall"
+        )
+    if by_itself:
+        return Check("plug-in", "ok", f"active at start-up: `lm_eval --model {next(iter(plugin.MODELS))}` works")
+    return Check(
+        "plug-in",
+        "note",
+        "this interpreter has not read t2eval_bridge.pth (a checkout that is not installed, `pip --target` or `python -S`)",
+        "Use `t2 lm-eval …` in place of `lm_eval …`, or install t2eval with pip in a venv.",
+    )
+
+
+def _tasks() -> Check:
+    folder = resources.tasks_dir()
+    count = len(list(folder.glob("**/*.yaml"))) if folder.is_dir() else 0
+    if not count:
+        return Check(
+            "tasks", "missing", f"no task YAMLs in {folder}", "Install t2eval again; in a checkout, t2eval/tasks must be a link to tasks/."
+        )
+    return Check("tasks", "ok", f"{count} YAMLs in {folder}")
+
+
+def _sandbox() -> Check:
+    from t2eval.sandbox import available
+
+    try:
+        isolation = available()
+    except T2Error as error:
+        return Check("sandbox", "missing", str(error), "Unset T2EVAL_SANDBOX or give it one of those values.")
+    if isolation.kind is None:
+        return Check("sandbox", "missing", isolation.reason, "apt-get install bubblewrap; without it, tasks that run programs refuse to.")
+    if isolation.kind == "none":
+        return Check("sandbox", "note", isolation.reason, "Unset T2EVAL_SANDBOX to isolate programs.")
+    return Check("sandbox", "ok", f"{isolation.kind}: {isolation.reason}")
+
+
+def _cache() -> Check:
+    return _writable("cache", resources.cache_dir(), "T2EVAL_CACHE")
+
+
+def _datasets_cache() -> Check:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return _writable("hub cache", Path(home), "HF_HOME")
+
+
+def _writable(name: str, folder: Path, variable: str) -> Check:
+    """Whether a file can be written in `folder`, or in the nearest parent that exists."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"t2eval")
+    except OSError as error:
+        return Check(name, "missing", f"{folder} cannot be written: {error.strerror}", f"Set {variable} to a folder that can be written.")
+    return Check(name, "ok", str(folder))
+
+
+def _base() -> Check:
+    if importlib.util.find_spec("t2eval.base") is None:
+        return Check("embedded base", "missing", "t2eval.base is not installed", "Install t2eval again.")
+    from t2eval.base import embedded_base_dir, embedded_library_dir
+
+    folder = embedded_base_dir()
+    absent = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if absent:
+        return Check(
+            "embedded base", "missing", f"{folder} lacks {', '.join(absent)}", "Install t2eval again, or `make embedded` in a checkout."
+        )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    library = embedded_library_dir(0)
+    experts = sorted(card.parent.name for card in library.glob("*/expert.json"))
+    if not experts:
+        return Check("embedded base", "missing", f"{size:.1f} MB, but no experts in {library}", "Install t2eval again, or `make embedded`.")
+    return Check("embedded base", "ok", f"{size:.1f} MB in {folder}, experts: {', '.join(experts)}")
