@@ -8,7 +8,7 @@ from typing import Any
 
 
 def draw(path: Path, *, title: str, metric: str, points: Sequence[dict[str, Any]], chosen: int, batches: Sequence[dict[str, Any]]) -> None:
-    """Write a PNG: validation scores with standard errors, the base model's as a dashed line, the chosen checkpoint, and the batches' accuracy.
+    """Write a PNG: validation scores with standard errors, the base model's (dashed), the chosen checkpoint, and the batches' accuracy.
 
     Args:
         path: of the PNG.
@@ -45,9 +45,8 @@ def draw(path: Path, *, title: str, metric: str, points: Sequence[dict[str, Any]
         )
     best = next((point for point in trained if point["step"] == chosen), None)
     if best is not None:
-        axes.plot(
-            chosen, best["score"], marker="*", markersize=14, color="tab:orange", linestyle="none", label=f"chosen: step {chosen}, {best['score']:.3f}"
-        )
+        label = f"chosen: step {chosen}, {best['score']:.3f}"
+        axes.plot(chosen, best["score"], marker="*", markersize=14, color="tab:orange", linestyle="none", label=label)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"{metric}, validation (n = {points[0]['n'] if points else 0})")
     axes.set_title(title, fontsize=10)

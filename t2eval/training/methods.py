@@ -5,12 +5,16 @@ A further baseline is one more entry of `_PEFT`. IA3 and DoRA (Table 7) and LoRA
 
 from __future__ import annotations
 
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error, UsageError
@@ -124,6 +128,28 @@ class PeftTrainable(Trainable):
     @contextmanager
     def fast(self) -> Iterator[Any]:
         yield self.model  # unmerging would not give the weights back bit for bit
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write the adapter as PEFT does, `adapter_config.json` last.
+
+        Args:
+            path: the directory.
+            identity: `id` and `revision` of the base model, which the adapter's configuration names.
+
+        Raises:
+            T2Error: the directory cannot be written.
+        """
+        adapter = self.model.peft_config["default"]
+        adapter.base_model_name_or_path, adapter.revision = identity["id"], identity["revision"]
+        staging = path / ".unfinished-adapter"
+        try:
+            self.model.save_pretrained(staging)
+            for name in ("README.md", "adapter_model.safetensors", "adapter_config.json"):
+                os.replace(staging / name, path / name)
+        except (OSError, SafetensorError) as error:
+            raise T2Error(f"Could not write the adapter to {path}: {error}. Make room, then run again with resume.") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _peft_defaults(model: Any, method: str) -> list[str]:

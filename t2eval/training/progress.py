@@ -76,5 +76,3 @@ def _silent(_: dict[str, Any]) -> None:
 
 def _nothing() -> None:
     return None
-
-

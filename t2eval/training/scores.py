@@ -41,9 +41,7 @@ def validate(
     trainable.eval_mode()
     with trainable.fast():
         if environment.kind == "choice":
-            found = choice_likelihoods(
-                trainable.model, tokenizer, examples, device=trainable.device, batch_size=config.eval_batch_size
-            )
+            found = choice_likelihoods(trainable.model, tokenizer, examples, device=trainable.device, batch_size=config.eval_batch_size)
             return [
                 environment.score_choice(example, [value for value, _ in row], [flag for _, flag in row])
                 for example, row in zip(examples, found, strict=True)
@@ -75,7 +73,7 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
     from lm_eval.models.huggingface import HFLM
 
     trainable.eval_mode()
-    with (trainable.base() if base else trainable.fast()), _quiet():
+    with trainable.base() if base else trainable.fast(), _quiet():
         lm = HFLM(pretrained=trainable.model, tokenizer=tokenizer, batch_size=config.eval_batch_size)
         results: Any = simple_evaluate(
             model=lm,
