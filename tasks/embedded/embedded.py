@@ -1,0 +1,20 @@
+"""Documents and grading of the embedded tasks."""
+
+import datasets
+
+from t2eval.embedded import corpus
+from t2eval.programs import passes
+
+# A right program of this world needs microseconds.
+SECONDS = 2.0
+
+
+def load(t2, **_):
+    """The splits of one task, from `metadata.t2` of its YAML."""
+    splits = corpus.dispatch_documents() if t2["family"] == "dispatch" else corpus.documents(t2["family"], t2["level"])
+    return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+
+def pass_at_1(doc, results):
+    """1 if the program passes its asserts in the sandbox."""
+    return {"pass@1": float(passes(results[0], doc["test"], timeout=SECONDS))}
