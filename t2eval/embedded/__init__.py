@@ -1,0 +1,1 @@
+"""Embedded: the recipe of the embedded base model and its synthetic tasks."""

@@ -1,0 +1,1 @@
+"""Strategies: how z' is chosen at test time."""
