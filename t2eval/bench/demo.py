@@ -33,10 +33,11 @@ _MARKER = "demo.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One training run of the demo: the recipe's name, and the folder of what it makes."""
+    """One training run: the recipe's name, the folder of what it makes, and the seed."""
 
     recipe: str
     output: Path
+    seed: int = 0
 
     @property
     def finished(self) -> bool:
@@ -85,13 +86,13 @@ class Demo:
         return "\n".join([*lines, "", f"This run took {self.seconds:.0f} s."]) + "\n"
 
 
-def jobs(root: Path, full: bool) -> list[Job]:
-    """The training runs of the demo: the expert that is trained before one's eyes, or all thirteen."""
-    library, baselines = root / "library" / "seed-0", root / "baselines" / "seed-0"
+def jobs(root: Path, full: bool, seed: int = 0) -> list[Job]:
+    """The training runs of one seed: the expert that the demo trains before one's eyes, or (`full`) all thirteen."""
+    library, baselines = root / "library" / f"seed-{seed}", root / "baselines" / f"seed-{seed}"
     if not full:
-        return [Job(LIVE, library / LIVE)]
-    experts = [Job(name, library / name) for name in EXPERTS]
-    return experts + [Job(f"{method}-{skill}", baselines / f"{method}-{skill}") for method in BASELINES for skill in SKILLS]
+        return [Job(LIVE, library / LIVE, seed)]
+    experts = [Job(name, library / name, seed) for name in EXPERTS]
+    return experts + [Job(f"{method}-{skill}", baselines / f"{method}-{skill}", seed) for method in BASELINES for skill in SKILLS]
 
 
 def shipped_seeds() -> tuple[int, ...]:
@@ -152,7 +153,7 @@ def _config(job: Job) -> Any:
     from t2eval.training.config import TrainConfig
 
     begun = (job.output / "checkpoints").is_dir()
-    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=0, resume=begun or None)
+    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=job.seed, resume=begun or None)
 
 
 def _train_alone(job: Job) -> str:
