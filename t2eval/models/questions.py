@@ -41,7 +41,7 @@ class Questions:
 
     def _task(self, name: str) -> Any:
         if name not in self._tasks:
-            manager = make_task_manager(self._include_path)
+            manager = make_task_manager(self._include_path, task=name)
             try:
                 self._tasks[name] = manager.load([name])["tasks"].get(name) if name in manager.task_index else None
             except (OSError, ValueError, KeyError) as error:
@@ -54,7 +54,7 @@ def skill_label(task: str, include_path: str | None) -> str | None:
     """The skill that a task's YAML names under `metadata: {t2: {label: …}}`, or None."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    entry = make_task_manager(include_path).task_index.get(task)
+    entry = make_task_manager(include_path, task=task).task_index.get(task)
     if entry is None or entry.yaml_path is None:
         return None
     try:
