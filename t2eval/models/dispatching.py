@@ -17,7 +17,16 @@ from t2eval.models.launch import one_message
 from t2eval.models.options import ClsOptions, DispatchOptions, PromptOptions
 from t2eval.models.questions import Questions
 from t2eval.models.strategy import Strategy
-from t2eval.strategies.dispatch import DISPATCH_LABEL, Choice, Dispatcher, DispatchFormat, by_label, checked_labels, load_format, paper_format
+from t2eval.strategies.dispatch import (
+    DISPATCH_LABEL,
+    Choice,
+    Dispatcher,
+    DispatchFormat,
+    by_label,
+    checked_labels,
+    load_format,
+    paper_format,
+)
 
 
 class Dispatching(Strategy):

@@ -1,0 +1,76 @@
+"""A `datasets` cache made by hand, so that lm-eval's own hub tasks run in a test without a network."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.arrow_writer import ArrowWriter
+
+_REVISION = "0" * 40
+
+
+def write_dataset(root: Path, name: str, config: str, features: datasets.Features, splits: dict[str, list[dict[str, Any]]]) -> None:
+    """Rows in the layout that `load_dataset(name, config)` finds offline under `root` (a `datasets` cache folder).
+
+    Args:
+        root: the cache folder (`HF_DATASETS_CACHE`, or `HF_HOME/datasets`).
+        name: the hub id, `owner/dataset`.
+        config: the configuration's name.
+        features: the columns.
+        splits: split → rows.
+    """
+    owner, dataset = name.split("/")
+    folder = root / f"{owner}___{dataset}" / config / "0.0.0" / _REVISION
+    folder.mkdir(parents=True)
+    infos = datasets.SplitDict(dataset_name=dataset)
+    for split, rows in splits.items():
+        with ArrowWriter(features=features, path=str(folder / f"{dataset}-{split}.arrow")) as writer:
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+        infos.add(datasets.SplitInfo(name=split, num_examples=len(rows), dataset_name=dataset))
+    info = datasets.DatasetInfo(features=features, builder_name="parquet", dataset_name=dataset, config_name=config, version="0.0.0", splits=infos)
+    info.write_to_directory(str(folder))
+
+
+def write_arc_challenge(root: Path, train: int = 12, validation: int = 12, test: int = 10) -> None:
+    """Hand-made ARC-Challenge rows."""
+    text = datasets.Value("string")
+    choices = {"text": datasets.List(text), "label": datasets.List(text)}
+    features = datasets.Features({"id": text, "question": text, "choices": choices, "answerKey": text})
+    things = ["bird", "stone", "river", "truck"]
+
+    def rows(split: str, count: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": f"{split}-{index}",
+                "question": f"Which of these is number {index} in the {split} list?",
+                "choices": {"text": [f"a {thing}" for thing in things], "label": list("ABCD")},
+                "answerKey": "ABCD"[index % 4],
+            }
+            for index in range(count)
+        ]
+
+    sizes = {"train": train, "validation": validation, "test": test}
+    write_dataset(root, "allenai/ai2_arc", "ARC-Challenge", features, {split: rows(split, count) for split, count in sizes.items()})
+
+
+@contextmanager
+def datasets_cache(root: Path) -> Iterator[None]:
+    """`datasets` reads and writes its cache under `root`, inside the context."""
+    config: Any = importlib.import_module("datasets.config")
+    before = {name: getattr(config, name) for name in ("HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if hasattr(config, name)}
+    config.HF_DATASETS_CACHE = root
+    for name in before:
+        if name != "HF_DATASETS_CACHE":
+            setattr(config, name, True)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
