@@ -34,7 +34,9 @@ def write_dataset(root: Path, name: str, config: str, features: datasets.Feature
                 writer.write(row)
             writer.finalize()
         infos.add(datasets.SplitInfo(name=split, num_examples=len(rows), dataset_name=dataset))
-    info = datasets.DatasetInfo(features=features, builder_name="parquet", dataset_name=dataset, config_name=config, version="0.0.0", splits=infos)
+    info = datasets.DatasetInfo(
+        features=features, builder_name="parquet", dataset_name=dataset, config_name=config, version="0.0.0", splits=infos
+    )
     info.write_to_directory(str(folder))
 
 
@@ -64,7 +66,9 @@ def write_arc_challenge(root: Path, train: int = 12, validation: int = 12, test:
 def datasets_cache(root: Path) -> Iterator[None]:
     """`datasets` reads and writes its cache under `root`, inside the context."""
     config: Any = importlib.import_module("datasets.config")
-    before = {name: getattr(config, name) for name in ("HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if hasattr(config, name)}
+    before = {
+        name: getattr(config, name) for name in ("HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if hasattr(config, name)
+    }
     config.HF_DATASETS_CACHE = root
     for name in before:
         if name != "HF_DATASETS_CACHE":

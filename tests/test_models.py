@@ -103,7 +103,10 @@ def test_expert_equals_plain_lm_eval_on_the_composed_model(world: Path) -> None:
     assert _answers(found, "models_gen") == _answers(plain, "models_gen") != _answers(base, "models_gen")
     for task in ("models_choice", "models_rolling"):
         one, other = _answers(found, task), _answers(plain, task)
-        flat = [torch.tensor([float(x if isinstance(x, float) else x[0]) for doc in each for resp in doc for x in resp]) for each in (one, other)]
+        flat = [
+            torch.tensor([float(x if isinstance(x, float) else x[0]) for doc in each for resp in doc for x in resp])
+            for each in (one, other)
+        ]
         assert torch.allclose(flat[0], flat[1], atol=1e-3)
     assert _same_bits(lm, before)
     record = found["config"]["t2"]
@@ -135,7 +138,9 @@ def _requests() -> list[Instance]:
     for index in range(6):
         for task in ("models_gen", "models_other"):
             doc = {"question": f"{task} question number {index}?"}
-            made.append(Instance("generate_until", doc, (f"Q: {doc['question']}", {"until": ["\n"], "max_gen_toks": 5}), 0, (task, index, 1)))
+            made.append(
+                Instance("generate_until", doc, (f"Q: {doc['question']}", {"until": ["\n"], "max_gen_toks": 5}), 0, (task, index, 1))
+            )
     return made[::2] + made[1::2][::-1]
 
 
@@ -373,7 +378,9 @@ def test_lm_evals_own_task_runs(world: Path, kind: str) -> None:
 
 @pytest.mark.usefixtures("arc")
 def test_lm_evals_own_task_runs_bare_on_the_embedded_base() -> None:
-    results = simple_evaluate("t2-fewshot", model_args="iterations=2,population=4", tasks=["arc_challenge"], bootstrap_iters=0, batch_size=8)
+    results = simple_evaluate(
+        "t2-fewshot", model_args="iterations=2,population=4", tasks=["arc_challenge"], bootstrap_iters=0, batch_size=8
+    )
     assert results is not None
     info = results["config"]["t2"]
     assert info["adaptation"]["arc_challenge"]["split"] == "validation" and info["alpha_order"]

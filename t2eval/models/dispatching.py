@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
@@ -14,7 +14,7 @@ from t2eval.basis import mix_scales
 from t2eval.errors import UsageError
 from t2eval.expert import Expert
 from t2eval.models.launch import one_message
-from t2eval.models.options import ClsOptions, DispatchOptions, PromptOptions
+from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.questions import Questions
 from t2eval.models.strategy import Strategy
 from t2eval.strategies.dispatch import (
@@ -28,11 +28,13 @@ from t2eval.strategies.dispatch import (
     paper_format,
 )
 
+_SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"
+
 
 class Dispatching(Strategy):
     """One expert for each document, chosen by the model's own first pass; with `mix=soft`, α for each document."""
 
-    OPTIONS = PromptOptions
+    OPTIONS: ClassVar[type[Options]] = PromptOptions
     options: DispatchOptions
 
     def prepare(self) -> None:
@@ -77,7 +79,7 @@ class Dispatching(Strategy):
         first = {(str(request.task_name), int(request.doc_id or 0)): request for request in reversed(requests)}
         documents = list(first)
         choices = dict(zip(documents, self._choices([self._questions.text(first[document]) for document in documents]), strict=True))
-        labels = list(choices[document].weights for document in documents) if self.options.mix == "soft" else []
+        labels = [choices[document].weights for document in documents] if self.options.mix == "soft" else []
         wanted = [label for weights in labels for label in weights] or [choice.label for choice in choices.values()]
         checked_labels(wanted, self._experts_of, self.options.others_label)
         self._chosen.update({document: choice.label for document, choice in choices.items()})
@@ -127,7 +129,7 @@ class Dispatching(Strategy):
             "chosen": [[task, document, label] for (task, document), label in self._chosen.items()],
             "dispatch_mode": self.options.dispatch,
             "mix": self.options.mix,
-            "mix_note": "soft: the first pass's label likelihoods are the alphas, a step beyond the paper" if self.options.mix == "soft" else "",
+            "mix_note": _SOFT_NOTE if self.options.mix == "soft" else "",
         }
 
     def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:

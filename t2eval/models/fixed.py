@@ -29,8 +29,8 @@ class Fixed(Strategy):
             return
         if self.options.alphas is None and len(names) > 1:
             raise UsageError(
-                f"t2-expert has {len(names)} experts ({', '.join(names)}): name one directory in experts=, or give alphas= with one number for "
-                f"each in this order, joined by '+' (for example alphas={'+'.join([f'{1 / len(names):.2g}'] * len(names))})."
+                f"t2-expert has {len(names)} experts ({', '.join(names)}): name one directory in experts=, or give alphas= with one "
+                f"number for each in this order, joined by '+' (for example alphas={'+'.join([f'{1 / len(names):.2g}'] * len(names))})."
             )
         self._alphas = list(self.options.alphas) if self.options.alphas is not None else [1.0]
         if len(self._alphas) != len(names):

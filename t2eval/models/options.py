@@ -121,7 +121,8 @@ def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: 
     Args:
         kind: the strategy's options.
         arguments: all of `model_args`.
-        parents: the lm-eval class and what it derives from; what neither they nor we know goes to `from_pretrained`, unless it looks like a slip of ours.
+        parents: the lm-eval class and what it derives from; what neither they nor we know goes to `from_pretrained`, unless it looks
+            like a slip of ours.
 
     Raises:
         UsageError: an unknown value, an option of another strategy, or a name close to one of ours.

@@ -44,6 +44,25 @@ class Strategy:
     OPTIONS: ClassVar[type[Options]] = Options
     options: Any
 
+    # what the lm-eval class gives
+    model: Any
+    tokenizer: Any
+    config: Any
+    device: Any
+    backend: str
+    pretrained: Any
+    revision: Any
+    truncation: Any
+    max_length: int
+    max_gen_toks: int
+    batch_size_per_gpu: Any
+    cache_hook: Any
+    tok_encode: Any
+    tok_batch_encode: Any
+    _encode_pair: Any
+    _rank: int
+    _world_size: int
+
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
         with one_message():
             order = type(self).__mro__
@@ -201,8 +220,8 @@ class Strategy:
         except (OSError, HFValidationError) as error:
             first = str(error).strip().splitlines()[0]
             raise T2Error(
-                f"The base model {pretrained!r} could not be loaded: {first} Check the name or path; if the hub cannot be reached, download the "
-                "model where it can and give its folder, or leave pretrained= out to use the embedded base model."
+                f"The base model {pretrained!r} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "
+                "download the model where it can and give its folder, or leave pretrained= out to use the embedded base model."
             ) from error
         if self.backend != "causal":
             raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
@@ -271,7 +290,8 @@ class Strategy:
         return {
             "strategy": self.options.strategy,
             "experts": [
-                {"name": expert.name, "label": expert.label, "sha256": expert.sha256, "basis_fingerprint": _short(expert)} for expert in self.experts
+                {"name": expert.name, "label": expert.label, "sha256": expert.sha256, "basis_fingerprint": _short(expert)}
+                for expert in self.experts
             ],
             "dispatch": {},
             "alphas": {},
@@ -292,7 +312,9 @@ class Strategy:
 def _embedded_base() -> str:
     folder = Path(embedded_base_dir())
     if not (folder / "config.json").is_file():
-        raise T2Error(f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args.")
+        raise T2Error(
+            f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args."
+        )
     return str(folder)
 
 

@@ -294,9 +294,8 @@ class Candidates:
         pair, longest = encoding.pair, encoding.longest
         room = max(1, longest - environment.max_new_tokens)
         self._prompts = [encoding.text(example.prompt)[-room:] for example in self._examples]
-        wanted = [
-            list(example.requests) if environment.kind == "choice" else [(example.prompt, example.answer or " ")] for example in self._examples
-        ]
+        chosen = environment.kind == "choice"
+        wanted = [list(example.requests) if chosen else [(example.prompt, example.answer or " ")] for example in self._examples]
         self._pairs = [[_cut(*pair(context, text), longest) for context, text in each] for each in wanted]
         self._mergeable = mergeable
 
@@ -348,8 +347,8 @@ class Candidates:
             by_context: dict[tuple[int, ...], list[int]] = {}
             for index, (context, _) in enumerate(pairs):
                 by_context.setdefault(tuple(context), []).append(index)
-            for context, indices in by_context.items():
-                prompts.append(list(context))
+            for shared, indices in by_context.items():
+                prompts.append(list(shared))
                 continuations.append([pairs[index][1] for index in indices])
                 owners.append((row, indices))
         found = self._runner.loglikelihoods(prompts, continuations, lambda rows: scope([owners[row][0] for row in rows]))

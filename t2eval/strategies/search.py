@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cmaes import CMA
 from pydantic import BaseModel, ConfigDict, Field
 
-from t2eval.errors import UsageError, unknown
+from t2eval.errors import UsageError
 
 Array = npt.NDArray[np.float64]
 
@@ -136,17 +136,13 @@ class CovarianceAdaptation:
         self._inner.tell([(candidates[row], float(place)) for place, row in enumerate(ranking)])
 
 
-_METHODS = {"cem": CrossEntropy, "cmaes": CovarianceAdaptation}
-
-
 def start_search(dimensions: int, experts: int, config: SearchConfig) -> Search:
     """A searcher over `dimensions` coefficients that starts from the even mix 1/`experts`.
 
     Raises:
-        UsageError: the method is unknown, or it cannot work in one dimension (CMA-ES).
+        UsageError: CMA-ES cannot work in one dimension.
     """
-    if config.method not in _METHODS:
-        raise unknown("search method", config.method, _METHODS)
     if config.method == "cmaes" and dimensions < 2:
         raise UsageError("search=cmaes needs at least two coefficients; with one expert use search=cem.")
-    return _METHODS[config.method](np.full(dimensions, 1.0 / experts), config)
+    start = np.full(dimensions, 1.0 / experts)
+    return CrossEntropy(start, config) if config.method == "cem" else CovarianceAdaptation(start, config)

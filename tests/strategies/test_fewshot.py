@@ -78,7 +78,9 @@ def test_the_end_takes_the_better_of_mean_and_best() -> None:
         return [Outcome((float(min(abs(v[0] - 0.1), abs(v[0] - 0.9)) < 0.1),), (0.0,)) for v in vectors]  # the mean falls between
 
     search = SearchConfig(population=16, elites=8, iterations=1, seed=0)
-    chosen = {choose: adapt(Coefficients(_scales()), ridge, FewshotConfig(search=search, choose=choose)) for choose in ("auto", "mean", "best")}
+    chosen = {
+        choose: adapt(Coefficients(_scales()), ridge, FewshotConfig(search=search, choose=choose)) for choose in ("auto", "mean", "best")
+    }
     assert chosen["mean"].score == 0.0 and chosen["best"].score == 1.0
     assert chosen["auto"].chosen == "best" and chosen["auto"].score == 1.0
 
