@@ -53,14 +53,24 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
     try:
         result = train(config)
     except KeyboardInterrupt:
-        raise T2Error(f"Interrupted. The last checkpoint is in {config.output}: run the same command with --resume to go on.") from None
+        where = config.output / "checkpoints"
+        raise T2Error(
+            f"Interrupted. The last checkpoint, if one was reached, is in {where}: the same command with --resume goes on."
+        ) from None
     scores = {when: {split: _plain(score) for split, score in splits.items()} for when, splits in result.scores.items()}
     if as_json:
-        click.echo(json.dumps({"path": str(result.path), "scores": scores}))
+        summary = {"path": str(result.path), "scores": scores, "comparison": result.comparison, "steps": result.steps}
+        click.echo(json.dumps({**summary, "seconds": result.seconds, "trainable_parameters": result.trainable_parameters}))
         return
     for split in scores.get("after", {}):
         before, after = scores.get("before", {}).get(split), scores["after"][split]
         click.echo(f"{split}: {_shown(before)} → {_shown(after)}")
+    if result.comparison:
+        gained, lost = result.comparison["gained"], result.comparison["lost"]
+        click.echo(f"Of the test answers, {gained} became right and {lost} wrong: p = {result.comparison['p_value']:.2g} (McNemar, exact)")
+    click.echo(
+        f"{result.trainable_parameters} parameters, {result.steps} steps in {result.seconds:.0f} s (step {result.chosen_step} was the best)"
+    )
     click.echo(f"Saved in {result.path}")
 
 
