@@ -105,7 +105,7 @@ def test_attacks_succeed_where_there_is_no_isolation(unguarded: None) -> None:
 def test_the_verdict_of_the_others_does_not_depend_on_isolation(unguarded: None) -> None:
     forgeries = [attack for attack in attacks.ATTACKS if attack.name in ("exit-hard", "exit", "atexit", "descriptors", "optimise", "sleep")]
     assert len(forgeries) == 6
-    assert all(attacks.run_attack(attack).contained for attack in forgeries)
+    assert [result for result in map(attacks.run_attack, forgeries) if not result.contained] == []
 
 
 def test_what_is_not_covered() -> None:
@@ -179,17 +179,17 @@ def test_a_forked_process_starts_its_own(kind: str) -> None:
 def test_an_interrupted_harness_leaves_no_process(kind: str, number: signal.Signals) -> None:
     script = (
         "from t2eval.sandbox import run_programs\nrun_programs(['pass'])\nprint('go', flush=True)\n"
-        f"run_programs([{SPIN!r}] * 4, timeout=60, workers=2)"
+        f"run_programs([{SPIN!r}] * 4, timeout=600, workers=2)"
     )
     harness = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     assert harness.stdout is not None and harness.stderr is not None
     assert harness.stdout.readline() == "go\n"
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while len(left := _descendants(harness.pid)) < 4 and time.monotonic() < end:
         time.sleep(0.05)
     assert len(left) >= 4
     harness.send_signal(number)
-    harness.wait(10)
+    harness.wait(60)
     while any(_alive(pid) for pid in left) and time.monotonic() < end:
         time.sleep(0.05)
     assert [pid for pid in left if _alive(pid)] == []

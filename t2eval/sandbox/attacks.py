@@ -21,6 +21,7 @@ from t2eval.sandbox.run import Verdict, require, run_program
 
 _SYSCALL = "import ctypes, os, platform\nlibc = ctypes.CDLL(None, use_errno=True)\narm = platform.machine() == 'aarch64'\n"
 _SHORT = 1.0  # seconds, for programs that never end by themselves
+_LATE = 30.0  # seconds after the limit at which the harness counts as held up, on an overloaded machine too
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ _PROCESSES = (
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    os.closerange(0, 2000)\n    time.sleep(1)\n    os._exit(0)",
         proven=True,
     ),
-    Attack("exec", "become another program", "import os; os.execv('/bin/sleep', ['sleep', '60'])", _status("error"), _SHORT, proven=True),
+    Attack("exec", "become another program", "import os; os.execv('/bin/sleep', ['sleep', '60'])", _status("error"), 20.0, proven=True),
     Attack("subprocess", "run a shell command", "import subprocess; subprocess.run(['/bin/sh', '-c', ':'], check=True)", proven=True),
     Attack("kill-harness", "signal the harness", "import os; os.kill(PID, 0)", proven=True),
     Attack("kill-supervisor", "signal the process that judges it", "import os; os.kill(os.getppid(), 0)", proven=True),
@@ -194,15 +195,20 @@ _RESOURCES = (
         "recurse until the stack is gone",
         "import sys\nsys.setrecursionlimit(10**9)\nclass Deep:\n"
         "    def __getattr__(self, name):\n        return getattr(self, name)\nDeep().x",
-        _status("killed", "error", "memory"),
+        _status("killed", "error", "memory", "timeout"),
         20.0,
     ),
 )
 _FORGERIES = (
     Attack("exit-hard", "leave with exit code 0 before the asserts", "import os; os._exit(0)\nassert False"),
     Attack("exit", "sys.exit(0) before the asserts", "import sys; sys.exit(0)\nassert False"),
-    Attack("atexit", "say that it passed when it ends", "import atexit; atexit.register(print, 'passed')\nassert False", _status("failed")),
-    Attack("print-verdict", "print that it passed", "print('passed', flush=True)\nassert False", _status("failed")),
+    Attack(
+        "atexit",
+        "say that it passed when it ends",
+        "import atexit; atexit.register(print, 'passed')\nassert False",
+        _status("failed", "timeout"),
+    ),
+    Attack("print-verdict", "print that it passed", "print('passed', flush=True)\nassert False", _status("failed", "timeout")),
     Attack(
         "descriptors",
         "write a verdict to every descriptor",
@@ -215,7 +221,7 @@ _FORGERIES = (
         "import builtins, json, os, sys\nos._exit = os.write = os.read = json.dumps = lambda *arguments: b'passed'\n"
         "builtins.AssertionError = builtins.BaseException = builtins.exec = type('Quiet', (Exception,), {})\n"
         "sys.modules['__main__'].main = None\nassert False",
-        _status("failed", "error"),
+        _status("failed", "error", "timeout"),
     ),
     Attack("optimise", "have its asserts compiled away", "assert not __debug__"),
 )
@@ -242,7 +248,7 @@ def run_attack(attack: Attack) -> AttackResult:
         began = time.monotonic()
         verdict = run_program(stage.constants() + attack.source, timeout=attack.timeout)
         seconds = time.monotonic() - began
-        contained = attack.held(verdict, stage) and stage.untouched() and seconds < attack.timeout + 5
+        contained = attack.held(verdict, stage) and stage.untouched() and seconds < attack.timeout + _LATE
     return AttackResult(attack.name, attack.what, contained, verdict, seconds)
 
 

@@ -26,8 +26,8 @@ from t2eval.sandbox.isolation import Isolation, Kind, asked, missing, refusal, s
 
 Status = Literal["passed", "failed", "error", "timeout", "memory", "killed", "refused"]
 LONGEST_SOURCE = 1 << 20  # bytes
-_START_SECONDS = 30.0
-_GRACE_SECONDS = 10.0  # how long after the limit a supervisor may take to say so
+_START_SECONDS = 120.0  # an overloaded machine is slow, not unsafe
+_GRACE_SECONDS = 30.0  # how long after the limit a supervisor may take to say so
 _KEPT = 8  # idle supervisors, for the next call
 
 _CANARY = """
@@ -191,8 +191,8 @@ def _why_not(kind: Kind) -> str | None:
         supervisor = _Supervisor(kind)
     except (T2Error, OSError) as error:
         return str(error)
-    supervisor.send(0, _CANARY.encode(), 10.0)
-    answer = supervisor.receive(20.0)
+    supervisor.send(0, _CANARY.encode(), _START_SECONDS)
+    answer = supervisor.receive(_START_SECONDS + _GRACE_SECONDS)
     if answer is None or answer["status"] != "passed":
         supervisor.kill()
         return f"{kind} does not hold here ({answer['detail'] if answer else 'no answer'})"
