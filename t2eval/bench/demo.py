@@ -29,6 +29,7 @@ EXPERTS = (*SKILLS, "dispatch")
 LIVE = "math"
 EXAMPLES = 300
 _MARKER = "demo.json"
+_RECORD = "training.json"
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,14 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the run has ended (its record is written last)."""
-        return any((self.output / name).is_file() for name in ("expert.json", "training.json"))
-
-    def record(self) -> dict[str, Any]:
-        """The training record that the run left."""
-        for name in ("expert.json", "training.json"):
-            if (self.output / name).is_file():
-                content: dict[str, Any] = json.loads((self.output / name).read_text(encoding="utf-8"))
-                return content.get("training") or content
-        raise T2Error(f"The training run {self.recipe!r} left nothing in {self.output}.")
+        return (self.output / _RECORD).is_file()
 
     def __str__(self) -> str:
-        record = self.record()
-        scores = record.get("scores") or {}
-        try:
-            before, after = (scores[when]["test"] for when in ("before", "after"))
-            scored = f"{before['score']:.3f} → {after['score']:.3f} on the test split (n={after['n']})"
-            return f"{self.recipe}: {scored}, {record['seconds']:.0f} s"
-        except (KeyError, TypeError):
-            return f"{self.recipe}: {record.get('seconds', 0):.0f} s"
+        record = json.loads((self.output / _RECORD).read_text(encoding="utf-8"))
+        before, after = (record["scores"][when] for when in ("before", "after"))
+        split = "test" if "test" in after else "validation"
+        scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
+        return f"{self.recipe}: {scored}, {record['seconds']:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -164,7 +154,7 @@ def _train_alone(job: Job) -> str:
     from t2eval.training.train import train_expert
 
     torch.set_num_threads(1)
-    train_expert(_config(job))
+    train_expert(_config(job), progress=False)
     return str(job)
 
 
