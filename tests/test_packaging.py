@@ -158,3 +158,14 @@ main(["lm-eval", "--model", "t2-cls", "--tasks", "embedded_math_unseen", "--limi
 """
     done = subprocess.run([str(python), "-S", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "seen ['run', '--model', 't2-cls', '--tasks', 'embedded_math_unseen', '--limit', '2'] True True" in done.stdout, done.stderr
+
+
+def test_editable_install_points_to_the_checkout_and_brings_the_bridge(root: Path, tmp_path: Path) -> None:
+    code = "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=True, capture_output=True, text=True)
+    (built,) = tmp_path.glob("*.whl")
+    archive = zipfile.ZipFile(built)
+    outside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    # Nothing of tasks/ or experts/: copies would go stale.
+    assert outside == {"_t2eval.pth", "t2eval_bridge.py", "t2eval_bridge.pth"}
+    assert archive.read("_t2eval.pth").decode().strip() == str(root)
