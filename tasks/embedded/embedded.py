@@ -1,5 +1,7 @@
 """Documents and grading of the embedded tasks."""
 
+from functools import lru_cache
+
 import datasets
 
 from t2eval.embedded import corpus
@@ -15,6 +17,11 @@ def load(t2, **_):
     return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
 
+@lru_cache(maxsize=100_000)
+def _passes(program, test):
+    return passes(program, test, timeout=SECONDS)
+
+
 def pass_at_1(doc, results):
-    """1 if the program passes its asserts in the sandbox."""
-    return {"pass@1": float(passes(results[0], doc["test"], timeout=SECONDS))}
+    """1 if the program passes its asserts in the sandbox; one program and its asserts are run once a process."""
+    return {"pass@1": float(_passes(results[0].strip(), doc["test"]))}
