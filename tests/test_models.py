@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +124,11 @@ def test_fixed_alphas_mix_the_experts_in_the_order_of_their_names(world: Path) -
         lm = _make("expert", world, alphas="0.2+0.3+0.5", form=form)
         plain = _composed(world, mix(experts, [0.2, 0.3, 0.5], form))  # type: ignore[arg-type]
         assert _answers(_evaluate(lm, ["models_gen"]), "models_gen") == _answers(_evaluate(plain, ["models_gen"]), "models_gen")
-        assert lm.t2_info()["alphas"] == {"*": [0.2, 0.3, 0.5]} and lm.t2_info()["alpha_order"] == ["e-code", "e-math", "e-reasoning"]
+        assert lm.t2_info()["alphas"] == {"models_gen": [0.2, 0.3, 0.5]} and lm.t2_info()["alpha_order"] == [
+            "e-code",
+            "e-math",
+            "e-reasoning",
+        ]
 
 
 def test_several_experts_without_alphas_say_what_to_do(world: Path) -> None:
@@ -347,16 +353,26 @@ def test_models_share_one_set_of_hooks(world: Path) -> None:
     assert len(one.generate_until(_requests()[:2], disable_tqdm=True)) == len(other.generate_until(_requests()[:2], disable_tqdm=True)) == 2
 
 
-def test_two_processes_on_cpus_divide_the_work(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_on_cpus_divide_the_work(world: Path) -> None:
     """HFLM leaves rank 0 of 1 on CPUs; two accelerate processes must share the documents and end with the same record."""
-
-    class Accelerator:
-        num_processes, process_index = 2, 1
-
-    lm = _make("prompt", world)
-    lm.accelerator = Accelerator()
-    lm._set_ranks()
-    assert (lm.rank, lm.world_size) == (1, 2)
+    tasks = "models_gen,models_choice"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TASKS.parent / "models_ranks.py")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TASKS.parents[2])}
+    ran = subprocess.run(
+        [sys.executable, *command, str(world), str(TASKS), tasks], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    together = json.loads(ran.stdout.strip().splitlines()[-1])
+    for kind in ("fewshot", "prompt"):
+        alone = _evaluate(_make(kind, world, **(SMALL if kind == "fewshot" else {})), tasks.split(","))
+        info, other = alone["config"]["t2"], together[kind]["t2"]
+        assert other["alphas"] == info["alphas"] and other["dispatch"] == info["dispatch"]
+        assert together[kind]["samples"] == dict.fromkeys(tasks.split(","), 9)
+        assert together[kind]["results"]["models_gen"] == pytest.approx(alone["results"]["models_gen"]["even,none"])
+        own = together[kind]["own_evaluations"] if kind == "fewshot" else None
+        if own is not None:  # each process evaluated only a part of the candidates
+            evaluations = info["adaptation"]["models_gen"]["evaluations"]
+            assert sum(own) == evaluations and max(own) < evaluations
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class Dispatching(Strategy):
 
     def _format(self) -> DispatchFormat:
         """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels."""
-        folders = [self.options.experts if isinstance(self.options.experts, (str, Path)) else "", self._library(), self.pretrained]
+        base = self.pretrained if isinstance(self.pretrained, str) else getattr(self.config, "_name_or_path", "")
+        folders = [self._library(), base]
         found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
         self._own_format = found is not None
         if found is not None:

@@ -23,6 +23,7 @@ class Fixed(Strategy):
     def prepare(self) -> None:
         self._by_label = {expert.label: expert for expert in self.experts}
         self._of_task: dict[str, str] = {}
+        self._tasks: set[str] = set()
         self._picks = self._embedded and self.options.experts is None and self.options.alphas is None
         names = [expert.name for expert in self.skills]
         if self._picks:
@@ -38,6 +39,7 @@ class Fixed(Strategy):
         self._mixed = mix_scales([expert.z for expert in self.skills], self._alphas, self.options.form)
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
+        self._tasks.update(str(request.task_name) for request in requests)
         return [self._pick(str(request.task_name)) if self._picks else "mix" for request in requests]
 
     def _pick(self, task: str) -> str:
@@ -62,8 +64,11 @@ class Fixed(Strategy):
         if self._picks:
             return {"expert_by_label": dict(self._of_task)}
         names = [expert.name for expert in self.skills]
-        return {"alphas": {"*": self._alphas}, "alpha_order": names, "form": self.options.form}
+        return {"alphas": dict.fromkeys(sorted(self._tasks), self._alphas), "alpha_order": names, "form": self.options.form}
 
     def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self._picks:
+            tasks = sorted({task for report in reports for task in report["alphas"]})
+            return {**reports[0], "alphas": dict.fromkeys(tasks, self._alphas)}
         picked = {task: name for report in reports for task, name in report.get("expert_by_label", {}).items()}
-        return {**reports[0], "expert_by_label": picked} if self._picks else reports[0]
+        return {**reports[0], "expert_by_label": picked}

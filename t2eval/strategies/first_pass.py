@@ -7,6 +7,7 @@ types or caches, and count the tokens that the model really read.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -237,21 +238,20 @@ class Runner:
         for start in range(0, len(spread), self.rows):
             part = spread[start : start + self.rows]
             chosen = torch.tensor([place for place, _ in part], dtype=torch.long, device=mask.device)
-            copy = self._selected(cache, chosen)
+            spare = self._selected(cache, chosen)
             tokens = [list(continuations[place][index]) for place, index in part]
             ids, own = self.padded([each[:-1] for each in tokens], "right")
             with scope([rows[place] for place, _ in part]):
-                logits = self.forward(ids, torch.cat([mask[chosen], own], dim=1), copy).log_softmax(-1)
+                logits = self.forward(ids, torch.cat([mask[chosen], own], dim=1), spare).log_softmax(-1)
             for row, ((place, index), each) in enumerate(zip(part, tokens, strict=True)):
                 wanted = torch.tensor(each[1:], device=logits.device)
                 first[place][index] += logits[row, : len(each) - 1].gather(1, wanted[:, None]).sum().item()
         return first
 
     def _selected(self, cache: Any, rows: Tensor) -> Any:
-        copy = self.new_cache()
-        for index, layer in enumerate(cache.layers):
-            copy.update(layer.keys[rows], layer.values[rows], index)
-        return copy
+        chosen = copy.deepcopy(cache)
+        chosen.batch_select_indices(rows)
+        return chosen
 
     @torch.no_grad()
     def prefix(self, ids: Sequence[int]) -> tuple[Any, list[int]]:
@@ -273,10 +273,10 @@ class Runner:
         results: list[list[float]] = [[] for _ in prompts]
         for chunk in self._chunks([len(prompt) for prompt in prompts]):
             ids, own = self.padded([prompts[row][len(shared) :] for row in chunk], "left")
-            copy = self._selected(cache, torch.zeros(len(chunk), dtype=torch.long, device=ids.device))
+            spare = self._selected(cache, torch.zeros(len(chunk), dtype=torch.long, device=ids.device))
             mask = torch.cat([torch.ones(len(chunk), len(shared), dtype=own.dtype, device=own.device), own], dim=1)
-            last = self.forward(ids, mask, copy, last_only=True)[:, -1].log_softmax(-1)
-            for row, values in zip(chunk, self.behind(copy, mask, last, [continuations[row] for row in chunk], chunk), strict=True):
+            last = self.forward(ids, mask, spare, last_only=True)[:, -1].log_softmax(-1)
+            for row, values in zip(chunk, self.behind(spare, mask, last, [continuations[row] for row in chunk], chunk), strict=True):
                 results[row] = values
         return results
 
