@@ -12,8 +12,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def assemble(root: Path, full: bool, seeds: Sequence[int]) -> tuple[str, ...]:
     said = []
     for seed in seeds:
         names = []
-        sources = sorted(path for path in Path(embedded_library_dir(seed)).iterdir())
+        library = Path(embedded_library_dir(seed))
+        sources = sorted(library.iterdir()) if library.is_dir() else []
         targets = [(path, root / "library" / f"seed-{seed}" / path.name) for path in sources]
         for method in BASELINES:
             for skill in SKILLS:
@@ -142,39 +143,59 @@ def _copy(source: Path, target: Path) -> None:
 def _config(job: Job) -> Any:
     from t2eval.training.config import TrainConfig
 
-    begun = (job.output / "checkpoints").is_dir()
-    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=job.seed, resume=begun or None)
+    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=job.seed, resume=True)
 
 
-def _train_alone(job: Job) -> str:
-    """One run in a process of its own, with one thread."""
+def _train_alone(job: Job, pipe: Connection) -> None:
+    """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     import torch
 
     from t2eval.training.train import train_expert
 
     torch.set_num_threads(1)
-    train_expert(_config(job), progress=False)
-    return str(job)
+    try:
+        train_expert(_config(job), progress=False)
+    except Exception as error:  # noqa: BLE001 - the parent raises it; this process has no terminal of its own
+        pipe.send(str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}")
+
+
+def _start(job: Job) -> tuple[Any, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_train_alone, args=(job, theirs), daemon=True)
+    with worker_environment(1):
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def _reason(process: Any, pipe: Connection) -> str:
+    try:
+        return str(pipe.recv())
+    except EOFError:
+        return f"its process ended with exit code {process.exitcode}."
 
 
 def _train_all(pending: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:
     """Runs side by side, one thread each: two of them on two cores end sooner than one after the other with two threads."""
-    context = multiprocessing.get_context("spawn")
-    with worker_environment(1), ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(_train_alone, job) for job in pending}
-        try:
-            done_count = 0
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    done_count += 1
-                    say(f"[{done_count}/{len(pending)}] trained {future.result()}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            raise
+    waiting, running = list(pending), dict[int, tuple[Job, Any, Connection]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                process, pipe = _start(job)
+                running[process.sentinel] = job, process, pipe
+            for sentinel in wait(list(running)):
+                job, process, pipe = running.pop(int(sentinel))  # type: ignore[arg-type]
+                process.join()
+                if not job.finished:
+                    raise T2Error(f"Training {job.recipe!r} failed: {_reason(process, pipe)}")
+                say(f"[{len(pending) - len(waiting) - len(running)}/{len(pending)}] trained {job}")
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+            process.join()
 
 
 def train(todo: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:

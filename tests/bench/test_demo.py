@@ -10,7 +10,7 @@ from t2eval.bench import demo
 from t2eval.bench.execute import run
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.errors import T2Error, UsageError
-from tests.bench.fakes import FakeWorker
+from tests.bench.fakes import FakeWorker, quick, write_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -125,3 +125,21 @@ def test_the_shipped_benchmark_file_is_valid():
     plan = load_plan(REPOSITORY / "experts" / "benchmarks" / "embedded.yaml")
     assert plan.config.methods == METHODS
     assert len(plan.cells) == 6 + 7 * 6 * 3
+
+
+def test_many_runs_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "_train_alone", quick)
+    todo = [demo.Job(name, tmp_path / name) for name in ("a", "b", "c")]
+    write_record(todo[0])
+    lines = []
+    demo.train(todo, 2, lines.append)
+    assert all(job.finished for job in todo)
+    assert lines[0].startswith("already trained: a: 0.500 → 0.500 on the validation split (n=4)")
+    assert sorted(line[:5] for line in lines[-2:]) == ["[1/2]", "[2/2]"]
+
+
+@pytest.mark.parametrize(("name", "message"), [("broken", "no such task"), ("killed", "exit code 9")])
+def test_a_run_that_fails_is_named(tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr(demo, "_train_alone", quick)
+    with pytest.raises(T2Error, match=f"Training '{name}' failed: .*{message}"):
+        demo.train([demo.Job("fine", tmp_path / "fine"), demo.Job(name, tmp_path / name)], 1, print)
