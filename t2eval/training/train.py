@@ -97,6 +97,7 @@ def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainRe
     if (finished := _claim(config)) is not None:
         return finished
     setup = _set_up(config)
+    _write(config.output / SETTINGS, json.dumps(config.hyperparameters, indent=2) + "\n")
     initial = setup.trainable.state()
     points = config.points
     reached: list[tuple[Progress, Path]] = []
@@ -148,7 +149,6 @@ def _claim(config: TrainConfig) -> TrainResult | None:
                 )
         if (output / RECORD).is_file():
             return _read_result(output)
-    _write(output / SETTINGS, json.dumps(settings, indent=2) + "\n")
     return None
 
 
