@@ -45,7 +45,8 @@ docs: $(STAMP) ## the pages that the product writes itself
 	@$(BIN)/python -m t2eval.cli.helppage docs/cli.md
 
 embedded: $(STAMP) ## rebuild the embedded base, its experts and baselines from the seed (docs say how long it takes)
-	@$(BIN)/python -m t2eval.embedded
+	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base
+	@$(BIN)/python -m t2eval.bench.shipped
 
 clean: ## remove build outputs and caches (not .venv, not runs)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

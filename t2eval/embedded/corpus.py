@@ -24,7 +24,7 @@ _MIX = {"math": 0.40, "code": 0.22, "reasoning": 0.22, "dispatch": 0.13, "others
 _CORPUS_HARD = 0.45
 _UNSEEN_SHARE = 0.4
 # The share of hard problems in each task, chosen on validation examples so that no task saturates.
-HARD = {"math": 0.65, "code": 0.5, "reasoning": 0.5}
+HARD = {"math": 0.65, "code": 0.85, "reasoning": 0.5}
 
 SIZES = {"train": 1200, "validation": 400, "adaptation": 60, "test": 500}
 _BUCKETS = {"train": (60, 70), "validation": (70, 80), "adaptation": (70, 80), "test": (80, 100)}
