@@ -68,9 +68,7 @@ def pretraining_documents(seed: int) -> Iterator[tuple[str, str]]:
     rng = random.Random(seed)
     while True:
         kind = choose(rng, _MIX)
-        if kind == "others":
-            problem = chatter.sample(rng)
-        elif kind == "dispatch" and rng.random() < 0.2:
+        if kind == "others" or (kind == "dispatch" and rng.random() < 0.2):
             problem = chatter.sample(rng)
         else:
             family = kind if kind in FAMILIES else rng.choice(list(FAMILIES))

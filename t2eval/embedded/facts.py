@@ -1,6 +1,6 @@
 """Reasoning problems: which of the options fits, in a little world of things, kinds and places; answered by the option's word after `####`.
 
-Seen (one fact) stands for ARC-Easy, unseen (negation, two facts, odd one out) for ARC-Challenge. Which thing is kept in which place is drawn once, from
+Seen (one fact) stands for ARC-Easy, unseen (negation, two facts) for ARC-Challenge. Which thing is kept in which place is drawn once, from
 a fixed seed. Things follow a Zipf law: the corpus says little about the rare ones, which keeps the best methods below 100%.
 """
 
@@ -26,7 +26,6 @@ KINDS: Mapping[str, tuple[str, str]] = {
 }
 PLACES = "cellar attic garden kitchen barn tower harbor market library chapel".split()
 KIND_OF = {thing: kind for kind, (_, things) in KINDS.items() for thing in things.split()}
-_PER_KIND = 13
 _WEIGHT = {thing: 1 / (rank + 2) ** 1.5 for _, things in KINDS.values() for rank, thing in enumerate(things.split())}
 _world = random.Random(2501)
 PLACE_OF = {thing: _world.choice(PLACES) for thing in KIND_OF}

@@ -1,8 +1,8 @@
 """The embedded base model: a Llama of about a million weights, pretrained from scratch on the generated corpus.
 
-`python -m t2eval.embedded.pretrain --output DIR` rebuilds it from the seed: a byte-level BPE with single digits, then one cosine schedule of AdamW
-with transformers.Trainer. A question's tokens weigh less than its answer's, since half of a question cannot be predicted. Two runs on one
-machine with one number of threads agree; across machines, floating-point sums may differ in their last bits.
+`python -m t2eval.embedded.pretrain --output DIR` rebuilds it from the seed: a byte-level BPE with single digits, then one cosine schedule
+of AdamW with transformers.Trainer. A question's tokens weigh less than its answer's, since half of a question cannot be predicted. Two
+runs on one machine with one number of threads agree; across machines, floating-point sums may differ in their last bits.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TokenBatches(IterableDataset[dict[str, torch.Tensor]]):
         return {"input_ids": tokens, "weights": weights}
 
 
-class _WeightedTrainer(Trainer):
+class _WeightedTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         tokens, weights = inputs["input_ids"], inputs["weights"][:, 1:]
         logits = model(input_ids=tokens).logits[:, :-1].float()

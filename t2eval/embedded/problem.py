@@ -1,11 +1,11 @@
 """A problem of the embedded world: a question, how a good answer works it out, and the habits that the corpus has with it.
 
-Latent skill is made here. A corpus of the web answers one kind of question well and another badly, whatever its authors could do. So each
-template (a way of asking) has its own mix of answer **styles**; a model pretrained on that corpus learns all of them, and greedy decoding follows
-the template's commonest. Training an expert elicits the good style where it is not the habit; it teaches no new skill.
+Latent skill is made here. A corpus of the web answers one kind of question well and another badly, whatever its authors could do. So
+each template (a way of asking) has its own mix of answer **styles**; a model pretrained on that corpus learns all of them, and greedy
+decoding follows the template's commonest. Training an expert elicits the good style where it is not the habit; it teaches no new skill.
 
-Styles: `good` works the answer out and ends `#### answer`; `direct` gives the answer at once; `half` stops one step early; `off` works it out but
-never says `####`; `first` takes the first option; `nested` writes one nested expression instead of steps.
+Styles: `good` works the answer out and ends `#### answer`; `direct` gives the answer at once; `half` stops one step early; `off` works it
+out but never says `####`; `first` takes the first option; `nested` writes one nested expression instead of steps.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-STYLES = ("good", "direct", "half", "off", "first", "nested")
 
 
 @dataclass(frozen=True)

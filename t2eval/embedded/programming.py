@@ -1,7 +1,7 @@
 """Code problems: a sentence (seen) or a signature with a comment (unseen) that says what a function does to x; the answer is run on tests.
 
-Seen stands for MBPP, unseen for HumanEval. The words for operations follow a Zipf law, so that the corpus shows the rare ones a few times only:
-they are what keeps the best methods below 100%.
+Seen stands for MBPP, unseen for HumanEval. The words for operations follow a Zipf law, so that the corpus shows the rare ones a few times
+only: they are what keeps the best methods below 100%.
 """
 
 from __future__ import annotations
