@@ -15,14 +15,17 @@ from t2eval.bench.demo import jobs, train
 from t2eval.resources import experts_dir
 
 SEEDS = (0, 1, 2)
-# What a user of an expert or adapter needs; checkpoints and logs stay behind.
-_SCRATCH = ("checkpoints", "runs", "samples")
+# Only resuming and looking into a run need these.
+_SCRATCH = ("checkpoints", "settings.json", "log.jsonl", "test_outcomes.json")
 
 
 def tidy(folder: Path) -> None:
     """Remove from a finished run what only resuming needs."""
-    for name in _SCRATCH:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / name for name in _SCRATCH):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @click.command()
