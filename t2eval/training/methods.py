@@ -144,7 +144,7 @@ class PeftTrainable(Trainable):
         staging = path / ".unfinished-adapter"
         try:
             self.model.save_pretrained(staging)
-            for name in ("README.md", "adapter_model.safetensors", "adapter_config.json"):
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
                 os.replace(staging / name, path / name)
         except (OSError, SafetensorError) as error:
             raise T2Error(f"Could not write the adapter to {path}: {error}. Make room, then run again with resume.") from error

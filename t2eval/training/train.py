@@ -21,6 +21,7 @@ from t2eval.card import CARD, README, TENSORS, Score, TrainingRecord
 from t2eval.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
+from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
 from t2eval.training.loop import LOG, Loop, Progress
@@ -262,6 +263,8 @@ def _finish(
         "sweep": sweep,
         "versions": _versions(),
     }
+    if config.method != "svf":
+        _write(config.output / README, adapter_card(config.name or config.output.name, full))
     _write(config.output / RECORD, json.dumps(full, indent=2) + "\n")
     return _result(config.output, full)
 

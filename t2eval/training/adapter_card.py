@@ -1,0 +1,60 @@
+"""Adapter card: the README of a PEFT adapter that a baseline run leaves, in the Hub's form, with its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+tags:
+- t2eval
+- {method}
+---
+
+# {name}
+
+A {method} adapter of `{base}`, trained on `{task}` with the {objective} objective as a baseline of t2eval's experts: seed {seed},
+{steps} steps in {seconds:.0f} s, {parameters:,} parameters. Validation chose the checkpoint of step {chosen}.
+
+```bash
+lm_eval --model hf --model_args pretrained={base},peft=PATH_OF_THIS_FOLDER --tasks {task}
+```
+
+| split | training | score | standard error | n |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def adapter_card(name: str, record: Mapping[str, Any]) -> str:
+    """The card of one adapter.
+
+    Args:
+        name: the adapter's name.
+        record: the content of `training.json`.
+
+    Returns:
+        Markdown with the Hub's metadata on top.
+    """
+    scores = record["scores"]
+    rows = [
+        f"| {split} | {when} | {score['score']:.4f} | {score['stderr']:.4f} | {score['n']} |"
+        for split in ("validation", "test")
+        for when in ("before", "after")
+        if (score := scores.get(when, {}).get(split))
+    ]
+    return _CARD.format(
+        name=name,
+        base=record["base_model"]["id"],
+        method=record["method"],
+        task=record["task"],
+        objective=record["objective"],
+        seed=record["seed"],
+        steps=record["steps"],
+        seconds=record["seconds"],
+        parameters=record["trainable_parameters"],
+        chosen=record["chosen_step"],
+        rows="\n".join(rows),
+    )
