@@ -22,6 +22,7 @@ from t2eval.bench.plan import BASELINES, load_plan
 from t2eval.bench.report import Leaderboard, leaderboard
 from t2eval.bench.rows import write_atomically
 from t2eval.errors import T2Error, UsageError
+from t2eval.loading import quiet_lm_eval
 from t2eval.resources import experts_dir
 
 SKILLS = ("math", "code", "reasoning")
@@ -153,6 +154,7 @@ def _train_alone(job: Job, pipe: Connection) -> None:
 
     from t2eval.training.train import train_expert
 
+    quiet_lm_eval()
     torch.set_num_threads(1)
     try:
         train_expert(_config(job), progress=False)
@@ -208,6 +210,7 @@ def train(todo: Sequence[Job], workers: int, say: Callable[[str], None]) -> None
     for job in todo:
         if job.finished:
             say(f"already trained: {job}")
+    quiet_lm_eval()
     try:
         if len(pending) == 1:
             from t2eval.training.train import train_expert

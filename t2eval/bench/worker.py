@@ -19,6 +19,7 @@ from t2eval.bench.compare import mean_stderr
 from t2eval.bench.plan import BASELINES, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.errors import T2Error, unknown
+from t2eval.loading import quiet_lm_eval
 from t2eval.resources import tasks_dir
 
 _CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
@@ -213,6 +214,7 @@ class Worker:
         """
         from t2eval.base import load_base
 
+        quiet_lm_eval()
         self._manager = open_tasks(self.config.tasks, self.config.include_path)
         settings = self.config
         device = settings.device or _default_device()

@@ -123,6 +123,9 @@ def demo(output: Path, full: bool, workers: int | None, limit: int | None, seeds
       t2 demo
       t2 demo --full --output runs/demo-full
     """
+    from t2eval.loading import quiet_lm_eval
+
+    quiet_lm_eval()
     from t2eval.bench.demo import EXAMPLES, run_demo
 
     done = run_demo(

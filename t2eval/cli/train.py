@@ -47,6 +47,9 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
     given = {key: value for key, value in options.items() if value is not None}
     given.update(_parsed(settings, given))
     config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
+    from t2eval.loading import quiet_lm_eval
+
+    quiet_lm_eval()
     # Only now, when the settings are known to be good: this import takes seconds.
     from t2eval.training.train import train_expert as train
 

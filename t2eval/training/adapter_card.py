@@ -40,7 +40,7 @@ def adapter_card(name: str, record: Mapping[str, Any]) -> str:
     """
     scores = record["scores"]
     rows = [
-        f"| {split} | {when} | {score['score']:.4f} | {score['stderr']:.4f} | {score['n']} |"
+        f"| {split} | {when} | {score['score']:.4f} | {'' if score['stderr'] is None else format(score['stderr'], '.4f')} | {score['n']} |"
         for split in ("validation", "test")
         for when in ("before", "after")
         if (score := scores.get(when, {}).get(split))
