@@ -34,7 +34,7 @@ MixForm = Literal["paper", "offset"]
 SOLVER = "gram-eigh-float64-1"  # part of every cache key: change it whenever `decompose` may give other numbers
 PARAMETERISATIONS = ("direct", "sigmoid-renorm")
 MIX_FORMS = ("paper", "offset")
-_PROBES = 8
+PROBES = 8  # numbers of a sketch
 _PROBE_SEED = 25010
 
 
@@ -182,7 +182,7 @@ Probes = tuple[Any, Any]
 
 def project_probes(basis: Basis) -> Probes:
     """The seeded random probes in this basis, pᵀ Q and p'ᵀ Q: two (8, r) float64 numpy arrays."""
-    probes = np.random.RandomState(_PROBE_SEED + basis.rank).standard_normal((2, _PROBES, basis.rank))
+    probes = np.random.RandomState(_PROBE_SEED + basis.rank).standard_normal((2, PROBES, basis.rank))
     q = basis.q.detach().to("cpu", torch.float64).numpy()
     return probes[0] @ q, probes[1] @ q
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from t2eval.basis import Side
+from t2eval.basis import PROBES, Side
 from t2eval.errors import T2Error
 
 FORMAT_VERSION = 1
@@ -93,6 +93,9 @@ class ExpertCard(_Record):
             raise ValueError("modules is empty")
         if differing := sorted(set(self.modules) ^ set(self.basis_fingerprint)):
             raise ValueError(f"{differing[0]} is in only one of modules and basis_fingerprint")
+        for path, numbers in self.basis_fingerprint.items():
+            if len(numbers) != PROBES or not all(math.isfinite(number) for number in numbers):
+                raise ValueError(f"the basis_fingerprint of {path} is not {PROBES} finite numbers")
         return self
 
 
