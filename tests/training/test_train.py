@@ -107,7 +107,7 @@ def test_a_baseline_leaves_a_peft_adapter_and_the_same_record(settings: dict[str
     assert {name.rsplit(".", 3)[0].rsplit(".", 1)[-1] for name in own} == {"q_proj", "v_proj"}
     assert any(tensor.abs().sum() > 0 for name, tensor in own.items() if "lora_B" in name)
     card = (settings["output"] / "README.md").read_text()
-    assert "# lora on letters_generate" in card and "| after | validation |" in card and str(settings["output"]) not in card
+    assert "A lora adapter of" in card and "| validation | after |" in card and str(settings["output"]) not in card
 
 
 def test_validation_chooses_the_first_best_checkpoint(
