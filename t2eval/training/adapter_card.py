@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from t2eval.base import EMBEDDED
+
 _CARD = """---
 base_model: {base}
 library_name: peft
@@ -19,7 +21,7 @@ A {method} adapter of `{base}`, trained on `{task}` with the {objective} objecti
 {steps} steps in {seconds:.0f} s, {parameters:,} parameters. Validation chose the checkpoint of step {chosen}.
 
 ```bash
-lm_eval --model hf --model_args pretrained={base},peft=PATH_OF_THIS_FOLDER --tasks {task}
+lm_eval --model hf --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER --tasks {task}
 ```
 
 | split | training | score | standard error | n |
@@ -48,6 +50,7 @@ def adapter_card(name: str, record: Mapping[str, Any]) -> str:
     return _CARD.format(
         name=name,
         base=record["base_model"]["id"],
+        where="experts/base" if record["base_model"]["id"] == EMBEDDED else record["base_model"]["id"],
         method=record["method"],
         task=record["task"],
         objective=record["objective"],
