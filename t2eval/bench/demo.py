@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.execute import RunResult, end_with_parent, run, worker_environment
+from t2eval.bench.execute import RunResult, end_with_parent, run, speak_into, worker_environment
 from t2eval.bench.plan import BASELINES, load_plan
 from t2eval.bench.report import Leaderboard, leaderboard
 from t2eval.bench.rows import write_atomically
@@ -150,6 +150,7 @@ def _config(job: Job) -> Any:
 def _train_alone(job: Job, pipe: Connection) -> None:
     """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
     threading.Thread(target=end_with_parent, daemon=True).start()
+    speak_into(Path(os.devnull))
     import torch
 
     from t2eval.training.train import train_expert

@@ -26,6 +26,7 @@ from t2eval.bench.worker import Worker, file_hash, versions
 from t2eval.errors import T2Error, UsageError, unknown
 
 MANIFEST = "manifest.json"
+LOG = "workers.log"
 EXECUTORS = ("local",)
 _GROWS = ("name", "methods", "tasks", "seeds")
 
@@ -144,10 +145,18 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
+def speak_into(log: Path) -> None:
+    """Send this process's output to a file: the progress bars of lm-eval in several processes would fill the terminal."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
 def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe: Connection) -> None:
     """A worker process: open, then one row per cell until told to stop."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
+        speak_into(output / LOG)
         worker = factory(config, output)
         worker.open()
         if isinstance(worker, Worker):
@@ -224,13 +233,13 @@ class _Pool:
         with contextlib.suppress(OSError):
             pipe.send(cell)
 
-    def _died(self, pipe: Connection) -> Row | None:
+    def _died(self, pipe: Connection, output: Path) -> Row | None:
         """Account for a worker that is gone: its cell's failed row, and another worker if cells wait."""
         process = self._processes.pop(pipe)
         process.join()
         cell = self._busy.pop(pipe, None)
         if pipe not in self._ready:
-            raise T2Error(f"A worker ended while it was loading the model (exit code {process.exitcode}): too little memory?")
+            raise T2Error(f"A worker ended while it was loading the model (exit code {process.exitcode}). {output / LOG} may say why.")
         if cell is None:
             return None
         if self._pending:
@@ -242,7 +251,7 @@ class _Pool:
         try:
             kind, value = pipe.recv()
         except (EOFError, OSError):
-            return self._died(pipe)
+            return self._died(pipe, output)
         if kind == "disk":
             raise rows.disk_error(output, value)
         if kind == "fatal":

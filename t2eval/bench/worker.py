@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -212,8 +213,13 @@ class Worker:
         Raises:
             T2Error: a model or task that does not exist.
         """
+        from torch.utils import collect_env
+
         from t2eval.base import load_base
 
+        # simple_evaluate describes the machine in every result, by a dozen subprocesses: a second a cell, were it not asked once.
+        collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
+        collect_env.get_pretty_env_info()
         quiet_lm_eval()
         self._manager = open_tasks(self.config.tasks, self.config.include_path)
         settings = self.config
