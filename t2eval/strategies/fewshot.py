@@ -196,7 +196,7 @@ def adapt(
         search.tell(population, order)
         history.append(round(judge([best])[0].score, 6))
         progress(iteration + 1, history[-1])
-        elites = [outcomes[row].score for row in order[: max(2, len(order) // 5)]]
+        elites = [outcomes[row].score for row in order[: max(2, len(order) // 4)]]
         tied = round(max(elites) - min(elites), _SAME) == 0
         if search.converged and tied:
             break

@@ -29,9 +29,9 @@ class SearchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["cem", "cmaes"] = "cem"
-    population: int = Field(default=12, ge=2)
+    population: int = Field(default=16, ge=2)
     elites: int | None = Field(default=None, ge=1)
-    iterations: int = Field(default=8, ge=1)
+    iterations: int = Field(default=10, ge=1)
     sigma: float = Field(default=0.5, gt=0)
     sigma_floor: float = Field(default=0.05, ge=0)
     seed: int = 0
@@ -70,14 +70,14 @@ class CrossEntropy:
 
     Args:
         start: the first mean, shape (D,); the paper's is 1/K for each of K experts.
-        config: population, elites (a fifth of the population unless given), first σ and its floor, seed.
+        config: population, elites (a quarter of the population unless given), first σ and its floor, seed.
     """
 
     def __init__(self, start: Array, config: SearchConfig) -> None:
         self._mean = np.array(start, dtype=np.float64)
         self._sigma = np.full_like(self._mean, config.sigma)
         self._config = config
-        self._elites = config.elites or max(2, config.population // 5)
+        self._elites = config.elites or max(2, config.population // 4)
         if self._elites >= config.population:
             raise UsageError(f"elites={self._elites} must be fewer than population={config.population}.")
         self._random = np.random.default_rng(config.seed)
