@@ -368,7 +368,7 @@ def test_two_processes_on_cpus_divide_the_work(world: Path) -> None:
         info, other = alone["config"]["t2"], together[kind]["t2"]
         assert other["alphas"] == info["alphas"] and other["dispatch"] == info["dispatch"]
         assert together[kind]["samples"] == dict.fromkeys(tasks.split(","), 9)
-        assert together[kind]["results"]["models_gen"] == pytest.approx(alone["results"]["models_gen"]["even,none"])
+        assert together[kind]["results"] == pytest.approx(alone["results"]["models_gen"]["even,none"])
         own = together[kind]["own_evaluations"] if kind == "fewshot" else None
         if own is not None:  # each process evaluated only a part of the candidates
             evaluations = info["adaptation"]["models_gen"]["evaluations"]
