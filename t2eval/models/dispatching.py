@@ -152,7 +152,7 @@ class Classifying(Dispatching):
         if len(found) != 1:
             raise UsageError(
                 f"t2-cls needs one classification expert, with the label {DISPATCH_LABEL!r}, in experts=; the library has {len(found)}. "
-                "Train one with `t2 train-expert --task embedded_dispatch` (or a dispatch task of your own), or use t2-prompt, which needs none."
+                "Train one with `t2 train-expert --task embedded_dispatch` (or your own task), or use t2-prompt, which needs none."
             )
         self._classifier = found[0]
         super().prepare()
