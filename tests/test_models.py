@@ -347,7 +347,7 @@ def test_each_strategy_has_its_own_response_cache_and_the_first_pass_none(world:
 
 def test_models_share_one_set_of_hooks(world: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    given = {"experts": str(world / "library"), "batch_size": 4, "tokenizer": tokenizer}
+    given = {"experts": str(world / "library"), "batch_size": 4, "tokenizer": tokenizer, "include_path": str(TASKS)}
     one, other = t2.T2Prompt(pretrained=model, **given), t2.T2Cls(pretrained=model, **given)
     assert one.adapted is other.adapted
     assert len(one.generate_until(_requests()[:2], disable_tqdm=True)) == len(other.generate_until(_requests()[:2], disable_tqdm=True)) == 2
@@ -385,7 +385,7 @@ def arc(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("arc")
 @pytest.mark.parametrize("kind", ["fewshot", "prompt"])
 def test_lm_evals_own_task_runs(world: Path, kind: str) -> None:
-    lm = _make(kind, world, include_path=None, **(SMALL if kind == "fewshot" else {}))
+    lm = _make(kind, world, **(SMALL if kind == "fewshot" else {}))
     results = _evaluate(lm, ["arc_challenge"])
     assert results["n-samples"]["arc_challenge"]["effective"] == 10
     if kind == "fewshot":
@@ -395,7 +395,12 @@ def test_lm_evals_own_task_runs(world: Path, kind: str) -> None:
 @pytest.mark.usefixtures("arc")
 def test_lm_evals_own_task_runs_bare_on_the_embedded_base() -> None:
     results = simple_evaluate(
-        "t2-fewshot", model_args="iterations=2,population=4", tasks=["arc_challenge"], bootstrap_iters=0, batch_size=8
+        "t2-fewshot",
+        model_args="iterations=2,population=4",
+        tasks=["arc_challenge"],
+        bootstrap_iters=0,
+        task_manager=make_task_manager(),
+        batch_size=8,
     )
     assert results is not None
     info = results["config"]["t2"]
