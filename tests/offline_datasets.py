@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 
 _REVISION = "0" * 40
+HUB = Path(__file__).parent / "fixtures" / "hub"
+"""Hand-written rows in the real schemas: `<owner>__<dataset>/<configuration>/<split>.jsonl`, one JSON object a line."""
 
 
 def write_dataset(root: Path, name: str, config: str, features: datasets.Features, splits: dict[str, list[dict[str, Any]]]) -> None:
@@ -38,6 +41,29 @@ def write_dataset(root: Path, name: str, config: str, features: datasets.Feature
         features=features, builder_name="parquet", dataset_name=dataset, config_name=config, version="0.0.0", splits=infos
     )
     info.write_to_directory(str(folder))
+
+
+def hub_rows(name: str, config: str, split: str) -> list[dict[str, Any]]:
+    """The hand-written rows of one split. `name` is the hub id, `owner/dataset`."""
+    path = HUB / name.replace("/", "__") / config / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write_hub(root: Path, *names: str) -> None:
+    """Every configuration of the given data sets (default: of all in `fixtures/hub`), where `load_dataset` finds it offline.
+
+    The columns' types are those that `datasets` infers from all rows of a configuration.
+
+    Args:
+        root: the cache folder (`HF_DATASETS_CACHE`).
+        names: hub ids, `owner/dataset`.
+    """
+    for folder in sorted(HUB.iterdir()) if not names else [HUB / name.replace("/", "__") for name in names]:
+        for config in sorted(path for path in folder.iterdir() if path.is_dir()):
+            name = folder.name.replace("__", "/", 1)
+            splits = {path.stem: hub_rows(name, config.name, path.stem) for path in sorted(config.glob("*.jsonl"))}
+            features = datasets.Dataset.from_list([row for rows in splits.values() for row in rows]).features
+            write_dataset(root, name, config.name, features, splits)
 
 
 def write_arc_challenge(root: Path, train: int = 12, validation: int = 12, test: int = 10) -> None:
