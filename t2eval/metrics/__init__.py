@@ -1,0 +1,1 @@
+"""Metrics: what makes an answer right, as plain functions that tasks call."""
