@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jinja2
-from lm_eval.models.huggingface import HFLM
 
 from t2eval.errors import T2Error
 
@@ -98,12 +97,3 @@ def tokenizer_chat(tokenizer: Any, **arguments: Any) -> Chat:
         return text
 
     return Chat(apply)
-
-
-class ChatHFLM(HFLM):  # type: ignore[misc]
-    """lm-eval's HFLM, for a base model or a baseline, with chat prompts that are those of the strategies."""
-
-    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        if not hasattr(self, "_renderer"):
-            self._renderer = tokenizer_chat(self.tokenizer, **self.chat_template_args)
-        return self._renderer(chat_history, add_generation_prompt)

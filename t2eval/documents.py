@@ -60,7 +60,8 @@ def check_rows(rows: Any, data_set: str, split: str, problem: Callable[[Row], st
         T2Error: the first such row, by number and id.
     """
     for index, row in enumerate(rows):
-        wrong = next((f"its {field} has {len(text)} characters" for field, text in _texts(row) if len(text) > LONGEST), None) or problem(row)
+        too_long = [f"its {field} has {len(text)} characters" for field, text in _texts(row) if len(text) > LONGEST]
+        wrong = too_long[0] if too_long else problem(row)
         if wrong:
             named = next((f" ({key} {str(row[key])[:60]!r})" for key in ("id", "task_id") if row.get(key) is not None), "")
             raise T2Error(
