@@ -1,47 +1,54 @@
 """GSM8K: the splits of the task, and the grading of an answer by its last number."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import datasets
 
-from t2eval.documents import defect, documents, text_field
+from t2eval.documents import check_rows, disjoint
+from t2eval.errors import T2Error
 from t2eval.metrics.numbers import last_number
 
-SOURCE, CONFIGURATION = "openai/gsm8k", "main"
-# The calculator annotations of the training answers: <<48/2=24>>.
-_ANNOTATION = re.compile(r"<<[^<>]*>>")
+DATA_SET, CONFIGURATION = "openai/gsm8k", "main"
+# The calculator's annotations in the worked answers: <<48/2=24>>.
+ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
-def _document(row: Mapping[str, Any], name: str) -> dict[str, str]:
-    question, answer = text_field(row, "question", name), text_field(row, "answer", name)
-    _, mark, final = answer.rpartition("####")
-    if not mark or last_number(final) is None:
-        raise defect(name, f"field 'answer' has no number after '####' (it ends with {answer[-40:]!r})")
-    return {"question": question, "solution": _ANNOTATION.sub("", answer), "final": final.strip(), "row": name}
-
-
-def load(**_: Any) -> dict[str, datasets.Dataset]:
-    """The splits, as lm-eval's `custom_dataset` wants them. Training rows are dealt out by their position, so they cannot overlap."""
-    source = datasets.load_dataset(SOURCE, CONFIGURATION)
-    train, test = (documents(source, f"{SOURCE} {CONFIGURATION}", split, _document) for split in ("train", "test"))
+def load(**_):
+    """The splits: training rows are dealt out by their place, so that no two splits have a row in common; the test rows are all kept."""
+    source = datasets.load_dataset(DATA_SET, CONFIGURATION)
+    if missing := [split for split in ("train", "test") if split not in source]:
+        raise T2Error(f"Data set {DATA_SET} ({CONFIGURATION}) has no split {missing[0]!r}. It has: {', '.join(sorted(source))}.")
+    for split in ("train", "test"):
+        check_rows(source[split], f"{DATA_SET} ({CONFIGURATION})", split, problem)
+    train, test = ([document(row) for row in source[split]] for split in ("train", "test"))
     dealt = {
         "train": train[0::2],
-        "validation": [row for index, row in enumerate(train) if index % 8 in (1, 3, 5)],
+        "validation": [row for place, row in enumerate(train) if place % 8 in (1, 3, 5)],
         "adaptation": train[7::8],
         "test": test,
     }
-    return {split: datasets.Dataset.from_list(rows) for split, rows in dealt.items()}
+    return disjoint({split: datasets.Dataset.from_list(rows) for split, rows in dealt.items()}, lambda row: row["question"])
 
 
-def grade(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """Exact match of one answer: 1 if its last number is the document's, as a number."""
-    answer = results[0][0] if isinstance(results[0], list) else results[0]
-    name = str(doc.get("row", "a document of t2_gsm8k"))
-    gold = last_number(text_field(doc, "final", name))
+def problem(row):
+    """What is wrong with a row, or None."""
+    for field in ("question", "answer"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            return f"its {field} is {row.get(field)!r}, and should be text"
+    _, mark, final = row["answer"].rpartition("####")
+    if not mark or last_number(final) is None:
+        return f"its answer has no number after '####' (it ends with {row['answer'][-40:]!r})"
+    return None
+
+
+def document(row):
+    """A row with its worked answer as a person would write it, and its final answer."""
+    return {**row, "solution": ANNOTATION.sub("", row["answer"]), "final": row["answer"].rpartition("####")[2].strip()}
+
+
+def grade(doc, results):
+    """1 if the last number of the answer is the document's, as a number."""
+    gold = last_number(doc["final"])
     if gold is None:
-        raise defect(name, f"field 'final' holds no number ({doc['final'][:40]!r})")
-    return {"exact_match": float(last_number(answer) == gold)}
+        raise T2Error(f"A document of t2_gsm8k has no number as its final answer: {doc['final'][:60]!r}, to {doc['question'][:60]!r}.")
+    return {"exact_match": float(last_number(results[0]) == gold)}

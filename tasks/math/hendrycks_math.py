@@ -1,45 +1,55 @@
 """MATH: seven subjects as one task, and the grading of an answer by what its box means."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
+import random
 
 import datasets
 
-from t2eval.documents import defect, documents, held_out, parted, text_field
+from t2eval.documents import check_rows
+from t2eval.errors import T2Error
 from t2eval.metrics.latex import LONGEST, boxed
 from t2eval.metrics.mathematics import boxed_equivalent
 
-SOURCE = "EleutherAI/hendrycks_math"
+DATA_SET = "EleutherAI/hendrycks_math"
 SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
-# The paper's ten examples for few-shot adaptation, which leave the test split for every model alike.
-ADAPTATION_EXAMPLES, ADAPTATION_SEED = 10, 16
+SEED = 16
 
 
-def _document(row: Mapping[str, Any], name: str) -> dict[str, str]:
-    fields = {field: text_field(row, field, name) for field in ("problem", "level", "type", "solution")}
-    answer = boxed(fields["solution"])
-    if not answer:
-        raise defect(name, f"field 'solution' has no \\boxed{{…}} that is closed, not empty and at most {LONGEST:,} characters long")
-    return {**fields, "answer": answer, "row": name}
+def load(held_out, **_):
+    """The test problems of all subjects, in the subjects' order, less `held_out` of them, drawn by a constant seed, for adaptation."""
+    rows = [document(row) for subject in SUBJECTS for row in checked(subject)]
+    if held_out >= len(rows):
+        raise T2Error(f"t2_math cannot hold {held_out} of {len(rows)} problems out for adaptation: nothing would be left to score.")
+    chosen = set(random.Random(SEED).sample(range(len(rows)), held_out))
+    places = {"adaptation": sorted(chosen), "test": [place for place in range(len(rows)) if place not in chosen]}
+    return {split: datasets.Dataset.from_list([rows[place] for place in kept]) for split, kept in places.items()}
 
 
-def load(**_: Any) -> dict[str, datasets.Dataset]:
-    """The splits, as lm-eval's `custom_dataset` wants them: training rows halved by position, test rows less the seeded sample."""
-    train: list[dict[str, str]] = []
-    test: list[dict[str, str]] = []
-    for subject in SUBJECTS:
-        source = datasets.load_dataset(SOURCE, subject)
-        train += documents(source, f"{SOURCE} {subject}", "train", _document)
-        test += documents(source, f"{SOURCE} {subject}", "test", _document)
-    adaptation, scored = parted(test, held_out(len(test), ADAPTATION_EXAMPLES, ADAPTATION_SEED))
-    dealt = {"train": train[0::2], "validation": train[1::2], "adaptation": adaptation, "test": scored}
-    return {split: datasets.Dataset.from_list(rows) for split, rows in dealt.items()}
+def checked(subject):
+    """The test rows of a subject, every one of them fit to be asked and graded."""
+    source = datasets.load_dataset(DATA_SET, subject)
+    if "test" not in source:
+        raise T2Error(f"Data set {DATA_SET} ({subject}) has no split 'test'. It has: {', '.join(sorted(source))}.")
+    check_rows(source["test"], f"{DATA_SET} ({subject})", "test", problem)
+    return source["test"]
 
 
-def grade(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """Exact match of one answer: 1 if its last box means what the document's does."""
-    answer = results[0][0] if isinstance(results[0], list) else results[0]
-    gold = text_field(doc, "answer", str(doc.get("row", "a document of t2_math")))
-    return {"exact_match": float(boxed_equivalent(gold, answer))}
+def problem(row):
+    """What is wrong with a row, or None."""
+    for field in ("problem", "level", "type", "solution"):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            return f"its {field} is {row.get(field)!r}, and should be text"
+    if not boxed(row["solution"]):
+        return f"its solution has no \\boxed{{…}} that is closed, not empty and at most {LONGEST:,} characters long"
+    return None
+
+
+def document(row):
+    """A row with its final answer."""
+    return {**row, "answer": boxed(row["solution"])}
+
+
+def grade(doc, results):
+    """1 if the last box of the answer means what the document's does."""
+    if not doc["answer"]:
+        raise T2Error(f"A document of t2_math has no answer, to {doc['problem'][:60]!r}.")
+    return {"exact_match": float(boxed_equivalent(doc["answer"], results[0]))}
