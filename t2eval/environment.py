@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from t2eval.chat import tokenizer_chat
 from t2eval.errors import T2Error, UsageError
-from t2eval.loading import checked_config, load_task, make_task_manager
+from t2eval.loading import checked_config, compiled_once, load_task, make_task_manager
 
 __all__ = ["Environment", "Example", "Split", "make_task_manager"]
 
@@ -216,7 +216,8 @@ class Environment:
         if limit is not None and limit < len(indices):
             indices = indices[:limit] if split == "test" else sorted(random.Random(seed).sample(indices, limit))
         self.task.set_fewshot_seed(_FEWSHOT_SEED)
-        built = [self._example(docs[index], source, index) for index in indices]
+        with compiled_once():
+            built = [self._example(docs[index], source, index) for index in indices]
         if split == "adaptation" and source == self._splits()["test"]:
             self._held_out = {example.key for example in built}
         return [example for example in built if example.key not in self._held_out] if split == "test" else built

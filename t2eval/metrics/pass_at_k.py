@@ -14,8 +14,7 @@ In the YAML of a task whose filter makes whole programs of the answers and whose
 # One import a line, modules first: `evaluate` finds out by regular expressions what a metric's file needs.
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 
