@@ -238,8 +238,8 @@ class Environment:
         if self._chat is not None:
             extra = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True}
         sampler: Any = getattr(task, "sampler", None)
-        own = self.num_fewshot > 0 and sampler is not None and getattr(task.fewshot_cfg, "split", None) != task.config.test_split
-        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training draws both from one
+        own = self.num_fewshot > 0 and sampler is not None and task.fewshot_cfg.split == source != task.config.test_split
+        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training may draw both from one
             plain = sampler.sample
             sampler.sample = lambda n, eval_doc=None, **kwargs: plain(n, eval_doc=doc, **kwargs)
         try:
