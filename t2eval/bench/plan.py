@@ -301,6 +301,8 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
         raise UsageError(f"{path} must be a mapping with at least `tasks:`.")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     merged = {**_absolute(settings, path.parent), **_absolute(given, Path.cwd())}
+    if "assume" in given:
+        merged["assume"] = {**(settings.get("assume") or {}), **given["assume"]}
     return make_plan(parse_config(merged, str(path)))
 
 

@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: what it is called (`math`, `lora-math`), and its settings."""
+    """One training run: what it is called (`math`, `lora-math`, `math, seed 1`), and its settings."""
 
     name: str
     config: TrainConfig
@@ -50,17 +50,12 @@ class Job:
         """Whether the run has ended (its record is written last)."""
         return (self.output / RECORD).is_file()
 
-    @property
-    def title(self) -> str:
-        """The name, with the seed where it is not the first."""
-        return f"{self.name}, seed {self.config.seed}" if self.config.seed else self.name
-
     def __str__(self) -> str:
         record = json.loads((self.output / RECORD).read_text(encoding="utf-8"))
         before, after = (record["scores"][when] for when in ("before", "after"))
         split = "test" if "test" in after else "validation"
         scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
-        return f"{self.title}: {scored}, {record['seconds']:.0f} s"
+        return f"{self.name}: {scored}, {record['seconds']:.0f} s"
 
 
 def settle(plan: Plan, output: Path) -> Plan:
@@ -108,7 +103,8 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
     """One run of the `train:` section."""
     section = config.train
     assert section is not None
-    name = label if method == "svf" else f"{method}-{label}"
+    run = label if method == "svf" else f"{method}-{label}"
+    name = f"{run}, seed {seed}" if seed else run
     given: dict[str, Any] = {**section.settings, **section.methods.get(method, {}), **section.skills[label]}  # type: ignore[call-overload]
     for key in sorted(given.keys() & _DECIDED):
         raise UsageError(f"train: {key!r} is not a setting of a run here: the benchmark file says it for evaluation and training alike.")
@@ -130,7 +126,7 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
         if section.recipe is None:
             return Job(name, TrainConfig(**given))
         filled = section.recipe
-        for field, value in (("run", name), ("label", label), ("method", method), ("seed", str(seed))):
+        for field, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
             filled = filled.replace("{" + field + "}", value)
         return Job(name, TrainConfig.from_yaml(filled, **given))
     except T2Error as error:
@@ -161,7 +157,7 @@ def train_missing(plan: Plan, cells: Iterable[Cell], workers: int, say: Say, log
     for job in pending:
         if job.output.resolve().is_relative_to(experts_dir().resolve()):
             raise UsageError(
-                f"No expert or baseline {job.title!r} is shipped. To train it, copy the benchmark file, and give `experts:` and "
+                f"No expert or baseline {job.name!r} is shipped. To train it, copy the benchmark file, and give `experts:` and "
                 "`baselines:` folders of your own in it."
             )
     if pending:
@@ -226,12 +222,12 @@ def _one_by_one(pending: Sequence[Job], say: Say) -> None:
 
     for number, job in enumerate(pending):
         count = f"[{number + 1}/{len(pending)}] " if len(pending) > 1 else ""
-        say(f"{count}training {job.title} …")
+        say(f"{count}training {job.name} …")
         try:
             train_expert(_placed(job), progress=True)
         except Exception as error:
             message = str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}"
-            raise T2Error(f"Training {job.title!r} failed: {message}") from error
+            raise T2Error(f"Training {job.name!r} failed: {message}") from error
         _free_memory()
         say(f"{count}trained {job}")
 
@@ -288,7 +284,7 @@ def _side_by_side(pending: Sequence[Job], workers: int, say: Say, log: Path) -> 
                 job, process, pipe = running.pop(int(sentinel))  # type: ignore[arg-type]
                 process.join()
                 if not job.finished:
-                    raise T2Error(f"Training {job.title!r} failed: {_reason(process, pipe)}")
+                    raise T2Error(f"Training {job.name!r} failed: {_reason(process, pipe)}")
                 say(f"[{len(pending) - len(waiting) - len(running)}/{len(pending)}] trained {job}")
     finally:
         for _, process, _ in running.values():
