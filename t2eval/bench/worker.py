@@ -321,9 +321,9 @@ class Worker:
             yield self._with_experts(cell)
 
     def _plain(self, model: Any, method: str) -> Any:
-        from lm_eval.models.huggingface import HFLM
+        from t2eval.plain import PlainHFLM
 
-        return HFLM(
+        return PlainHFLM(
             pretrained=model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {})
         )
 
