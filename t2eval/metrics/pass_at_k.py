@@ -11,11 +11,10 @@ In the YAML of a task whose filter makes whole programs of the answers and whose
       - {metric: !function t2eval.metrics.pass_at_k.pass_at_k, k: [1, 10], aggregation: mean, higher_is_better: true}
 """
 
-# One import a line, modules first: `evaluate` finds out by regular expressions what a metric's file needs.
+# Never `import a, b`: `evaluate` finds out by regular expressions what a metric's file needs, and takes that for a package named `a,`.
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
 

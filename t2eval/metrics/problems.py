@@ -46,7 +46,7 @@ class Problem:
         return self.checked(name, self.field(name))
 
     def texts(self, name: str, *, needed: bool) -> list[str]:
-        """A field's texts, or, where none is needed, those that are not empty. Raises as `checked` does, and for something else than a list."""
+        """A field's texts; where none is needed, those that are not empty. Raises as `checked` does, and for what is no list."""
         values = self.field(name)
         if not isinstance(values, (list, tuple)) or (needed and not values):
             raise self.wrong(f"{name!r} is {values!r:.60}, not a list of texts.")
