@@ -55,12 +55,11 @@ def _works(title: str, works: Iterable[Work]) -> str:
     rows = [("", "tokens read", "written", "trained on", "hours")]
     for work in works:
         if work.done:
-            rows.append((work.name, "done", "", "", ""))
             continue
         tokens = [shown(part, source=False) for part in (work.read, work.written, work.trained)]
         hours = "unknown" if work.hours.value is None else f"{work.hours.value:.2g}"
         rows.append((work.name, *tokens, f"{hours} ({work.hours.source})" if work.hours.source == "measured" else hours))
-    return f"{title}\n{_table(rows)}"
+    return f"{title}\n{_table(rows)}" if len(rows) > 1 else title
 
 
 def _trainings(found: Forecast) -> str:
@@ -71,7 +70,7 @@ def _trainings(found: Forecast) -> str:
 
 
 def _evaluations(found: Forecast) -> str:
-    return _works("Evaluation, all seeds", found.evaluations)
+    return _works("Evaluation, of the cells that are not done", found.evaluations)
 
 
 def _data(found: Forecast) -> str:
