@@ -104,4 +104,10 @@ def _end(found: Forecast) -> str:
         else (f"{hours.value:.3g} h ({hours.source})")
     )
     listed = ", ".join(f"{key}={value}" for key, value in found.assumed.items())
+    parts = [
+        (name, sum(work.hours.value or 0 for work in works if not work.done))
+        for name, works in (("training", found.trainings), ("evaluation", found.evaluations))
+    ]
+    if hours.value is not None:
+        total += "".join(f", {name} {part:.3g} h" for name, part in parts if part)
     return f"Time for all that is left: {total}\nAssumed: {listed}"
