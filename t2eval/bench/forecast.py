@@ -295,7 +295,9 @@ def _disk(config: BenchConfig, shape: Shape, adapted: tuple[str, str]) -> dict[s
     found = {"download": _download(config, shape)}
     if EXPERT_METHODS & set(config.methods):
         bases = shape.bases(*adapted)
-        found["bases"] = figure(bases and bases * 4, shape.source, note="singular bases, float32, kept in t2eval's cache")
+        found["bases"] = figure(
+            bases and bases * 4, shape.source, note="singular bases, float32, in t2eval's cache, and as much of the host's memory"
+        )
     return found
 
 
