@@ -63,7 +63,8 @@ def equal(golds: list[str], answers: list[str]) -> bool:
 def main() -> None:
     """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `true` or `false`. The first line out is `"ready"`."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # whatever a library prints is no reply
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -72,6 +73,7 @@ def main() -> None:
     equal(["1"], ["\\frac{2}{2}"])  # what is imported late is imported now
     replies.write(json.dumps("ready") + "\n")
     replies.flush()
+    os.dup2(silence, 2)  # only what kept it from starting is of interest, and an unread pipe fills up
     for line in sys.stdin:
         question = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
