@@ -23,6 +23,8 @@ SECONDS = 3.0
 SECONDS_VARIABLE = "T2EVAL_CHECKER_SECONDS"
 """Overrides SECONDS."""
 _MEMORY = 2 * 1024**3
+_WORN = 1024**3
+"""Bytes that it may have taken before it asks to be replaced: what one answer left behind must not fail the next one."""
 
 
 def _exact(expression: Any) -> Any:
@@ -61,7 +63,7 @@ def equal(golds: list[str], answers: list[str]) -> bool:
 
 
 def main() -> None:
-    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `true` or `false`. The first line out is `"ready"`."""
+    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `{"equal": …, "worn": …}`. The first line out is `"ready"`."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # whatever a library prints is no reply
@@ -83,7 +85,8 @@ def main() -> None:
             verdict = False
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
-        replies.write(json.dumps(bool(verdict)) + "\n")
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        replies.write(json.dumps({"equal": bool(verdict), "worn": taken > _WORN}) + "\n")
         replies.flush()
 
 

@@ -9,10 +9,9 @@ import re
 from fractions import Fraction
 
 LONGEST = 2_000
-"""Characters of an answer; a longer one is no answer. The longest gold answer of MATH has some 160."""
+"""Characters of an answer; a longer one is no answer. The longest of MATH's that was seen has 81."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_FONTS = "mathbf|mathrm|mathit|mathsf|mathbb|mathcal|boldsymbol|bm|text|textbf|textit|textrm|textnormal|mbox|operatorname|emph"
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[^\W\d_]")
 _WORDS = re.compile(r"[^\W\d_]{2}")
