@@ -197,3 +197,22 @@ def test_the_readme_of_each_task_folder_says_what_has_to_be_said() -> None:
         text = (folder / "README.md").read_text(encoding="utf-8").casefold()
         for word in ("licence", "split", "prompt", "answer", "metric"):
             assert word in text, f"{folder.name}/README.md does not speak of: {word}"
+
+
+def test_the_docs_table_has_every_text_task_with_the_sizes_of_its_yaml(root: Path) -> None:
+    text = (root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert [name for name in TEXT if name.startswith("t2_") and f"`{name}`" not in text] == []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| [`t2_")]
+    assert rows
+    roles = {"train": "training_split", "validation": "validation_split", "adaptation": "adaptation_split", "test": "test_split"}
+    for row in rows:
+        name = row[0].split("`")[1]
+        config, own = raw(name), raw(name)["metadata"]["t2"]
+        for cell, (role, key) in zip(row[2:6], roles.items(), strict=True):
+            split = own.get(key) if role == "adaptation" else config.get(key)
+            if cell == "validation":
+                assert role == "adaptation" and split in (None, config["validation_split"])
+            elif cell == "–":
+                assert split is None or (role == "validation" and split == own.get("adaptation_split"))
+            else:
+                assert int(cell) == (own.get("sizes") or {}).get(split, int(cell)) and split, (name, role)
