@@ -93,7 +93,7 @@ def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[s
     """
     seen: set[str] = set()
     kept: dict[str, Any] = {}
-    for split, rows in reversed(splits.items()):
+    for split, rows in reversed(list(splits.items())):
         indices = []
         for index in range(len(rows) - 1, -1, -1):
             key = content_hash(content(rows[index]))
