@@ -16,7 +16,7 @@ from typing import Any
 
 from t2eval import doctor, hub
 from t2eval.bench.forecast import Figure, Forecast, forecast
-from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, open_tasks
+from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, is_embedded, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.errors import T2Error, UsageError
 from t2eval.loading import checked_config
@@ -147,7 +147,7 @@ def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> 
 
 # ---------------------------------------------------------------------- the machine
 def _check_model(found: Findings, model: str, revision: str | None) -> None:
-    if model == EMBEDDED:
+    if is_embedded(model):
         check = doctor.embedded_base()
         if check.status == "missing":
             found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
@@ -217,12 +217,11 @@ def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:
 def _check_memory(found: Findings, device: str | None, prediction: Forecast, trains: bool) -> None:
     needs: Iterable[tuple[str, Figure]] = [("evaluation", prediction.needed(False))]
     needs = [*needs, ("training", prediction.needed(True))] if trains else needs
-    if device == "cpu" or (device is None and prediction.model == EMBEDDED):
-        free, where = _host_memory(), "of memory"
+    gpus = [] if device == "cpu" or (device is None and is_embedded(prediction.model)) else _gpus()
+    if gpus:
+        free, where = (sum(gpus), "on the GPUs") if device == "auto" else (gpus[0], "on the GPU")
     else:
-        gpus = _gpus()
-        free = None if not gpus else sum(gpus) if device == "auto" else gpus[0]
-        where = "on the GPUs" if device == "auto" else "on the GPU"
+        free, where = _host_memory(), "of memory"
     for name, need in needs:
         if free is not None and need.value is not None and need.value > free:
             found.warnings.append(

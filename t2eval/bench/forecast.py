@@ -21,7 +21,7 @@ from typing import Any
 
 from t2eval import hub
 from t2eval.bench import rows
-from t2eval.bench.plan import EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
 from t2eval.bench.shape import Shape, Source, model_shape
 from t2eval.bench.training import Job, jobs, settle
 from t2eval.strategies.search import SearchConfig
@@ -373,7 +373,7 @@ def _data_sets(facts: Mapping[str, TaskFacts]) -> tuple[DataSet, ...]:
 
 
 def _download(config: BenchConfig, shape: Shape) -> Figure:
-    if config.model == EMBEDDED or Path(config.model).is_dir() or hub.has_weights(config.model, config.revision):
+    if is_embedded(config.model) or Path(config.model).is_dir() or hub.has_weights(config.model, config.revision):
         return Figure(0.0, "measured", "on this machine")
     # The hub's files of the paper's models are in a dtype of two bytes, whichever one they are loaded in.
     return figure(None if shape.parameters is None else shape.parameters * 2, shape.source, "assumed", note="two bytes a parameter")
