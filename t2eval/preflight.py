@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval import doctor, hub
-from t2eval.bench.forecast import Figure, Forecast, forecast
+from t2eval.bench.forecast import Figure, Forecast, forecast, task_data
 from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, is_embedded, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.errors import T2Error, UsageError
@@ -114,7 +114,7 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
             found.obstacles.append(str(error))
             readable = False
             continue
-        for data in hub.hub_data(config):
+        for data in task_data(manager, config):
             users.setdefault(data, []).append(name)
         own = (config.get("metadata") or {}).get("t2") or {}
         packages |= dict.fromkeys((str(package) for package in own.get("requires") or ()), f"task {name}")
@@ -218,10 +218,12 @@ def _check_memory(found: Findings, device: str | None, prediction: Forecast, tra
     needs: Iterable[tuple[str, Figure]] = [("evaluation", prediction.needed(False))]
     needs = [*needs, ("training", prediction.needed(True))] if trains else needs
     gpus = [] if device == "cpu" or (device is None and is_embedded(prediction.model)) else _gpus()
+    free: int | None = None
+    where = "of memory"
     if gpus:
         free, where = (sum(gpus), "on the GPUs") if device == "auto" else (gpus[0], "on the GPU")
-    else:
-        free, where = _host_memory(), "of memory"
+    elif device in (None, "cpu"):
+        free = _host_memory()
     for name, need in needs:
         if free is not None and need.value is not None and need.value > free:
             found.warnings.append(
