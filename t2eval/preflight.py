@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from t2eval import doctor, hub
+from t2eval.bench.execute import EXECUTORS
 from t2eval.bench.forecast import Figure, Forecast, forecast, task_data
 from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, is_embedded, open_tasks
 from t2eval.bench.training import jobs, settle
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.loading import checked_config
 from t2eval.resources import cache_dir
 from t2eval.training.config import TrainConfig
@@ -61,6 +62,8 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
         UsageError: a wrong name or setting.
         T2Error: something is missing; the message lists all of it.
     """
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
     found = Findings()
     here = settle(plan, output)
     config, todo = here.config, [job for job in jobs(here) if not job.finished]

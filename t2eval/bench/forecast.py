@@ -24,7 +24,7 @@ from t2eval.bench import rows
 from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
 from t2eval.bench.shape import Shape, Source, model_shape
 from t2eval.bench.training import Job, jobs, settle
-from t2eval.loading import checked_config
+from t2eval.loading import checked_config, load_task
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
 
@@ -153,7 +153,7 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
     sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
     if not sizes and not data:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
-        loaded = manager.load([name])["tasks"][name].dataset
+        loaded = load_task(manager, name).dataset
         sizes = {split: Figure(float(len(loaded[split])), "measured", "counted") for split in loaded}
     if not sizes and len(data) == 1 and (found := hub.cached_data(data[0])) is not None:
         sizes = {split: Figure(float(count), "read", "stated in the cache") for split, count in found.sizes.items()}
