@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_gpus", lambda: [])
 
 
+def _no_package(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
 def bare(error: type[Exception]) -> Exception:
     """Without the HTTP response, whose type depends on the release of huggingface_hub."""
     made = error.__new__(error)
@@ -64,6 +69,7 @@ def test_the_embedded_benchmark_lacks_nothing(tmp_path: Path) -> None:
 def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
     monkeypatch.setattr(preflight, "EXECUTORS", ("local", "ray"))
+    monkeypatch.setattr(preflight, "version", _no_package)  # whether ray is here or not
     with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
         preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")
     message = str(caught.value)
