@@ -63,7 +63,10 @@ def equal(golds: list[str], answers: list[str]) -> bool:
 
 
 def main() -> None:
-    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `{"equal": …, "worn": …}`. The first line out is `"ready"`."""
+    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `{"equal": …, "worn": …}`.
+
+    The first line out is `"ready"`. `worn`: what answers left behind fills so much memory that a new process should take over.
+    """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # whatever a library prints is no reply
