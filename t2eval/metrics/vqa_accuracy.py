@@ -16,12 +16,10 @@ The normalisation has the challenge's rules, with these differences:
    As there, words that mean something without the apostrophe (`its`, `well`, `ill`, `hell`, `shell`, `were`, `id`, `wed`) stay.
 """
 
-# One import a line: `evaluate` finds out by regular expressions what a metric's file needs.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -96,7 +94,7 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     Args:
         prediction: the model's answer.
-        answers: what people answered. Each is left out in turn; so with three answers or fewer, 1 cannot be reached (all of three alike: 2/3).
+        answers: what people answered. Each is left out in turn, so three answers or fewer cannot give 1 (three alike: 2/3).
 
     Raises:
         T2Error: there are no answers to compare with, as in a test split whose answers are hidden.
