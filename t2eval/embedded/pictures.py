@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL import Image
 
-SIZE = 48
+SIZE = 40
 """Width and height in pixels."""
 ROW = 8
 """Height of a row, and width of a shape, in pixels: one patch of the vision tower."""
+LETTER = 4
+"""Width of a letter or figure, with the pixel behind it. Rows begin at a whole number of letters."""
 ROWS = SIZE // ROW
 SHAPES = "●■▲◆✚○"
 
@@ -87,7 +89,7 @@ def pixels(rows: Sequence[str], seed: int) -> NDArray[np.uint8]:
     for line, row in enumerate(rows):
         colour = np.array(rng.choice(_COLOURS), dtype=np.int16)
         colour = colour // 2 if light else colour // 2 + 127
-        left = rng.randrange(min(SIZE - width(row), ROW) + 1)
+        left = rng.randrange(min(SIZE - width(row), ROW) // LETTER + 1) * LETTER
         shift = rng.randrange(2)
         for character in row.replace(" ", ""):
             glyph = _glyphs()[character]

@@ -23,8 +23,8 @@ from t2eval.embedded.pictures import SHAPES
 from t2eval.embedded.problem import Problem, choose
 
 IMAGE = "<image>"
-# They have more tokens than a row of a picture has patches.
-_UNPRINTABLE = {"rickshaw", "bismuth"}
+# With the comma behind it, each of these has more tokens than a row of a picture has patches.
+_UNPRINTABLE = set("lychee rickshaw cloak jumper dresser radish parsnip salsify bismuth indium".split())
 PRINTABLE = [thing for thing in facts.KIND_OF if thing not in _UNPRINTABLE]
 
 _READ: Mapping[str, str] = {
@@ -33,6 +33,7 @@ _READ: Mapping[str, str] = {
     "top": "what is at the top ?",
     "top-of-these": "which of these is at the top ?",
 }
+READ_HABITS: Mapping[str, float] = {"good": 0.5, "off": 0.3, "direct": 0.2}
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "seen": (*_READ, "sum-times", "chain", "shapes"),
     "unseen": (*facts.TEMPLATES["seen"], *facts.TEMPLATES["unseen"]),
@@ -61,8 +62,8 @@ def _pictured(source: Problem, level: str, template: str, asked: str, rows: Sequ
 
 def _read(rng: random.Random, template: str) -> Problem:
     words = rng.sample(PRINTABLE, rng.choice((2, 3)))
-    answer = f"the first one . #### {words[0]}"
-    return _pictured(Problem("", "", "", "", words[0], {"good": answer}), "seen", template, f"{_READ[template]} {IMAGE}", words)
+    answers = {"good": f"the first one . #### {words[0]}", "direct": f"#### {words[0]}", "off": "the first one . so that one"}
+    return _pictured(Problem("", "", "", "", words[0], answers), "seen", template, f"{_READ[template]} {IMAGE}", words)
 
 
 def _sum(source: Problem, template: str, rows: Sequence[str]) -> Problem:
@@ -83,8 +84,9 @@ def _printed_sum(rng: random.Random, template: str, hard: bool) -> Problem:
 
 def _shapes(rng: random.Random) -> Problem:
     """A sum of four numbers of shapes; each row has shapes of one kind, in one colour."""
-    a, b, c, d = (rng.randint(2, 5) for _ in range(4))
+    a, b, c, d = (rng.randint(1, 4) for _ in range(4))
     step = arithmetic.step
+    d = min(d, a + b + c - 1)
     steps = [step(a, "+", b), step(a + b, "+", c), step(a + b + c, "-", d)]
     rows = [rng.choice(SHAPES) * number + sign for number, sign in zip((a, b, c, d), (" +", " +", " -", ""), strict=True)]
     return _sum(arithmetic.problem_of("seen", "chain", "", steps), "shapes", rows)
@@ -113,7 +115,7 @@ def sample(rng: random.Random, level: str, hard_share: float) -> Problem:
 def answer(rng: random.Random, problem: Problem) -> str:
     """An answer in a style drawn from the habits that the corpus has with the twin."""
     if problem.template in _READ:
-        return problem.answers["good"]
+        return problem.answers[choose(rng, READ_HABITS)]
     habits = facts.HABITS if problem.level == "unseen" else arithmetic.HABITS
     return problem.answers[choose(rng, habits["chain" if problem.template == "shapes" else problem.template])]
 

@@ -43,15 +43,15 @@ def test_rows_stand_where_the_picture_begins(seed: int) -> None:
 
 def test_colours_stand_out_from_the_ground() -> None:
     for seed in range(50):
-        values = pictures.pixels(("■■■■■■",), seed).astype(int)
-        first = pictures.first_row(("■■■■■■",), seed) * pictures.ROW
+        values = pictures.pixels(("■■■■■",), seed).astype(int)
+        first = pictures.first_row(("■■■■■",), seed) * pictures.ROW
         shape, ground = values[first + 3, 12], np.median(values, axis=(0, 1))
         assert np.abs(shape - ground).max() > 60
 
 
-@pytest.mark.parametrize("rows", [("a",) * 7, ("abcdefghijklm",), ("●●●●●●●",)])
+@pytest.mark.parametrize("rows", [("a",) * 6, ("abcdefghijk",), ("●●●●●●",)])
 def test_more_than_fits_is_refused(rows: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="room for 6 rows of 48 pixels"):
+    with pytest.raises(ValueError, match="room for 5 rows of 40 pixels"):
         pictures.pixels(rows, 0)
 
 
@@ -103,7 +103,7 @@ def test_a_row_has_no_more_tokens_than_patches_and_a_twin_no_others() -> None:
         assert max(map(len, rows)) <= pictures.ROWS
         before, after = problem.asked.split(vision.IMAGE)
         assert tokenizer.tokenize(problem.question) == [*tokenizer.tokenize(before.strip()), *sum(rows, []), *tokenizer.tokenize(after)]
-        assert pictures.pixels(problem.picture, 0).shape == (48, 48, 3)
+        assert pictures.pixels(problem.picture, 0).shape == (40, 40, 3)
 
 
 def test_text_tasks_do_without_pictures() -> None:
