@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from t2eval import resources
 from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.images import text_tokenizer
 
 EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,8 +96,8 @@ def load_base(
         trust_remote_code: run code that the repository brings.
 
     Returns:
-        (model, tokenizer), or (model, processor) where the configuration is a vision-language model's: `reads_images` tells which,
-        and `text_tokenizer` gives the tokenizer of either.
+        (model, tokenizer), or (model, processor) where the configuration is a vision-language model's: `t2eval.images.reads_images`
+        tells which, and `text_tokenizer` gives the tokenizer of either.
 
     Raises:
         T2Error: no such folder or repository, a gated one, a hub that cannot be reached, a damaged checkpoint, no embedded base.
@@ -126,16 +127,6 @@ def load_base(
     return model.eval(), reader
 
 
-def reads_images(reader: Any) -> bool:
-    """Whether what `load_base` gave beside the model is a processor: the model reads images."""
-    return hasattr(reader, "image_processor")
-
-
-def text_tokenizer(reader: Any) -> Any:
-    """The tokenizer of what `load_base` gave beside the model."""
-    return reader.tokenizer if reads_images(reader) else reader
-
-
 def _is_vlm(config: Any) -> bool:
     """Some families (Gemma 3) have one class for both kinds: those with a vision tower in the configuration are meant."""
     vision = getattr(config, "vision_config", None) is not None
@@ -149,7 +140,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the class name).
+        `id` (`embedded`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the
+        class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.
