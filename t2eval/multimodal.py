@@ -7,6 +7,9 @@ Nothing of text-only use imports this module.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 from lm_eval.models.hf_vlms import HFMultimodalLM
@@ -40,11 +43,12 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         answers: list[str] = [""] * len(requests)
-        for seen in (False, True):
-            places = [place for place, request in enumerate(requests) if (images_of_request(request) is not None) == seen]
-            found = super().generate_until([requests[place] for place in places], disable_tqdm=disable_tqdm) if places else []
-            for place, answer in zip(places, found, strict=True):
-                answers[place] = answer
+        with _small_collections():
+            for seen in (False, True):
+                places = [place for place, request in enumerate(requests) if (images_of_request(request) is not None) == seen]
+                found = super().generate_until([requests[place] for place in places], disable_tqdm=disable_tqdm) if places else []
+                for place, answer in zip(places, found, strict=True):
+                    answers[place] = answer
         return answers
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -75,3 +79,13 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
                 "the answer: a prompt with images cannot be shortened. Use smaller images (image_max_side=…), or a shorter answer."
             )
         return encoded
+
+
+@contextlib.contextmanager
+def _small_collections() -> Iterator[None]:
+    """lm-eval collects garbage after each batch; what is alive already (all of torch and transformers) need not be looked at each time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
