@@ -24,7 +24,7 @@ from t2eval.errors import UsageError, unknown
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
 STRATEGIES = ("prompt", "cls", "fewshot")
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 _PATH_FIELDS = ("experts", "baselines", "include_path")
 
 
@@ -91,6 +91,10 @@ class BenchConfig(BaseModel):
             from t2eval.base import embedded_library_dir
 
             return embedded_library_dir(seed)
+        if self.model == EMBEDDED_VLM:
+            from t2eval.base import embedded_vlm_library_dir
+
+            return embedded_vlm_library_dir(seed)
         raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
 
     def adapter(self, method: str, label: str, seed: int) -> Path:
@@ -102,6 +106,10 @@ class BenchConfig(BaseModel):
             from t2eval.base import embedded_baseline_dir
 
             return embedded_baseline_dir(method, label, seed)
+        if self.model == EMBEDDED_VLM:
+            from t2eval.base import embedded_vlm_baseline_dir
+
+            return embedded_vlm_baseline_dir(method, label, seed)
         raise UsageError(
             f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -20,6 +21,7 @@ from t2eval.bench.compare import mean_stderr
 from t2eval.bench.plan import BASELINES, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.errors import T2Error, unknown
+from t2eval.images import reads_images
 from t2eval.loading import quiet_lm_eval
 from t2eval.resources import tasks_dir
 
@@ -321,11 +323,9 @@ class Worker:
             yield self._with_experts(cell)
 
     def _plain(self, model: Any, method: str) -> Any:
-        from lm_eval.models.huggingface import HFLM
+        from t2eval.training.scores import harness_model
 
-        return HFLM(
-            pretrained=model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {})
-        )
+        return harness_model(model, self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {}))
 
     @contextlib.contextmanager
     def _adapted(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -356,11 +356,9 @@ class Worker:
         key = f"{cell.method} {json.dumps(settings, sort_keys=True, default=str)}"
         if self._strategy is None or self._strategy[0] != key:
             self._drop_strategy()
-            import t2eval.models
-
             if self.config.include_path:
                 settings.setdefault("include_path", self.config.include_path)
-            build = getattr(t2eval.models, _CLASSES[cell.method])
+            build = _strategy_class(cell.method, with_images=reads_images(self._tokenizer))
             lm = build(pretrained=self._model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **settings)
             self._strategy = (key, lm)
         return self._strategy[1], facts
@@ -370,6 +368,12 @@ class Worker:
         if self._strategy is not None:
             self._strategy[1].adapted.set_z(None)
             self._strategy = None
+
+
+def _strategy_class(method: str, *, with_images: bool) -> Any:
+    """The lm-eval class of a strategy, for a language model or a vision-language model."""
+    module = importlib.import_module("t2eval.models.multimodal" if with_images else "t2eval.models")
+    return getattr(module, _CLASSES[method] + ("Vlm" if with_images else ""))
 
 
 def _expert_facts(method: str, spec: str) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class Adapting(Strategy):
 
     def _adapt(self, task: str) -> None:
         environment = Environment(
-            task, include_path=self.include_path, tokenizer=self.tokenizer, apply_chat_template=self._chat, num_fewshot=self.num_fewshot
+            task,
+            include_path=self.include_path,
+            tokenizer=self.reader_of_prompts,
+            apply_chat_template=self._chat,
+            num_fewshot=self.num_fewshot,
         )
         examples = environment.examples("adaptation", limit=self.search.shots, seed=self.options.adapt_seed)
         if not examples:

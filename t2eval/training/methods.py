@@ -159,7 +159,7 @@ def _peft_defaults(model: Any, method: str) -> list[str]:
     )
 
     table = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if method == "ia3" else TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    kind = getattr(model.config, "model_type", "")
+    kind = getattr(model.config.get_text_config(decoder=True), "model_type", "")  # of a vision-language model, its backbone's
     if kind not in table:
         raise UsageError(f"PEFT has no default modules for {method} on {kind!r} models: choose modules: all, mlp, attention, or names.")
     return list(table[kind])
