@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from t2eval.base import EMBEDDED_VLM, embedded_vlm_dir, embedded_vlm_library_dir
+from t2eval.base import EMBEDDED_VLM, embedded_library_dir, embedded_vlm_dir, embedded_vlm_library_dir
 from t2eval.errors import UsageError
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
@@ -45,8 +45,9 @@ class WithImages(Strategy):
     def embedded_base(self) -> Path:
         return embedded_vlm_dir()
 
-    def embedded_library(self) -> Path:
-        return embedded_vlm_library_dir(0)
+    def embedded_library(self) -> list[Path]:
+        """The experts of the language model, which is the embedded base's own, and those that were trained with images."""
+        return [folder for folder in (embedded_library_dir(0), embedded_vlm_library_dir(0)) if folder.is_dir()]
 
     def encoding(self) -> Encoding:
         return replace(super().encoding(), reader=Reader(self.model, self.processor))

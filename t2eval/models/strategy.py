@@ -230,8 +230,8 @@ class Strategy:
         """The folder of the base model that a bare command takes."""
         return Path(embedded_base_dir())
 
-    def embedded_library(self) -> Path:
-        """The folder of its experts."""
+    def embedded_library(self) -> Path | list[Path]:
+        """The folder of its experts, or several."""
         return Path(embedded_library_dir(0))
 
     def _checked_embedded(self) -> str:
