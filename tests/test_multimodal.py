@@ -58,7 +58,8 @@ def _make(kind: str, world: Path, **arguments: Any) -> Any:
 
 
 def _evaluate(lm: Any, tasks: list[str], **more: Any) -> dict[str, Any]:
-    found = simple_evaluate(lm, tasks=tasks, task_manager=make_task_manager(TASKS, task="pictures"), bootstrap_iters=0, verbosity="ERROR", **more)
+    manager = make_task_manager(TASKS, task="pictures")
+    found = simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR", **more)
     assert found is not None
     return dict(found)
 

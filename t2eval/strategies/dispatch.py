@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,12 +106,12 @@ class Question:
 
     Attributes:
         text: the question.
-        images: gives its images, where dispatch is to see them.
+        images: its PIL images, where dispatch is to see them.
         key: names them.
     """
 
     text: str
-    images: Callable[[], Sequence[Any]] | None = field(default=None, compare=False)
+    images: Sequence[Any] | None = field(default=None, compare=False)
     key: Hashable = None
 
 
@@ -172,7 +172,7 @@ class Dispatcher:
         """The prompt's last `room` tokens, and the features of the images before the question."""
         if question.images is None:
             return self._encoding.text(self.prompt(question.text))[-room:], None
-        images = question.images()
+        images = question.images
         if self._encoding.reader is None:
             raise UsageError("Dispatch cannot see images with a model that reads text only.")
         context = self.prompt(PLACEHOLDER * len(images) + "\n" + question.text)
