@@ -92,7 +92,7 @@ def load_base(
         name: a Hub name, a folder, None or `embedded` for the embedded base model, or `embedded-vlm` for the embedded vision-language one.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
-        device: where to put the model; None is the CPU.
+        device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
 
     Returns:
@@ -110,19 +110,20 @@ def load_base(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
+        spread = {"device_map": "auto"} if device == "auto" else {}
         if _is_vlm(AutoConfig.from_pretrained(source, **options)):
             reader = AutoProcessor.from_pretrained(source, **options)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **options)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **spread, **options)
         else:
             reader = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     tokenizer = text_tokenizer(reader)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
-    if device is not None:
+    if device is not None and not spread:
         model = model.to(device)
     return model.eval(), reader
 
