@@ -26,7 +26,8 @@ from t2eval.images import text_tokenizer
 EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
-_FAMILIES = ("math", "code", "reasoning")
+LANGUAGE_SKILLS = ("math", "code", "reasoning")
+"""The skills of which the embedded base model has experts and baselines."""
 
 
 def embedded_base_dir() -> Path:
@@ -52,8 +53,8 @@ def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
     """
     if method not in _BASELINES:
         raise unknown("baseline", method, _BASELINES)
-    if task_family not in _FAMILIES:
-        raise unknown("task family", task_family, _FAMILIES)
+    if task_family not in LANGUAGE_SKILLS:
+        raise unknown("task family", task_family, LANGUAGE_SKILLS)
     return resources.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
 
 
