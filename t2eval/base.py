@@ -26,7 +26,8 @@ from t2eval.images import text_tokenizer
 EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
-_FAMILIES = ("math", "code", "reasoning")
+LANGUAGE_SKILLS = ("math", "code", "reasoning")
+"""The skills of which the embedded base model has experts and baselines."""
 
 
 def embedded_base_dir() -> Path:
@@ -52,8 +53,8 @@ def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
     """
     if method not in _BASELINES:
         raise unknown("baseline", method, _BASELINES)
-    if task_family not in _FAMILIES:
-        raise unknown("task family", task_family, _FAMILIES)
+    if task_family not in LANGUAGE_SKILLS:
+        raise unknown("task family", task_family, LANGUAGE_SKILLS)
     return resources.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
 
 
@@ -92,7 +93,7 @@ def load_base(
         name: a Hub name, a folder, None or `embedded` for the embedded base model, or `embedded-vlm` for the embedded vision-language one.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
-        device: where to put the model; None is the CPU.
+        device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
 
     Returns:
@@ -110,19 +111,20 @@ def load_base(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
+        spread = {"device_map": "auto"} if device == "auto" else {}
         if _is_vlm(AutoConfig.from_pretrained(source, **options)):
             reader = AutoProcessor.from_pretrained(source, **options)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **options)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **spread, **options)
         else:
             reader = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     tokenizer = text_tokenizer(reader)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
-    if device is not None:
+    if device is not None and not spread:
         model = model.to(device)
     return model.eval(), reader
 

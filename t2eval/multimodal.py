@@ -1,7 +1,8 @@
 """Multimodal: lm-eval's class `hf-multimodal` over a model and processor that are loaded already, and over mixed requests.
 
-What differs from lm-eval's class: it forgets a processor that it is given; it takes all requests of a call to be of the kind of the
-first; it cuts images that are too long in the middle, which fails later in the model's words; its rolling likelihoods lack a parameter.
+What differs from lm-eval's class: system messages go as in `t2eval.chat`; a processor that it is given is used (lm-eval's forgets it);
+requests with and without images may be mixed; a prompt with images that is too long is refused (lm-eval's cuts through the images, and
+the model fails later); rolling likelihoods have the parameter that the other calls have.
 Nothing of text-only use imports this module.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from lm_eval.models.hf_vlms import HFMultimodalLM
 
+from t2eval.chat import Chat, Message
 from t2eval.errors import T2Error, UsageError
 from t2eval.images import images_of_request, reads_images
 
@@ -27,6 +29,14 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
         if str(arguments.get("batch_size", 1)).startswith("auto"):
             raise UsageError("batch_size=auto is not supported with images: give a number.")
         super().__init__(pretrained, **arguments)
+        if self.chat_template_args:
+            raise UsageError(
+                "lm-eval's hf-multimodal gives its chat template no arguments: leave chat_template_args and enable_thinking out."
+            )
+        self._template = Chat(super().apply_chat_template)
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        return self._template(chat_history, add_generation_prompt)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, *arguments: Any, **named: Any) -> None:
         if not reads_images(tokenizer):

@@ -132,15 +132,32 @@ def test_wrong_values_are_usage_errors() -> None:
         assert result.stderr.startswith("Error: ")
 
 
-def test_settings_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2eval.cli.train import _parsed
+def test_settings_are_read_as_yaml() -> None:
+    from t2eval.cli.settings import parse_settings
 
-    assert _parsed(("lr=0.004", "kl=[0, 0.1]", "test=false", "label=math"), {}) == {
+    assert parse_settings("--set", ("lr=0.004", "kl=[0, 0.1]", "test=false", "label=math")) == {
         "lr": 0.004,
         "kl": [0, 0.1],
         "test": False,
         "label": "math",
     }
+
+
+def test_a_plan_is_printed_and_nothing_is_left(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    shown = invoke("bench", "paper-mistral-7b", "--plan", "--output", output, "--methods", "base,expert", "--seeds", "0,1")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("Plan of paper-mistral-7b: mistralai/Mistral-7B-Instruct-v0.3, bfloat16\nCells: 18 (")
+    assert "7.25G (assumed)" in shown.stdout
+    given = ("--assume", "answer_speed=1", "--assume", "read_speed=1e9", "--limit", "3600", "--methods", "base")
+    plan = json.loads(invoke("bench", "paper-mistral-7b", "--plan", "--json", "--output", output, *given).stdout)
+    math = next(work for work in plan["evaluations"] if work["name"] == "base on t2_math")
+    assert math["hours"]["value"] == pytest.approx(200, rel=0.01)
+    assert not (tmp_path / "out").exists()
+    assert invoke("bench", "paper-mistral-7b", "--plan", "--assume", "speed=1").exit_code == 2
+    assert invoke("bench", "paper-mistral-7b", "--plan", "--methods", "bse").exit_code == 2
+    twice = invoke("bench", "paper-mistral-7b", "--plan", "--assume", "read_speed=1", "--assume", "read_speed=2")
+    assert (twice.exit_code, twice.stderr) == (2, "Error: --assume sets read_speed twice.\n")
 
 
 def test_a_full_disk_is_one_message(failing: Any) -> None:
@@ -240,16 +257,16 @@ def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     from t2eval import base, doctor, resources
 
     monkeypatch.setattr(base, "embedded_base_dir", lambda: tmp_path)
-    missing = doctor._base()
+    missing = doctor.embedded_base()
     assert (missing.status, "model.safetensors" in missing.detail) == ("missing", True)
     monkeypatch.setattr(resources, "tasks_dir", lambda: tmp_path)
     assert doctor._tasks().status == "missing"
     (tmp_path / "file").write_text("")
-    assert doctor._writable("cache", tmp_path / "file" / "below", "T2EVAL_CACHE").status == "missing"
-    assert doctor._writable("cache", tmp_path / "new" / "below", "T2EVAL_CACHE").status == "ok"
+    assert doctor.writable("cache", tmp_path / "file" / "below", "T2EVAL_CACHE").status == "missing"
+    assert doctor.writable("cache", tmp_path / "new" / "below", "T2EVAL_CACHE").status == "ok"
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("T2EVAL_SANDBOX", "nonsense")
-    assert doctor._sandbox().status == "missing"
+    assert doctor.sandbox().status == "missing"
 
 
 def test_help_page_is_up_to_date(root: Path) -> None:

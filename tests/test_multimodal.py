@@ -21,6 +21,8 @@ from t2eval.multimodal import MultimodalLM
 from t2eval.plugin import MODELS
 from t2eval.svf import attach, compose
 from t2eval.targets import dense_weight
+from t2eval.training.config import TrainConfig
+from t2eval.training.methods import PeftTrainable, load_adapter, make_trainable
 from tests.tiny import save_tiny, tiny_model
 from tests.tiny_vlm import FAMILIES, save_tiny_vlm, tiny_processor, tiny_vlm
 
@@ -58,7 +60,8 @@ def _make(kind: str, world: Path, **arguments: Any) -> Any:
 
 
 def _evaluate(lm: Any, tasks: list[str], **more: Any) -> dict[str, Any]:
-    found = simple_evaluate(lm, tasks=tasks, task_manager=make_task_manager(TASKS, task="pictures"), bootstrap_iters=0, verbosity="ERROR", **more)
+    manager = make_task_manager(TASKS, task="pictures")
+    found = simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, verbosity="ERROR", **more)
     assert found is not None
     return dict(found)
 
@@ -220,6 +223,31 @@ def test_language_and_vision_experts_mix(worlds: dict[str, Path], tmp_path: Path
     mixed = lm._mixed
     path = "model.language_model.layers.1.mlp.up_proj"
     assert torch.allclose(mixed[path], 0.5 + 0.5 * expert.z["model.layers.1.mlp.up_proj"])
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "dora"])
+def test_an_adapter_of_the_language_model_fits_the_model_that_contains_it(method: str, tmp_path: Path) -> None:
+    language, _ = _language_expert(tmp_path / "base")
+    config = TrainConfig(task="any", output=tmp_path, method=method)
+    trainable = make_trainable(tiny_model(seed=3), config)
+    assert isinstance(trainable, PeftTrainable)
+    with torch.no_grad():
+        for parameter in trainable.parameters().values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    trainable.save(tmp_path, {"id": "a-llama", "revision": None})
+    model = tiny_vlm(backbone=language).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:258].copy_(language.get_input_embeddings().weight)
+        model.lm_head.weight[:258].copy_(language.lm_head.weight)
+        model.get_decoder().norm.load_state_dict(language.model.norm.state_dict())
+    ids = torch.tensor([[70, 71, 72, 73]])
+    with torch.no_grad():
+        plain = model(ids).logits[..., :258]
+        wanted = trainable.model.eval()(ids).logits
+        adapted = load_adapter(model, tmp_path)
+        found = adapted(ids).logits[..., :258]
+        assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(plain, wanted, atol=1e-2)
+        assert torch.allclose(adapted.unload()(ids).logits[..., :258], plain)
 
 
 # ---------------------------------------------------------------------- mistakes

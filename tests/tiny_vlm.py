@@ -32,7 +32,8 @@ _IMAGE, _SIZE, _PATCH = "<image>", 32, 8
 _MARKS = [_IMAGE, "<end_of_utterance>", "<fake_token_around_image>", "<global-img>"]
 CHAT = (
     "{% for message in messages %}{{ message.role }}: {% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}{{ '\n' }}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 

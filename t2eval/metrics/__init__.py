@@ -1,1 +1,1 @@
-"""Metrics: scores of answers as `evaluate.Metric` modules of our own, without the hub."""
+"""Metrics: what makes an answer right, as functions and as `evaluate.Metric` modules of our own, without the hub."""

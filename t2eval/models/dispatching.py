@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,9 +69,10 @@ class Dispatching(Strategy):
 
     def _question(self, request: Any) -> Question:
         text = self._questions.text(request)
-        if not getattr(self.options, "dispatch_image", False) or images_of_request(request) is None:
+        images = images_of_request(request) if getattr(self.options, "dispatch_image", False) else None
+        if images is None:
             return Question(text)
-        return Question(text, partial(images_of_request, request), (str(request.task_name), request.doc_id))
+        return Question(text, images, (str(request.task_name), request.doc_id))
 
     def _choices(self, questions: list[Question]) -> list[Choice]:
         if self._chat not in self._dispatchers:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +97,13 @@ def paper_format(skills: Mapping[str, str], others_label: str = "others") -> Dis
             "Decision:",
         ]
     )
-    return DispatchFormat(template=template, lead=" \\boxed{", labels={label: f"{label}}}" for label in skills}, others=f"{others_label}}}")
+    return DispatchFormat(
+        template=template,
+        lead=" \\boxed{",
+        labels={label: f"{label}}}" for label in skills},
+        others=f"{others_label}}}",
+        until=("\nQuestion:",),  # where a model without a chat template begins a question of its own
+    )
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,12 @@ class Question:
 
     Attributes:
         text: the question.
-        images: gives its images, where dispatch is to see them.
+        images: its PIL images, where dispatch is to see them.
         key: names them.
     """
 
     text: str
-    images: Callable[[], Sequence[Any]] | None = field(default=None, compare=False)
+    images: Sequence[Any] | None = field(default=None, compare=False)
     key: Hashable = None
 
 
@@ -172,7 +178,7 @@ class Dispatcher:
         """The prompt's last `room` tokens, and the features of the images before the question."""
         if question.images is None:
             return self._encoding.text(self.prompt(question.text))[-room:], None
-        images = question.images()
+        images = question.images
         if self._encoding.reader is None:
             raise UsageError("Dispatch cannot see images with a model that reads text only.")
         context = self.prompt(PLACEHOLDER * len(images) + "\n" + question.text)
@@ -245,8 +251,8 @@ class Dispatcher:
 def parse_label(answer: str, labels: Sequence[str]) -> str | None:
     """The label that a generated answer names: in its last `\\boxed{…}`, else the first label word; None where it names none."""
     words = {label.lower(): label for label in labels}
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", answer)
-    if boxed and (inside := re.sub(r"\\text|[^\w\- ]", "", boxed[-1]).strip().lower()) in words:
+    boxed = re.findall(r"\\boxed\{(?:\\text\w*\{)?([^{}]*)\}", answer)
+    if boxed and (inside := re.sub(r"[^\w\- ]", "", boxed[-1]).strip().lower()) in words:
         return words[inside]
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     found = re.search(rf"(?<!\w)({pattern})(?!\w)", answer.lower())

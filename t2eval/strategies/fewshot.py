@@ -302,7 +302,7 @@ class Candidates:
 
     def _read(self, text: str, example: Example, room: int) -> tuple[list[int], Features | None]:
         """A prompt's last `room` tokens, and its images' features: computed here, once for all candidates."""
-        if not self._environment.images or self._encoding.reader is None:
+        if self._encoding.reader is None or not self._environment.images:
             return self._encoding.text(text)[-room:], None
         ids, features = self._encoding.reader.read(text, lambda: self._environment.images_of(example), (example.split, example.index))
         return fitted(ids, features, room), features

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.loading import task_has_images
 
 Method = Literal["svf", "lora", "ia3", "dora"]
 Objective = Literal["reinforce", "supervised"]
@@ -35,6 +36,7 @@ _EMBEDDED_RATES = {
 _WITH_IMAGES: dict[str, Any] = {"model": "embedded-vlm", "layers": "half", "wrong_reward": -0.1}
 _PAPER: dict[str, Any] = {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10}
 _PAPER_SVF: dict[str, Any] = {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)}
+_MAY_CHANGE = {"steps", "max_seconds", "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
 _PAPER_ADAPTER: dict[str, Any] = {"lr": (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6), "clip": (1e-3, 1.0), "kl": 0.0}
 
 
@@ -206,8 +208,14 @@ class TrainConfig(BaseModel):
             for kl in self.sweep_values("kl")
         ]
 
-    def for_images(self) -> TrainConfig:
-        """This configuration for a task with images: what such a task changes where nothing was given."""
+    def for_task(self) -> TrainConfig:
+        """This configuration with what its task changes where nothing was given: a task with images has defaults of its own.
+
+        Raises:
+            UsageError, T2Error: no such task, or one that cannot be trained on.
+        """
+        if not task_has_images(self.task, self.include_path):
+            return self
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
         return self.model_copy(update={name: value for name, value in _WITH_IMAGES.items() if name not in given})
 
@@ -236,6 +244,12 @@ class TrainConfig(BaseModel):
         if not isinstance(recipe, dict):
             raise UsageError(f"The recipe {str(path)!r} is not a mapping of settings, such as `task: embedded_math_seen`.")
         return cls(**{**recipe, **{key: value for key, value in overrides.items() if value is not None}})
+
+
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting that would make a resumed run another one, of two sets of `hyperparameters`; None where there is none."""
+    changed = (name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name))
+    return next((name for name in changed if name not in _MAY_CHANGE), None)
 
 
 def _explained(error: ValidationError) -> UsageError:

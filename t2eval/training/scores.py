@@ -15,7 +15,6 @@ from typing import Any
 
 from t2eval.card import Score
 from t2eval.environment import Environment, Example
-from t2eval.images import reads_images
 from t2eval.reading import Reader
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
@@ -70,17 +69,6 @@ class TestScore:
     outcomes: dict[int, float]
 
 
-def harness_model(model: Any, tokenizer: Any, **arguments: Any) -> Any:
-    """lm-eval's own class over a model in memory: `hf`, or `hf-multimodal` where a processor stands in the tokenizer's place."""
-    if reads_images(tokenizer):
-        from t2eval.multimodal import MultimodalLM
-
-        return MultimodalLM(pretrained=model, tokenizer=tokenizer, **arguments)
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=model, tokenizer=tokenizer, **arguments)
-
-
 def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, config: TrainConfig, *, base: bool) -> TestScore:
     """The test split's score by lm-eval.
 
@@ -90,9 +78,11 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
     """
     from lm_eval import simple_evaluate
 
+    from t2eval.plain import plain_model
+
     trainable.eval_mode()
     with trainable.base() if base else trainable.fast(), _quiet():
-        lm = harness_model(trainable.model, tokenizer, batch_size=config.eval_batch_size)
+        lm = plain_model(trainable.model, tokenizer, batch_size=config.eval_batch_size)
         results: Any = simple_evaluate(
             model=lm,
             tasks=[environment.task],
