@@ -46,6 +46,7 @@ docs: $(STAMP) ## the pages that the product writes itself
 
 embedded: $(STAMP) ## rebuild the embedded base, its experts and baselines from the seed (docs say how long it takes)
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base
+	@$(BIN)/python -m t2eval.embedded.pretrain_vlm --base experts/base --output experts/vlm
 	@$(BIN)/python -m t2eval.bench.shipped
 
 clean: ## remove build outputs and caches (not .venv, not runs)

@@ -1,4 +1,4 @@
-"""Base model: a causal model and its tokenizer from a Hugging Face name, a folder, or t2eval's own embedded checkpoint."""
+"""Base model: a causal or vision-language model with its tokenizer or processor, from a Hugging Face name, a folder, or t2eval itself."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from t2eval import resources
 from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.images import text_tokenizer
 
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
-_FAMILIES = ("math", "code", "reasoning")
+LANGUAGE_SKILLS = ("math", "code", "reasoning")
+"""The skills of which the embedded base model has experts and baselines."""
 
 
 def embedded_base_dir() -> Path:
@@ -50,9 +53,30 @@ def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
     """
     if method not in _BASELINES:
         raise unknown("baseline", method, _BASELINES)
-    if task_family not in _FAMILIES:
-        raise unknown("task family", task_family, _FAMILIES)
+    if task_family not in LANGUAGE_SKILLS:
+        raise unknown("task family", task_family, LANGUAGE_SKILLS)
     return resources.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
+
+
+def embedded_vlm_dir() -> Path:
+    """The folder of the embedded vision-language model, in the Hub layout, with its processor. It may be absent in a checkout."""
+    return resources.experts_dir() / "vlm"
+
+
+def embedded_vlm_library_dir(seed: int = 0) -> Path:
+    """The folder of the embedded vision-language model's experts of one seed, one folder a label."""
+    return resources.experts_dir() / "vlm-library" / f"seed-{seed}"
+
+
+def embedded_vlm_baseline_dir(method: str, label: str, seed: int = 0) -> Path:
+    """The folder of the PEFT adapter that one baseline method gave for one label and seed on the embedded vision-language model.
+
+    Raises:
+        UsageError: an unknown method.
+    """
+    if method not in _BASELINES:
+        raise unknown("baseline", method, _BASELINES)
+    return resources.experts_dir() / "vlm-baselines" / f"seed-{seed}" / f"{method}-{label}"
 
 
 def load_base(
@@ -63,17 +87,18 @@ def load_base(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a base model, in evaluation mode, and its tokenizer, which pads on the left.
+    """Load a base model, in evaluation mode, and its tokenizer, which pads on the left; of a vision-language model, its processor.
 
     Args:
-        name: a Hub name, a folder, or None or `embedded` for the embedded base model.
+        name: a Hub name, a folder, None or `embedded` for the embedded base model, or `embedded-vlm` for the embedded vision-language one.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
         device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
 
     Returns:
-        (model, tokenizer).
+        (model, tokenizer), or (model, processor) where the configuration is a vision-language model's: `t2eval.images.reads_images`
+        tells which, and `text_tokenizer` gives the tokenizer of either.
 
     Raises:
         T2Error: no such folder or repository, a gated one, a hub that cannot be reached, a damaged checkpoint, no embedded base.
@@ -86,16 +111,28 @@ def load_base(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
         spread = {"device_map": "auto"} if device == "auto" else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
+        if _is_vlm(AutoConfig.from_pretrained(source, **options)):
+            reader = AutoProcessor.from_pretrained(source, **options)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **spread, **options)
+        else:
+            reader = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
+    tokenizer = text_tokenizer(reader)
+    tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
     if device is not None and not spread:
         model = model.to(device)
-    return model.eval(), tokenizer
+    return model.eval(), reader
+
+
+def _is_vlm(config: Any) -> bool:
+    """Some families (Gemma 3) have one class for both kinds: those with a vision tower in the configuration are meant."""
+    vision = getattr(config, "vision_config", None) is not None
+    return vision and config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def base_identity(model_or_name: Any) -> dict[str, str | None]:
@@ -105,7 +142,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the class name).
+        `id` (`embedded`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the
+        class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.
@@ -121,20 +159,23 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     else:
         config, architecture = model_or_name.config, type(model_or_name).__name__
         location = str(config.name_or_path)
-    embedded = bool(location) and Path(location).is_dir() and Path(location).resolve() == embedded_base_dir().resolve()
+    own = {embedded_base_dir().resolve(): EMBEDDED, embedded_vlm_dir().resolve(): EMBEDDED_VLM}
+    embedded = own.get(Path(location).resolve()) if location and Path(location).is_dir() else None
     return {
-        "id": EMBEDDED if embedded else location or "unnamed",
+        "id": embedded or location or "unnamed",
         "revision": getattr(config, "_commit_hash", None),
         "architecture": architecture,
     }
 
 
 def _source(name: str | None) -> str:
-    if name is None or name == EMBEDDED:
-        folder = embedded_base_dir()
+    if name in (None, EMBEDDED, EMBEDDED_VLM):
+        folder = embedded_vlm_dir() if name == EMBEDDED_VLM else embedded_base_dir()
         if not (folder / "config.json").exists():
-            raise T2Error(f"The embedded base model is not in {folder}. Build it with `make embedded`, or give another model.")
+            kind = "vision-language" if name == EMBEDDED_VLM else "base"
+            raise T2Error(f"The embedded {kind} model is not in {folder}. Build it with `make embedded`, or give another model.")
         return str(folder)
+    assert name is not None
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").exists():

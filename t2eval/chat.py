@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from t2eval.errors import T2Error
+from t2eval.images import reads_images, structured
 
 Message = dict[str, Any]
 
@@ -79,16 +80,16 @@ def folded(history: list[Message]) -> list[Message]:
 
 
 def tokenizer_chat(tokenizer: Any, **arguments: Any) -> Chat:
-    """The chat of a tokenizer's own template.
+    """The chat of a tokenizer's own template, or of a processor's, which is shown images in their places.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: with a chat template; or a processor.
         arguments: further ones for the template (lm-eval's `chat_template_args`).
     """
 
     def apply(history: list[Message], add_generation_prompt: bool) -> str:
         text: str = tokenizer.apply_chat_template(
-            history,
+            structured(history) if reads_images(tokenizer) else history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

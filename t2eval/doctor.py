@@ -148,15 +148,22 @@ def embedded_base() -> Check:
         return Check("embedded base", "missing", "t2eval.base is not installed", "Install t2eval again.")
     from t2eval.base import embedded_base_dir, embedded_library_dir
 
-    folder = embedded_base_dir()
+    return _shipped("embedded base", embedded_base_dir(), embedded_library_dir(0))
+
+
+def embedded_vlm() -> Check:
+    """Whether the embedded vision-language model and its experts are there."""
+    from t2eval.base import embedded_vlm_dir, embedded_vlm_library_dir
+
+    return _shipped("embedded vision-language model", embedded_vlm_dir(), embedded_vlm_library_dir(0))
+
+
+def _shipped(what: str, folder: Path, library: Path) -> Check:
     absent = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if absent:
-        return Check(
-            "embedded base", "missing", f"{folder} lacks {', '.join(absent)}", "Install t2eval again, or `make embedded` in a checkout."
-        )
+        return Check(what, "missing", f"{folder} lacks {', '.join(absent)}", "Install t2eval again, or `make embedded` in a checkout.")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
-    library = embedded_library_dir(0)
     experts = sorted(card.parent.name for card in library.glob("*/expert.json"))
     if not experts:
-        return Check("embedded base", "missing", f"{size:.1f} MB, but no experts in {library}", "Install t2eval again, or `make embedded`.")
-    return Check("embedded base", "ok", f"{size:.1f} MB in {folder}, experts: {', '.join(experts)}")
+        return Check(what, "missing", f"{size:.1f} MB, but no experts in {library}", "Install t2eval again, or `make embedded`.")
+    return Check(what, "ok", f"{size:.1f} MB in {folder}, experts: {', '.join(experts)}")

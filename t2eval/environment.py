@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from t2eval.chat import tokenizer_chat
 from t2eval.errors import T2Error, UsageError
+from t2eval.images import has_images, images_of, refuse_with_images, without_images
 from t2eval.loading import checked_config, compiled_once, load_task, make_task_manager
 
 __all__ = ["Environment", "Example", "Split", "make_task_manager"]
@@ -84,6 +85,7 @@ class Environment:
         until: the strings that end a generated answer.
         max_new_tokens: the most tokens of a generated answer.
         num_fewshot: the worked examples in each prompt.
+        images: whether documents have images; `images_of` gives an example's.
         task: lm-eval's own task object. manager: the TaskManager that loaded it.
     """
 
@@ -104,7 +106,7 @@ class Environment:
         Args:
             task: an lm-eval task name (not a group).
             include_path: further folders of task YAMLs.
-            tokenizer: needed for `apply_chat_template`.
+            tokenizer: needed for `apply_chat_template`; of a vision-language model, its processor.
             apply_chat_template: prompts in the tokenizer's chat template, as `lm_eval --apply_chat_template`.
             num_fewshot: worked examples in each prompt; None: the task's own number, else 0.
             task_manager: an lm-eval TaskManager to load from.
@@ -138,6 +140,10 @@ class Environment:
         metadata = self.task.config.metadata
         self.t2: dict[str, Any] = dict((metadata.get("t2") or {}) if isinstance(metadata, dict) else {})
         self._held_out: set[str] = set()
+        self._pictured: dict[str, Any] = {}
+        self.images = has_images(self.task)
+        if self.images:
+            refuse_with_images(task, self.kind, self.num_fewshot)
 
     def _generation(self, given: Mapping[str, Any] | None) -> tuple[list[str], int]:
         from lm_eval.models.utils import normalize_gen_kwargs
@@ -229,7 +235,14 @@ class Environment:
         docs = dataset[source]
         if callable(self.task.config.process_docs):
             docs = self.task.config.process_docs(docs)
+        if self.images:
+            self._pictured[source] = docs
+            docs = without_images(docs)
         return [dict(doc) for doc in docs]
+
+    def images_of(self, example: Example) -> list[Any]:
+        """The PIL images of an example, read or drawn now, and not kept."""
+        return images_of(self.task, dict(self._pictured[example.split][example.index]))
 
     # ------------------------------------------------------------------ prompts
     def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
@@ -251,7 +264,8 @@ class Environment:
 
     def _example(self, doc: dict[str, Any], source: str, index: int) -> Example:
         context = self._context(doc, source)
-        key = hashlib.sha256(json.dumps(doc, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        told = {"doc": doc, "place": [source, index]} if self.images else doc  # one question may be asked about two pictures
+        key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
         shared: dict[str, Any] = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
         if self.kind == "generate":
             prompt = str(context)

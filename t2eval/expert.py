@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.model_card import model_card
 from t2eval.reference import raw_parameters
 from t2eval.svf import Adapted
+from t2eval.targets import moved_paths
 
 __all__ = [
     "FORMAT_VERSION",
@@ -71,11 +72,13 @@ class Expert:
     Attributes:
         z: (r,) float32 on the CPU, by matrix path.
         card: what `expert.json` holds.
+        moved: whether `fitted` gave its matrices other paths than its file has.
     """
 
     z: dict[str, Tensor]
     card: ExpertCard
     _content: bytes = field(repr=False)
+    moved: bool = False
 
     def __repr__(self) -> str:
         return f"Expert(name={self.name!r}, label={self.label!r}, matrices={len(self.z)}, sha256={self.sha256[:12]!r})"
@@ -203,6 +206,23 @@ class Expert:
             _check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
         return cls({name: tensors[name] for name in card.modules}, card, content)
 
+    def fitted(self, model: Any) -> Expert:
+        """This expert with the module paths of a model that contains its base model, or that its base model contains.
+
+        A language model's experts load into a vision-language model that contains it, and the other way. Only paths change, in memory:
+        whether the weights are the same is for `check` to say, by the fingerprint of the singular bases.
+        """
+        paths = moved_paths(model, self.z)
+        if not paths:
+            return self
+        card = self.card.model_copy(
+            update={
+                "modules": {paths[path]: module for path, module in self.card.modules.items()},
+                "basis_fingerprint": {paths[path]: sketch for path, sketch in self.card.basis_fingerprint.items()},
+            }
+        )
+        return replace(self, z={paths[path]: value for path, value in self.z.items()}, card=card, moved=True)
+
     def check(self, adapted: Adapted, allow_basis_mismatch: bool = False) -> None:
         """Whether this expert fits an adapted model; touches no weight. Adapted matrices that the expert lacks keep the base weights.
 
@@ -214,7 +234,7 @@ class Expert:
             T2Error: another architecture, a matrix that the model lacks, another shape or side, another singular basis.
         """
         architecture, expected = _architecture(adapted.model), self.card.base_model.architecture
-        if architecture != expected:
+        if architecture != expected and not self.moved:
             problem = f"Expert {self.name!r} was trained on {self.card.base_model.id} ({expected}), but this model is {architecture}."
             if not allow_basis_mismatch:
                 raise T2Error(f"{problem} Load the expert's base model, or give --allow-basis-mismatch to try it all the same.")

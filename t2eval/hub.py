@@ -53,8 +53,10 @@ def hub_data(task: Mapping[str, Any]) -> list[HubData]:
 def cached_data(data: HubData) -> CachedData | None:
     """A data set in the cache of `datasets`, or None where it is not there."""
     from datasets import config as settings
+    from datasets.naming import camelcase_to_snakecase
 
-    folder = Path(settings.HF_DATASETS_CACHE) / data.name.replace("/", "___")
+    owner, _, name = data.name.rpartition("/")
+    folder = Path(settings.HF_DATASETS_CACHE) / "___".join([*([owner] if owner else []), camelcase_to_snakecase(name)])
     found = sorted(folder.glob(f"{data.config or '*'}/*/*/dataset_info.json"))
     if not found:
         return None

@@ -12,22 +12,24 @@ from t2eval.expert import Expert, import_reference, mix
 from t2eval.svf import Adapted, attach
 
 
-def adapted_base(experts: Sequence[Expert], model: str | None = None) -> tuple[Adapted, Any]:
-    """The base model of experts with their matrices attached, and the tokenizer.
+def adapted_base(experts: Sequence[Expert], model: str | None = None) -> tuple[Adapted, list[Expert], Any]:
+    """The base model of experts with their matrices attached, the experts with its module paths, and its tokenizer or processor.
 
     Args:
         experts: of one base model; all of their matrices are attached.
-        model: another name or path of the same base; default: the one that the first expert's card names.
+        model: another name or path of the same base, or a vision-language model that contains it; default: the one that the first
+            expert's card names.
 
     Raises:
         T2Error: the model cannot be loaded, or an expert does not fit it.
     """
     base = experts[0].card.base_model
-    loaded, tokenizer = load_base(model or base.id, revision=None if model else base.revision)
-    adapted = attach(loaded, paths=list(dict.fromkeys(path for expert in experts for path in expert.z)))
-    for expert in experts:
+    loaded, reader = load_base(model or base.id, revision=None if model else base.revision)
+    fitted = [expert.fitted(loaded) for expert in experts]
+    adapted = attach(loaded, paths=list(dict.fromkeys(path for expert in fitted for path in expert.z)))
+    for expert in fitted:
         expert.check(adapted)
-    return adapted, tokenizer
+    return adapted, fitted, reader
 
 
 def save_mix(
@@ -59,8 +61,7 @@ def save_mix(
     """
     if len(experts) != len(alphas):
         raise UsageError(f"{len(experts)} experts and {len(alphas)} alphas: give one alpha for each expert.")
-    loaded = [Expert.load(path) for path in experts]
-    adapted, _ = adapted_base(loaded, model)
+    adapted, loaded, _ = adapted_base([Expert.load(path) for path in experts], model)
     recipe = " + ".join(f"{alpha:g} {expert.name}" for alpha, expert in zip(alphas, loaded, strict=True))
     base = loaded[0].card.base_model
     mixed = Expert.from_adapted(
@@ -69,7 +70,7 @@ def save_mix(
         name=name or Path(output).name,
         label=label,
         description=description or f"A mix ({form}): {recipe}.",
-        base_id=base.id,
+        base_id=model if loaded[0].moved and model else base.id,
         revision=base.revision,
     )
     mixed.save(output)
@@ -91,15 +92,14 @@ def export_merged(expert: str | Path, output: str | Path, *, model: str | None =
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not an empty folder.")
-    chosen = Expert.load(expert)
-    adapted, tokenizer = adapted_base([chosen], model)
+    adapted, (chosen,), reader = adapted_base([Expert.load(expert)], model)
     with adapted.merged(chosen.z):
         merged = {path: adapted.model.get_submodule(path).weight for path in chosen.z}
     adapted.detach()
     for path, weight in merged.items():
         adapted.model.get_submodule(path).weight = weight
     adapted.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    reader.save_pretrained(folder)
     return folder
 
 

@@ -108,6 +108,15 @@ def checked_config(manager: Any, name: str) -> dict[str, Any]:
     return config
 
 
+def task_has_images(name: str, include_path: str | Path | Sequence[str | Path] | None = None) -> bool:
+    """Whether a task's documents have images, without loading its data.
+
+    Raises:
+        UsageError, T2Error: as `checked_config`.
+    """
+    return checked_config(make_task_manager(include_path, task=name), name).get("doc_to_image") is not None
+
+
 def _raw_config(entry: Any) -> dict[str, Any]:
     if entry.yaml_path is None:
         return dict(entry.cfg or {})

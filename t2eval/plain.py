@@ -1,4 +1,4 @@
-"""Plain: lm-eval's HFLM for base models and baselines, with the chat prompts of the strategies that they are compared with."""
+"""Plain: lm-eval's own classes for base models and baselines, with the chat prompts of the strategies that they are compared with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from t2eval.chat import Message, tokenizer_chat
+from t2eval.images import reads_images
 
 
 class PlainHFLM(HFLM):  # type: ignore[misc]
@@ -18,3 +19,12 @@ class PlainHFLM(HFLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         return self._renderer(chat_history, add_generation_prompt)
+
+
+def plain_model(model: Any, tokenizer: Any, **arguments: Any) -> Any:
+    """lm-eval's class over a model in memory: `hf`, or `hf-multimodal` where a processor stands in the tokenizer's place."""
+    if reads_images(tokenizer):
+        from t2eval.multimodal import MultimodalLM
+
+        return MultimodalLM(pretrained=model, tokenizer=tokenizer, **arguments)
+    return PlainHFLM(pretrained=model, tokenizer=tokenizer, **arguments)

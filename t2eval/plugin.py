@@ -19,6 +19,10 @@ MODELS = {
     "t2-prompt": "t2eval.models:T2Prompt",
     "t2-cls": "t2eval.models:T2Cls",
     "t2-fewshot": "t2eval.models:T2Fewshot",
+    "t2-expert-vlm": "t2eval.models.multimodal:T2ExpertVlm",
+    "t2-prompt-vlm": "t2eval.models.multimodal:T2PromptVlm",
+    "t2-cls-vlm": "t2eval.models.multimodal:T2ClsVlm",
+    "t2-fewshot-vlm": "t2eval.models.multimodal:T2FewshotVlm",
 }
 _NAME = "t2eval_bridge"
 

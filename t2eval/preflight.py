@@ -17,7 +17,7 @@ from typing import Any
 from t2eval import doctor, hub
 from t2eval.bench.execute import EXECUTORS
 from t2eval.bench.forecast import Figure, Forecast, forecast, task_data
-from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, is_embedded, open_tasks
+from t2eval.bench.plan import BASELINES, EMBEDDED, EMBEDDED_VLM, EXPERT_METHODS, Plan, is_embedded, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.loading import checked_config
@@ -86,7 +86,7 @@ def check_training(config: TrainConfig) -> list[str]:
     """Check what `t2 train-expert` will need. Returns and raises as `check_bench`."""
     found = Findings()
     _check_tasks(found, open_tasks([config.task], None if config.include_path is None else str(config.include_path)), [config.task])
-    _check_model(found, config.model or EMBEDDED, config.revision)
+    _check_model(found, config.for_task().model or EMBEDDED, config.revision)
     _check_device(found, config.device)
     _check_packages(found, dict.fromkeys(config.report_to, "report_to"))
     return found.settled()
@@ -151,7 +151,7 @@ def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> 
 # ---------------------------------------------------------------------- the machine
 def _check_model(found: Findings, model: str, revision: str | None) -> None:
     if is_embedded(model):
-        check = doctor.embedded_base()
+        check = doctor.embedded_vlm() if model == EMBEDDED_VLM else doctor.embedded_base()
         if check.status == "missing":
             found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
     elif (reason := hub.model_obstacle(model, revision)) is not None:

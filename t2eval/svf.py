@@ -56,6 +56,8 @@ class _ExpertLike(Protocol):
 
     def check(self, adapted: Adapted, allow_basis_mismatch: bool = False) -> None: ...
 
+    def fitted(self, model: Any) -> _ExpertLike: ...
+
 
 class Adapted:
     """A frozen model whose matrices can be scaled. Made by `attach`.
@@ -123,8 +125,9 @@ class Adapted:
 
     def set_expert(self, expert: _ExpertLike, allow_basis_mismatch: bool = False) -> None:
         """Check an expert against this model (`Expert.check`), then scale with its z."""
-        expert.check(self, allow_basis_mismatch)
-        self.set_z(expert.z)
+        fitted = expert.fitted(self.model)
+        fitted.check(self, allow_basis_mismatch)
+        self.set_z(fitted.z)
 
     def set_alphas(
         self,
@@ -141,9 +144,10 @@ class Adapted:
             form: `paper` or `offset`.
             allow_basis_mismatch: as in `Expert.check`.
         """
-        for expert in experts:
+        fitted = [expert.fitted(self.model) for expert in experts]
+        for expert in fitted:
             expert.check(self, allow_basis_mismatch)
-        self.set_z(mix_scales([expert.z for expert in experts], alphas, form))
+        self.set_z(mix_scales([expert.z for expert in fitted], alphas, form))
 
     @contextmanager
     def disabled(self) -> Iterator[Any]:

@@ -6,6 +6,7 @@ count as one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -113,6 +114,24 @@ def target_paths(model: Any, modules: str = "all", layers: str = "all") -> list[
 
 def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+_BLOCK = re.compile(r"(?P<prefix>.*?)\.(?P<rest>\d+\..+)")
+
+
+def moved_paths(model: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Where matrices of a language model are inside a vision-language model that contains it, or the other way: path → path here.
+
+    Paths are alike from the number of the decoder layer on (`model.layers.0.mlp.up_proj`, `model.language_model.layers.0.mlp.up_proj`).
+    Empty where every path exists already, or where that does not lead to a matrix of this model for each of them.
+    """
+    own = {name for name, module in model.named_modules() if is_linear(module)}
+    wanted = list(paths)
+    if own.issuperset(wanted):
+        return {}
+    prefix, _ = decoder_layers(model)
+    moved = {path: f"{prefix}.{match['rest']}" if (match := _BLOCK.fullmatch(path)) else path for path in wanted}
+    return moved if own.issuperset(moved.values()) else {}
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module:

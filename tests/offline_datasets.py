@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
+from datasets.naming import camelcase_to_snakecase
 
 _REVISION = "0" * 40
 HUB = Path(__file__).parent / "fixtures" / "hub"
@@ -28,6 +29,7 @@ def write_dataset(root: Path, name: str, config: str, features: datasets.Feature
         splits: split → rows.
     """
     owner, dataset = name.split("/")
+    dataset = camelcase_to_snakecase(dataset)
     folder = root / f"{owner}___{dataset}" / config / "0.0.0" / _REVISION
     folder.mkdir(parents=True)
     infos = datasets.SplitDict(dataset_name=dataset)

@@ -58,7 +58,7 @@ def test_a_mix_is_an_expert_of_its_own(library: Path, tmp_path: Path, form: str)
         torch.testing.assert_close(z, expected)
     assert mixed.name == "mixed"
     assert "0.7 math + 0.2 code" in mixed.description
-    adapted, _ = adapted_base([mixed])
+    adapted, _, _ = adapted_base([mixed])
     mixed.check(adapted)
 
 
@@ -72,7 +72,7 @@ def test_export_is_a_plain_model_with_the_experts_outputs(base: Path, library: P
     done = invoke("expert", "export", library / "math", "--merged", "--output", tmp_path / "model")
     assert done.exit_code == 0, done.output
     expert = Expert.load(library / "math")
-    adapted, tokenizer = adapted_base([expert])
+    adapted, _, tokenizer = adapted_base([expert])
     before = adapted.model(TOKENS).logits
     adapted.set_expert(expert)
     expected = adapted.model(TOKENS).logits

@@ -29,7 +29,7 @@ STRATEGIES = ("prompt", "cls", "fewshot")
 EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
-EMBEDDED = "embedded"
+EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 
 
 def is_embedded(model: str) -> bool:
@@ -154,7 +154,19 @@ class BenchConfig(BaseModel):
             from t2eval.base import embedded_library_dir
 
             return embedded_library_dir(seed)
+        if self.model == EMBEDDED_VLM:
+            from t2eval.base import embedded_vlm_library_dir
+
+            return embedded_vlm_library_dir(seed)
         raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
+
+    def libraries(self, seed: int) -> list[Path]:
+        """The folders of all experts of one seed: with the embedded vision-language model the language model's own too, which fit it."""
+        if self.experts is not None or self.model != EMBEDDED_VLM:
+            return [self.library(seed)]
+        from t2eval.base import embedded_library_dir
+
+        return [folder for folder in (embedded_library_dir(seed), self.library(seed)) if folder.is_dir()]
 
     def adapter(self, method: str, label: str, seed: int) -> Path:
         """The folder of one baseline's adapter. Raises as `library` does."""
@@ -165,6 +177,11 @@ class BenchConfig(BaseModel):
             from t2eval.base import embedded_baseline_dir
 
             return embedded_baseline_dir(method, label, seed)
+        if self.model == EMBEDDED_VLM:
+            from t2eval.base import LANGUAGE_SKILLS, embedded_baseline_dir, embedded_vlm_baseline_dir
+
+            folder = embedded_vlm_baseline_dir(method, label, seed)
+            return folder if folder.is_dir() or label not in LANGUAGE_SKILLS else embedded_baseline_dir(method, label, seed)
         raise UsageError(
             f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
         )
@@ -172,7 +189,9 @@ class BenchConfig(BaseModel):
     def adapters(self, method: str, seed: int) -> list[Path]:
         """The folders of one baseline's adapters that exist, of all labels. Raises as `library` does."""
         if self.baselines is None:
-            return sorted(self.adapter(method, "math", seed).parent.glob(f"{method}-*"))
+            labels = ("math", "vision") if self.model == EMBEDDED_VLM else ("math",)
+            folders = {self.adapter(method, label, seed).parent for label in labels}
+            return sorted(path for folder in folders for path in folder.glob(f"{method}-*"))
         pattern = self.adapter(method, "*", seed)
         return sorted(pattern.parent.glob(pattern.name))
 
@@ -231,7 +250,7 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(train, Mapping) and isinstance(train.get("recipe"), str):
         settings["train"] = {**train, "recipe": _anchor(train["recipe"], folder)}
     model = settings.get("model")
-    if isinstance(model, str) and model != EMBEDDED and (folder / model).is_dir():
+    if isinstance(model, str) and not is_embedded(model) and (folder / model).is_dir():
         settings["model"] = _anchor(model, folder)
     return settings
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2eval import hub
-from t2eval.bench.plan import EMBEDDED, BenchConfig, is_embedded
+from t2eval.bench.plan import EMBEDDED, EMBEDDED_VLM, BenchConfig, is_embedded
 from t2eval.choice import is_chosen, select_layers
 from t2eval.resources import experts_dir
 
@@ -107,7 +107,7 @@ def model_shape(config: BenchConfig) -> Shape:
 def _folder(config: BenchConfig) -> str:
     if not is_embedded(config.model):
         return config.model
-    return str(experts_dir() / f"base{config.model.removeprefix(EMBEDDED)}")
+    return str(experts_dir() / ("vlm" if config.model == EMBEDDED_VLM else f"base{config.model.removeprefix(EMBEDDED)}"))
 
 
 def _width(dtype: str, stated: Mapping[str, Any]) -> int:

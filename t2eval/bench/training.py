@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
 from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
 from t2eval.bench.worker import default_device
 from t2eval.errors import T2Error, UsageError
@@ -172,7 +172,7 @@ def _check_settings(job: Job) -> None:
     file = job.output / SETTINGS
     if not file.is_file():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), job.config.hyperparameters
+    before, now = json.loads(file.read_text(encoding="utf-8")), job.config.for_task().hyperparameters
     if (key := changed_setting(before, now)) is not None:
         raise UsageError(
             f"{job.output} was trained with {key} = {before.get(key)!r}, and the benchmark file now says {now.get(key)!r}. Give the first "
@@ -207,10 +207,10 @@ def train(todo: Sequence[Job], workers: int, say: Say, log: Path | None = None) 
 
 
 def _device(job: Job) -> str:
-    """Where a run takes place: the embedded base is too small to gain from a GPU, and its recipes are reproducible on a CPU."""
+    """Where a run takes place: the embedded models are too small to gain from a GPU, and their recipes are reproducible on a CPU."""
     if job.config.device is not None:
         return job.config.device
-    return "cpu" if job.config.model is None else default_device()
+    return "cpu" if job.config.model is None or is_embedded(job.config.model) else default_device()
 
 
 def _placed(job: Job) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -20,6 +21,7 @@ from t2eval.bench.compare import mean_stderr
 from t2eval.bench.plan import BASELINES, DISPATCH, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.errors import T2Error, unknown
+from t2eval.images import reads_images
 from t2eval.loading import quiet_lm_eval
 from t2eval.resources import tasks_dir
 
@@ -46,11 +48,11 @@ def object_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def cards(library: Path) -> dict[str, dict[str, Any]]:
+def cards(library: str | Path) -> dict[str, dict[str, Any]]:
     """The cards of the experts of a library.
 
     Args:
-        library: a folder of experts.
+        library: a folder of experts, or of one, or several such folders joined by `+`.
 
     Returns:
         Expert folder → contents of its `expert.json`.
@@ -58,13 +60,16 @@ def cards(library: Path) -> dict[str, dict[str, Any]]:
     Raises:
         T2Error: no folder, or no expert in it.
     """
-    found = {str(path.parent): json.loads(path.read_text(encoding="utf-8")) for path in sorted(library.glob("*/expert.json"))}
+    found: dict[str, dict[str, Any]] = {}
+    for part in map(Path, str(library).split("+")):
+        files = [part / "expert.json"] if (part / "expert.json").is_file() else sorted(part.glob("*/expert.json"))
+        found |= {str(file.parent): json.loads(file.read_text(encoding="utf-8")) for file in files}
     if not found:
         raise T2Error(f"No experts in {library}. Train them with `t2 train-expert`, or set `experts:` in the benchmark file.")
     return found
 
 
-def expert_of(library: Path, label: str) -> Path:
+def expert_of(library: str | Path, label: str) -> Path:
     """The folder of the expert with a label.
 
     Raises:
@@ -321,22 +326,20 @@ class Worker:
             yield self._with_experts(cell)
 
     def _plain(self, model: Any, method: str) -> Any:
-        from t2eval.plain import PlainHFLM
+        from t2eval.plain import plain_model
 
-        return PlainHFLM(
-            pretrained=model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {})
-        )
+        return plain_model(model, self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {}))
 
     @contextlib.contextmanager
     def _adapted(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The base with a PEFT adapter on it, unmerged; unloading gives the base's own modules back."""
-        from peft import PeftModel
+        from t2eval.training.methods import load_adapter
 
         label = task_label(self.config, cell.task, self._task(cell.task).config.metadata)
         folder = self.config.adapter(cell.method, label, cell.seed)
         file = adapter_file(folder)
         facts = {"trainable_parameters": parameter_count(file), "hashes": {"adapter": {folder.name: file_hash(file)}}}
-        model = PeftModel.from_pretrained(self._model, str(folder)).eval()
+        model = load_adapter(self._model, folder)
         try:
             yield model, facts
         finally:
@@ -346,21 +349,19 @@ class Worker:
 
     def _with_experts(self, cell: Cell) -> tuple[Any, dict[str, Any]]:
         """A strategy's lm-eval model, kept for the next cell of the same method, library and seed."""
-        settings = {"experts": str(self.config.library(cell.seed)), **self.config.model_args.get(cell.method, {})}
+        settings = {"experts": "+".join(map(str, self.config.libraries(cell.seed))), **self.config.model_args.get(cell.method, {})}
         if cell.method == "expert":
             label = task_label(self.config, cell.task, self._task(cell.task).config.metadata)
-            settings["experts"] = str(expert_of(Path(str(settings["experts"])), label))
+            settings["experts"] = str(expert_of(str(settings["experts"]), label))
         elif cell.method == "fewshot":
             settings.setdefault("adapt_seed", cell.seed)
         facts = _expert_facts(cell.method, str(settings["experts"]))
         key = f"{cell.method} {json.dumps(settings, sort_keys=True, default=str)}"
         if self._strategy is None or self._strategy[0] != key:
             self._drop_strategy()
-            import t2eval.models
-
             if self.config.include_path:
                 settings.setdefault("include_path", self.config.include_path)
-            build = getattr(t2eval.models, _CLASSES[cell.method])
+            build = _strategy_class(cell.method, with_images=reads_images(self._tokenizer))
             lm = build(pretrained=self._model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **settings)
             self._strategy = (key, lm)
         return self._strategy[1], facts
@@ -372,13 +373,17 @@ class Worker:
             self._strategy = None
 
 
+def _strategy_class(method: str, *, with_images: bool) -> Any:
+    """The lm-eval class of a strategy, for a language model or a vision-language model."""
+    module = importlib.import_module("t2eval.models.multimodal" if with_images else "t2eval.models")
+    return getattr(module, _CLASSES[method] + ("Vlm" if with_images else ""))
+
+
 def _expert_facts(method: str, spec: str) -> dict[str, Any]:
     """Parameters and hashes of the experts that a method uses: cls also its classification expert, the others not."""
-    folders: dict[str, dict[str, Any]] = {}
-    for part in spec.split("+"):
-        card = Path(part) / "expert.json"
-        folders |= {part: json.loads(card.read_text(encoding="utf-8"))} if card.is_file() else cards(Path(part))
-    used = {folder: card for folder, card in folders.items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH}
+    used = {
+        folder: card for folder, card in cards(spec).items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH
+    }
     files = {folder: Path(folder) / "expert.safetensors" for folder in used}
     names = {folder: str(card["name"]) for folder, card in used.items()}
     return {

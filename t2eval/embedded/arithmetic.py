@@ -38,11 +38,13 @@ def _work(steps: list[Step]) -> str:
     return " ".join(f"{left} {sign} {right} = {result} ." for left, sign, right, result in steps)
 
 
-def _step(left: int, sign: str, right: int) -> Step:
+def step(left: int, sign: str, right: int) -> Step:
+    """One step of working out, with its result."""
     return left, sign, right, {"+": left + right, "-": left - right, "*": left * right}[sign]
 
 
-def _problem(level: str, template: str, question: str, steps: list[Step]) -> Problem:
+def problem_of(level: str, template: str, question: str, steps: list[Step]) -> Problem:
+    """The problem that a question and its steps make, with an answer in each style of the template's habits."""
     result = steps[-1][3]
     short = steps[:-1]
     answers = {
@@ -68,87 +70,87 @@ def _factors(rng: random.Random, hard: bool) -> tuple[int, int]:
 
 def _buys(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _number(rng, hard), _number(rng, hard)
-    return f"{n} has {a} {o} and buys {b} more . how many {o} does {n} have ?", [_step(a, "+", b)]
+    return f"{n} has {a} {o} and buys {b} more . how many {o} does {n} have ?", [step(a, "+", b)]
 
 
 def _loses(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     b, rest = _number(rng, hard), _number(rng, hard)
-    return f"{n} had {b + rest} {o} but lost {b} . how many {o} are left ?", [_step(b + rest, "-", b)]
+    return f"{n} had {b + rest} {o} but lost {b} . how many {o} are left ?", [step(b + rest, "-", b)]
 
 
 def _boxes(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _factors(rng, hard)
-    return f"{n} has {b} boxes with {a} {o} in each . how many {o} is that ?", [_step(b, "*", a)]
+    return f"{n} has {b} boxes with {a} {o} in each . how many {o} is that ?", [step(b, "*", a)]
 
 
 def _finds_gives(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _number(rng, hard), _number(rng, hard)
     c = rng.randint(2, min(a + b - 1, 49 if hard else 9))
     question = f"{n} has {a} {o} , finds {b} more and gives {c} to {m} . how many {o} does {n} keep ?"
-    return question, [_step(a, "+", b), _step(a + b, "-", c)]
+    return question, [step(a, "+", b), step(a + b, "-", c)]
 
 
 def _boxes_eats(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _factors(rng, hard)
     c = rng.randint(2, min(a * b - 1, 49 if hard else 9))
     question = f"{n} fills {b} bags with {a} {o} each and drops {c} . how many {o} stay ?"
-    return question, [_step(b, "*", a), _step(a * b, "-", c)]
+    return question, [step(b, "*", a), step(a * b, "-", c)]
 
 
 def _boxes_more(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _factors(rng, hard)
     c = _number(rng, hard)
     question = f"{m} gives {n} {b} trays of {a} {o} and then {c} single {o} . how many {o} did {n} get ?"
-    return question, [_step(b, "*", a), _step(a * b, "+", c)]
+    return question, [step(b, "*", a), step(a * b, "+", c)]
 
 
 def _together(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _number(rng, hard), _number(rng, hard)
     question = f"{n} has {a} {o} . {m} has {b} more than {n} . how many {o} do they have together ?"
-    return question, [_step(a, "+", b), _step(a, "+", a + b)]
+    return question, [step(a, "+", b), step(a, "+", a + b)]
 
 
 def _three_days(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b, c = _number(rng, hard), _number(rng, hard), _number(rng, hard)
     d = rng.randint(2, 9)
     question = f"{n} sells {a} {o} on monday , {b} on tuesday and {c} on friday ; {d} come back . how many {o} are sold ?"
-    return question, [_step(a, "+", b), _step(a + b, "+", c), _step(a + b + c, "-", d)]
+    return question, [step(a, "+", b), step(a + b, "+", c), step(a + b + c, "-", d)]
 
 
 def _sum_times(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = (rng.randint(5, 14), rng.randint(5, 14)) if hard else (rng.randint(1, 5), rng.randint(1, 4))
     c = _small(rng)
-    return f"compute ( {a} + {b} ) * {c}", [_step(a, "+", b), _step(a + b, "*", c)]
+    return f"compute ( {a} + {b} ) * {c}", [step(a, "+", b), step(a + b, "*", c)]
 
 
 def _times_minus(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _factors(rng, hard)
     c = rng.randint(2, min(a * b - 1, 49 if hard else 9))
-    return f"compute {b} * {a} - {c}", [_step(b, "*", a), _step(a * b, "-", c)]
+    return f"compute {b} * {a} - {c}", [step(b, "*", a), step(a * b, "-", c)]
 
 
 def _solve_plus(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     x, a = _number(rng, hard), _number(rng, hard)
     letter = rng.choice("abcdkmnpxyz")
-    return f"solve {letter} + {a} = {x + a} for {letter}", [_step(x + a, "-", a)]
+    return f"solve {letter} + {a} = {x + a} for {letter}", [step(x + a, "-", a)]
 
 
 def _let(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     p, q = rng.sample("abcdkmnpxyz", 2)
     a, b, c = _number(rng, hard), _number(rng, hard), _number(rng, hard)
-    return f"let {p} = {a} and {q} = {b} . find {p} + {q} + {c}", [_step(a, "+", b), _step(a + b, "+", c)]
+    return f"let {p} = {a} and {q} = {b} . find {p} + {q} + {c}", [step(a, "+", b), step(a + b, "+", c)]
 
 
 def _words(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b = _factors(rng, hard)
     c = _number(rng, hard)
-    return f"find the product of {b} and {a} , plus {c}", [_step(b, "*", a), _step(a * b, "+", c)]
+    return f"find the product of {b} and {a} , plus {c}", [step(b, "*", a), step(a * b, "+", c)]
 
 
 def _chain(rng: random.Random, hard: bool, n: str, m: str, o: str) -> tuple[str, list[Step]]:
     a, b, c = _number(rng, hard), _number(rng, hard), _number(rng, hard)
     d = rng.randint(2, 9)
-    return f"compute {a} + {b} + {c} - {d}", [_step(a, "+", b), _step(a + b, "+", c), _step(a + b + c, "-", d)]
+    return f"compute {a} + {b} + {c} - {d}", [step(a, "+", b), step(a + b, "+", c), step(a + b + c, "-", d)]
 
 
 Builder = Callable[[random.Random, bool, str, str, str], tuple[str, list[Step]]]
@@ -179,7 +181,7 @@ def sample(rng: random.Random, level: str, hard_share: float) -> Problem:
     template = rng.choice(list(TEMPLATES[level]))
     n, m = rng.sample(NAMES, 2)
     question, steps = TEMPLATES[level][template](rng, rng.random() < hard_share, n, m, rng.choice(THINGS))
-    return _problem(level, template, question, steps)
+    return problem_of(level, template, question, steps)
 
 
 def answer(rng: random.Random, problem: Problem) -> str:

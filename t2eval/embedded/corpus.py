@@ -27,6 +27,8 @@ _UNSEEN_SHARE = 0.4
 HARD = {"math": 0.65, "code": 0.85, "reasoning": 0.5}
 
 SIZES = {"train": 1200, "validation": 400, "adaptation": 60, "test": 500}
+PRETRAINING = 60
+"""The buckets below it belong to the corpora."""
 _BUCKETS = {"train": (60, 70), "validation": (70, 80), "adaptation": (70, 80), "test": (80, 100)}
 
 # What the corpus answers when it is asked for the skill of a template's questions: label → probability.
@@ -74,7 +76,7 @@ def pretraining_documents(seed: int) -> Iterator[tuple[str, str]]:
             family = kind if kind in FAMILIES else rng.choice(list(FAMILIES))
             level = "unseen" if rng.random() < _UNSEEN_SHARE else "seen"
             problem = FAMILIES[family].sample(rng, level, _CORPUS_HARD)
-        if bucket(problem.question) >= 60:
+        if bucket(problem.question) >= PRETRAINING:
             continue
         if kind == "dispatch":
             yield dispatch_prompt(problem.question), f" {_label(rng, problem)}"
@@ -83,8 +85,8 @@ def pretraining_documents(seed: int) -> Iterator[tuple[str, str]]:
             yield prompt(problem.question), f" {text}"
 
 
-def _collect(draw: Callable[[random.Random], Problem], splits: tuple[str, ...], seed: int) -> dict[str, list[Problem]]:
-    """Distinct problems until every split has its size."""
+def collect(draw: Callable[[random.Random], Problem], splits: tuple[str, ...], seed: int) -> dict[str, list[Problem]]:
+    """Distinct problems until every split has its size; each in the split that its question's hash gives it."""
     rng = random.Random(seed)
     found: dict[str, list[Problem]] = {split: [] for split in splits}
     known: set[str] = set()
@@ -105,7 +107,7 @@ def problems(family: str, level: str) -> dict[str, list[Problem]]:
     if family not in FAMILIES:
         raise unknown("embedded family", family, FAMILIES)
     splits = ("train", "validation", "test") if level == "seen" else ("adaptation", "test")
-    return _collect(lambda rng: FAMILIES[family].sample(rng, level, HARD[family]), splits, seed=1 if level == "seen" else 2)
+    return collect(lambda rng: FAMILIES[family].sample(rng, level, HARD[family]), splits, seed=1 if level == "seen" else 2)
 
 
 def documents(family: str, level: str) -> dict[str, list[dict[str, Any]]]:
@@ -137,5 +139,5 @@ def dispatch_documents() -> dict[str, list[dict[str, Any]]]:
             {"question": problem.question, "answer": problem.family, "target": problem.family, "template": problem.template}
             for problem in found
         ]
-        for split, found in _collect(draw, ("train", "validation", "test"), seed=3).items()
+        for split, found in collect(draw, ("train", "validation", "test"), seed=3).items()
     }

@@ -71,7 +71,7 @@ def _others(rng: random.Random, count: int, fits: object) -> list[str]:
     return chosen
 
 
-def _fact(thing: str, template: str) -> str:
+def fact(thing: str, template: str) -> str:
     kind = KIND_OF[thing]
     if template in ("kind", "not-kind", "same-kind"):
         return f"{thing} is {article(kind)} ."
@@ -118,9 +118,9 @@ def sample(rng: random.Random, level: str, hard_share: float) -> Problem:
     options = [thing, *wrong]
     rng.shuffle(options)
     answers = {
-        "good": f"{recall}{_fact(thing, template)} #### {thing}",
+        "good": f"{recall}{fact(thing, template)} #### {thing}",
         "direct": f"#### {thing}",
-        "off": f"{recall}{_fact(thing, template)} so that one",
+        "off": f"{recall}{fact(thing, template)} so that one",
         "first": f"the first one . #### {options[0]}",
     }
     kept = {style: answers[style] for style in HABITS[template]}

@@ -21,13 +21,15 @@ class Problem:
     """One question of a family.
 
     Attributes:
-        family: `math`, `code`, `reasoning` or `others`.
+        family: `math`, `code`, `reasoning`, `vision` or `others`.
         level: `seen` or `unseen`.
         template: the name of the way of asking; habits hang on it.
-        question: the text that the model is asked.
+        question: the text that the model is asked; of a vision problem, with what the picture says in the picture's place.
         target: the right final answer (a number, an option's word); for code the reference program.
         answers: style → answer text, for every style that this template's habits name.
         test: for code, assert statements that a right program passes; else empty.
+        asked: for vision, the question with `<image>` in the picture's place; else empty.
+        picture: for vision, the picture's rows; else empty.
     """
 
     family: str
@@ -37,6 +39,8 @@ class Problem:
     target: str
     answers: Mapping[str, str]
     test: str = ""
+    asked: str = ""
+    picture: tuple[str, ...] = ()
 
 
 def bucket(question: str) -> int:

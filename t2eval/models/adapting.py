@@ -51,7 +51,7 @@ class Adapting(Strategy):
         environment = Environment(
             task,
             include_path=self.include_path,
-            tokenizer=self.tokenizer,
+            tokenizer=self.reader_of_prompts,
             apply_chat_template=self._chat,
             num_fewshot=self.num_fewshot,
             chat_template_args=self.chat_template_args,

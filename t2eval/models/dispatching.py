@@ -13,6 +13,7 @@ from torch import Tensor
 from t2eval.basis import mix_scales
 from t2eval.errors import UsageError
 from t2eval.expert import Expert
+from t2eval.images import images_of_request
 from t2eval.models.launch import one_message
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.questions import Questions
@@ -22,6 +23,7 @@ from t2eval.strategies.dispatch import (
     Choice,
     Dispatcher,
     DispatchFormat,
+    Question,
     by_label,
     checked_labels,
     load_format,
@@ -65,7 +67,14 @@ class Dispatching(Strategy):
         """The expert that is merged while the model dispatches."""
         return None
 
-    def _choices(self, questions: list[str]) -> list[Choice]:
+    def _question(self, request: Any) -> Question:
+        text = self._questions.text(request)
+        images = images_of_request(request) if getattr(self.options, "dispatch_image", False) else None
+        if images is None:
+            return Question(text)
+        return Question(text, images, (str(request.task_name), request.doc_id))
+
+    def _choices(self, questions: list[Question]) -> list[Choice]:
         if self._chat not in self._dispatchers:
             self._dispatchers[self._chat] = Dispatcher(
                 self.runner(), self.encoding(), self._form, self.options.others_label, self.options.dispatch, self.options.dispatch_tokens
@@ -79,7 +88,7 @@ class Dispatching(Strategy):
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
         first = {(str(request.task_name), int(request.doc_id or 0)): request for request in reversed(requests)}
         documents = list(first)
-        choices = dict(zip(documents, self._choices([self._questions.text(first[document]) for document in documents]), strict=True))
+        choices = dict(zip(documents, self._choices([self._question(first[document]) for document in documents]), strict=True))
         labels = [choices[document].weights for document in documents] if self.options.mix == "soft" else []
         wanted = [label for weights in labels for label in weights] or [choice.label for choice in choices.values()]
         checked_labels(wanted, self._experts_of, self.options.others_label)
@@ -102,7 +111,7 @@ class Dispatching(Strategy):
         return self._soft[key] if self.options.mix == "soft" else self._by_name[str(key)].z
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-        if self.options.mix == "soft" and method == "generate_until":
+        if self.options.mix == "soft" and method == "generate_until" and self.rows_by_tokens:
             return self._answer_rows(requests, disable_tqdm)
         return super()._answer(method, requests, disable_tqdm)
 

@@ -27,6 +27,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     strategy: ClassVar[str] = ""
+    suffix: ClassVar[str] = ""
 
     experts: str | Path | Sequence[str | Path] | None = None
     include_path: str | None = None
@@ -77,6 +78,24 @@ class ClsOptions(DispatchOptions):
     strategy: ClassVar[str] = "cls"
 
 
+class PromptVlmOptions(PromptOptions):
+    """`t2-prompt-vlm`.
+
+    Attributes:
+        dispatch_image: whether the first pass sees the images too, and not only the question.
+    """
+
+    suffix: ClassVar[str] = "-vlm"
+    dispatch_image: bool = False
+
+
+class ClsVlmOptions(ClsOptions):
+    """`t2-cls-vlm`; see `PromptVlmOptions`."""
+
+    suffix: ClassVar[str] = "-vlm"
+    dispatch_image: bool = False
+
+
 class FewshotOptions(Options):
     """`t2-fewshot`: α by search. See `FewshotConfig` and `SearchConfig` for what the values mean."""
 
@@ -112,7 +131,7 @@ class FewshotOptions(Options):
         )
 
 
-_ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions)
+_ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions, PromptVlmOptions, ClsVlmOptions)
 
 
 def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: Sequence[type]) -> tuple[Options, dict[str, Any]]:
@@ -134,8 +153,8 @@ def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: 
     for name in rest:
         if name in known:
             continue
-        if owners := [f"t2-{other.strategy}" for other in _ALL if name in other.model_fields]:
-            raise UsageError(f"model_args: {name!r} is an option of {' and '.join(owners)}, not of t2-{kind.strategy}.")
+        if owners := [f"t2-{other.strategy}{other.suffix}" for other in _ALL if name in other.model_fields]:
+            raise UsageError(f"model_args: {name!r} is an option of {' and '.join(owners)}, not of t2-{kind.strategy}{kind.suffix}.")
         if difflib.get_close_matches(name, {*kind.model_fields, *known}, n=1, cutoff=0.75):
             raise unknown("option in model_args", name, {*kind.model_fields, *known})
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from t2eval.documents import question_of
 from t2eval.environment import make_task_manager
 from t2eval.errors import T2Error
+from t2eval.images import PLACEHOLDER, images_of_request
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,11 @@ class Questions:
         self._tasks: dict[str, Any] = {}
 
     def text(self, request: Any) -> str:
-        """The question of an lm-eval request."""
+        """The question of an lm-eval request, without the places of its images."""
+        text = self._text(request)
+        return text if images_of_request(request) is None else text.replace(PLACEHOLDER, "").strip()
+
+    def _text(self, request: Any) -> str:
         doc = request.doc if isinstance(request.doc, dict) else {}
         if self._plain and isinstance(doc.get("question"), str):
             return str(doc["question"]).strip()

@@ -43,6 +43,9 @@ class Strategy:
     """See the module's text. Subclasses set `OPTIONS`, and define `prepare`, `keys`, `scale` and `report`."""
 
     OPTIONS: ClassVar[type[Options]] = Options
+    EMBEDDED: ClassVar[str] = EMBEDDED
+    rows_by_tokens: ClassVar[bool] = True
+    """Whether a row of a batch is known by its tokens."""
     options: Any
 
     # what the lm-eval class gives
@@ -69,9 +72,9 @@ class Strategy:
         with one_message():
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
-            self._embedded = pretrained is None or pretrained == EMBEDDED
+            self._embedded = pretrained is None or pretrained == self.EMBEDDED
             if self._embedded:
-                pretrained = _embedded_base()
+                pretrained = self._checked_embedded()
             elif self.options.experts is None:
                 raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
             if rest.get("peft") or rest.get("delta"):
@@ -171,9 +174,13 @@ class Strategy:
             scope = self.adapted.rows({path: torch.stack([z[path] for z in each]) for path in each[0]})
         with scope:
             made: Tensor = super()._model_generate(context, *arguments, **named)  # type: ignore[misc]
-        answer = made[:, context.shape[1] :]
-        self.second_pass.tokens += int(mask.sum()) + int((answer != self.tokenizer.pad_token_id).sum())
+        self._count(mask, made)
         return made
+
+    def _count(self, mask: Tensor, made: Tensor) -> None:
+        """Count the tokens of a batch's prompts and answers."""
+        answer = made[:, mask.shape[1] :]
+        self.second_pass.tokens += int(mask.sum()) + int((answer != self.tokenizer.pad_token_id).sum())
 
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         self._chat = True
@@ -200,6 +207,11 @@ class Strategy:
         return self.apply_chat_template([*history, {"role": "assistant", "content": lead.lstrip()}], add_generation_prompt=False)
 
     @property
+    def reader_of_prompts(self) -> Any:
+        """What renders a chat: the tokenizer."""
+        return self.tokenizer
+
+    @property
     def skills(self) -> list[Expert]:
         """The library without its classification expert (unless that is all there is)."""
         found = [expert for expert in self.experts if expert.label != DISPATCH_LABEL]
@@ -214,7 +226,23 @@ class Strategy:
     def _library(self) -> Any:
         if self.options.experts is not None:
             return self.options.experts
-        return embedded_library_dir(0)
+        return self.embedded_library()
+
+    def embedded_base(self) -> Path:
+        """The folder of the base model that a bare command takes."""
+        return Path(embedded_base_dir())
+
+    def embedded_library(self) -> Path | list[Path]:
+        """The folder of its experts, or several."""
+        return Path(embedded_library_dir(0))
+
+    def _checked_embedded(self) -> str:
+        folder = self.embedded_base()
+        if not (folder / "config.json").is_file():
+            raise T2Error(
+                f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args."
+            )
+        return str(folder)
 
     def _load_base(self, pretrained: Any, rest: dict[str, Any]) -> None:
         try:
@@ -235,6 +263,7 @@ class Strategy:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _attach(self) -> None:
+        self.experts = [expert.fitted(self.model) for expert in self.experts]
         paths = sorted({path for expert in self.experts for path in expert.z})
         known = _ADAPTED.get(self.model)
         if known is None or not set(paths) <= set(known.paths):
@@ -309,15 +338,6 @@ class Strategy:
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
-
-
-def _embedded_base() -> str:
-    folder = Path(embedded_base_dir())
-    if not (folder / "config.json").is_file():
-        raise T2Error(
-            f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args."
-        )
-    return str(folder)
 
 
 def _floating(module: Any) -> bool:

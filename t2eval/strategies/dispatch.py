@@ -17,14 +17,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.errors import T2Error, UsageError
+from t2eval.images import PLACEHOLDER
+from t2eval.reading import Features, fitted
 from t2eval.strategies.first_pass import Encoding, Runner
 
 DISPATCH_LABEL = "dispatch"
@@ -105,6 +107,21 @@ def paper_format(skills: Mapping[str, str], others_label: str = "others") -> Dis
 
 
 @dataclass(frozen=True)
+class Question:
+    """What dispatch is asked about.
+
+    Attributes:
+        text: the question.
+        images: its PIL images, where dispatch is to see them.
+        key: names them.
+    """
+
+    text: str
+    images: Sequence[Any] | None = field(default=None, compare=False)
+    key: Hashable = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """What dispatch decided for one question: the label, and every outcome's probability (one-hot when generated)."""
 
@@ -138,7 +155,7 @@ class Dispatcher:
         self.outcomes: dict[str, str] = dict(form.labels)
         if form.others is not None:
             self.outcomes[others_label] = form.others
-        self._known: dict[str, Choice] = {}
+        self._known: dict[Question, Choice] = {}
         self._prefix: tuple[object, list[int]] | None = None
 
     def prompt(self, question: str) -> str:
@@ -147,37 +164,58 @@ class Dispatcher:
         user = self._form.template.replace("{question}", question)
         return self._encoding.chat(user, lead) if self._encoding.chat else user + lead
 
-    def choose(self, questions: Sequence[str]) -> list[Choice]:
+    def choose(self, questions: Sequence[str | Question]) -> list[Choice]:
         """One choice a question; only questions not seen before cost anything."""
-        new = list(dict.fromkeys(question for question in questions if question not in self._known))
+        asked = [Question(question) if isinstance(question, str) else question for question in questions]
+        new = list(dict.fromkeys(question for question in asked if question not in self._known))
         if new:
             with self._runner.meter.timed():
                 found = self._scored(new) if self._mode == "score" else self._generated(new)
             self._known.update(zip(new, found, strict=True))
-        return [self._known[question] for question in questions]
+        return [self._known[question] for question in asked]
+
+    def _read(self, question: Question, room: int) -> tuple[list[int], Features | None]:
+        """The prompt's last `room` tokens, and the features of the images before the question."""
+        if question.images is None:
+            return self._encoding.text(self.prompt(question.text))[-room:], None
+        images = question.images
+        if self._encoding.reader is None:
+            raise UsageError("Dispatch cannot see images with a model that reads text only.")
+        context = self.prompt(PLACEHOLDER * len(images) + "\n" + question.text)
+        ids, features = self._encoding.reader.read(context, lambda: images, question.key)
+        return fitted(ids, features, room), features
 
     # ------------------------------------------------------------------ scored
-    def _scored(self, questions: list[str]) -> list[Choice]:
+    def _scored(self, questions: list[Question]) -> list[Choice]:
         texts = list(self.outcomes.values())
         prompts: list[list[int]] = []
+        images: list[Features | None] = []
         continuations: list[list[list[int]]] = []
         known: dict[str, list[list[int]]] = {}
         for question in questions:
-            context = self.prompt(question)
+            context = self.prompt(question.text)
             # Tokens never join across more than the last word, so questions that end alike share their labels' tokens.
             tail = context[-32:]
             if tail not in known:
                 known[tail] = [self._encoding.pair(context, text)[1] for text in texts]
             longest = max(len(tokens) for tokens in known[tail])
-            ids = self._encoding.pair(context, texts[0])[0]
-            prompts.append(ids[-(self._encoding.longest - longest) :])
+            room = self._encoding.longest - longest
+            if question.images is None:
+                ids, seen = self._encoding.pair(context, texts[0])[0][-room:], None
+            else:
+                ids, seen = self._read(question, room)
+            prompts.append(ids)
+            images.append(seen)
             continuations.append(known[tail])
         labels = list(self.outcomes)
-        return [_softmax_choice(labels, values) for values in self._likelihoods(prompts, continuations)]
+        return [_softmax_choice(labels, values) for values in self._likelihoods(prompts, continuations, images)]
 
-    def _likelihoods(self, prompts: list[list[int]], continuations: list[list[list[int]]]) -> list[list[float]]:
+    def _likelihoods(
+        self, prompts: list[list[int]], continuations: list[list[list[int]]], images: list[Features | None]
+    ) -> list[list[float]]:
         shared = self._shared_prefix()
-        behind = [row for row, ids in enumerate(prompts) if shared and len(ids) > len(shared) and ids[: len(shared)] == shared]
+        plain = [row for row, seen in enumerate(images) if seen is None]
+        behind = [row for row in plain if shared and len(prompts[row]) > len(shared) and prompts[row][: len(shared)] == shared]
         results: dict[int, list[float]] = {}
         if behind:
             if self._prefix is None:
@@ -186,7 +224,9 @@ class Dispatcher:
             results.update(zip(behind, self._runner.after_prefix(self._prefix, *rows), strict=True))
         rest = [row for row in range(len(prompts)) if row not in results]
         if rest:
-            found = self._runner.loglikelihoods([prompts[row] for row in rest], [continuations[row] for row in rest])
+            found = self._runner.loglikelihoods(
+                [prompts[row] for row in rest], [continuations[row] for row in rest], images=[images[row] for row in rest]
+            )
             results.update(zip(rest, found, strict=True))
         return [results[row] for row in range(len(prompts))]
 
@@ -196,11 +236,11 @@ class Dispatcher:
         return one[: _common(one, other)]
 
     # ------------------------------------------------------------------ generated
-    def _generated(self, questions: list[str]) -> list[Choice]:
+    def _generated(self, questions: list[Question]) -> list[Choice]:
         room = self._encoding.longest - 1
         budget = min(self._max_new_tokens, max(1, room // 2))
-        prompts = [self._encoding.text(self.prompt(question))[-(room - budget) :] for question in questions]
-        answers = self._runner.generate(prompts, list(self._form.until), budget)
+        read = [self._read(question, room - budget) for question in questions]
+        answers = self._runner.generate([ids for ids, _ in read], list(self._form.until), budget, images=[features for _, features in read])
         return [self._named(answer.text) for answer in answers]
 
     def _named(self, answer: str) -> Choice:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from t2eval.basis import mix_scales
 from t2eval.environment import Environment, Example
+from t2eval.reading import Features, fitted
 from t2eval.strategies.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.search import Array, SearchConfig, start_search
 
@@ -291,13 +292,20 @@ class Candidates:
         self._examples, self._coefficients, self._ties = list(examples), coefficients, ties
         self._scores: dict[tuple[str, str], float] = {}
         self._sign = 1.0 if environment.higher_is_better else -1.0
+        self._encoding, self._mergeable = encoding, mergeable
         pair, longest = encoding.pair, encoding.longest
-        room = max(1, longest - environment.max_new_tokens)
-        self._prompts = [encoding.text(example.prompt)[-room:] for example in self._examples]
+        read = [self._read(example.prompt, example, max(1, longest - environment.max_new_tokens)) for example in self._examples]
+        self._prompts, self._images = [ids for ids, _ in read], [features for _, features in read]
         chosen = environment.kind == "choice"
         wanted = [list(example.requests) if chosen else [(example.prompt, example.answer or " ")] for example in self._examples]
         self._pairs = [[_cut(*pair(context, text), longest) for context, text in each] for each in wanted]
-        self._mergeable = mergeable
+
+    def _read(self, text: str, example: Example, room: int) -> tuple[list[int], Features | None]:
+        """A prompt's last `room` tokens, and its images' features: computed here, once for all candidates."""
+        if self._encoding.reader is None or not self._environment.images:
+            return self._encoding.text(text)[-room:], None
+        ids, features = self._encoding.reader.read(text, lambda: self._environment.images_of(example), (example.split, example.index))
+        return fitted(ids, features, room), features
 
     def __call__(self, vectors: Sequence[Array]) -> list[Outcome]:
         scales = [self._coefficients.z(vector) for vector in vectors]
@@ -322,7 +330,8 @@ class Candidates:
         """Outcomes of `candidates` whose rows come one candidate after the other."""
         if self._environment.kind == "choice":
             return self._choice(candidates, scope)
-        answers = self._runner.generate(self._prompts * candidates, self._environment.until, self._environment.max_new_tokens, scope)
+        until, budget = self._environment.until, self._environment.max_new_tokens
+        answers = self._runner.generate(self._prompts * candidates, until, budget, scope, self._images * candidates)
         examples = self._examples * candidates
         missing = {(e.key, a.text): (e, a.text) for e, a in zip(examples, answers, strict=True) if (e.key, a.text) not in self._scores}
         self._scores.update(zip(missing, self._environment.score_many(list(missing.values())), strict=True))
@@ -332,10 +341,13 @@ class Candidates:
         return _split(candidates, scores, own, reference)
 
     def _reference(self, candidates: int, scope: RowScope) -> list[float]:
-        prompts = [each[0][0] for each in self._pairs] * candidates
-        targets = [[each[0][1]] for each in self._pairs] * candidates
-        found = self._runner.loglikelihoods(prompts, targets, scope)
-        return [values[0] / len(target[0]) for values, target in zip(found, targets, strict=True)]
+        targets = [[each[0][1]] for each in self._pairs]
+        prompts = [each[0][0] for each in self._pairs]
+        for place, example in enumerate(self._examples):
+            if self._images[place] is not None:  # the same images, before the same tokens without the spaces that end a prompt
+                prompts[place], _ = self._read(example.prompt.rstrip(), example, self._encoding.longest - len(targets[place][0]))
+        found = self._runner.loglikelihoods(prompts * candidates, targets * candidates, scope, self._images * candidates)
+        return [values[0] / len(target[0]) for values, target in zip(found, targets * candidates, strict=True)]
 
     def _choice(self, candidates: int, scope: RowScope) -> list[Outcome]:
         """Each distinct context of an example is one prompt, read once for all continuations behind it."""

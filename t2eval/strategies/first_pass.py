@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from t2eval.reading import Features, Reader, image_arguments
+
 RowScope = Callable[[list[int]], "contextlib.AbstractContextManager[Any]"]
 """What must hold while the given rows of a batch run: `adapted.rows` of their z, or nothing."""
 
@@ -61,12 +63,14 @@ class Encoding:
         pair: `(context, continuation)` → the token ids of both, split as lm-eval splits them.
         longest: the model's longest sequence, in tokens.
         chat: `(user, lead)` → one user message, answered by a message that begins with `lead`; None where prompts are plain.
+        reader: reads prompts with images; None where the model reads text only.
     """
 
     text: Callable[[str], list[int]]
     pair: Callable[[str, str], tuple[list[int], list[int]]]
     longest: int
     chat: Callable[[str, str], str] | None = None
+    reader: Reader | None = None
 
 
 def _everywhere(_rows: list[int]) -> contextlib.AbstractContextManager[Any]:
@@ -95,15 +99,18 @@ class Runner:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id)
 
-    def forward(self, ids: Tensor, mask: Tensor, cache: Any, *, last_only: bool = False) -> Tensor:
-        """Logits (rows, length, vocabulary) in float32 for `ids`, which follow what `cache` holds; `mask` covers both."""
+    def forward(self, ids: Tensor, mask: Tensor, cache: Any, *, last_only: bool = False, images: Sequence[Features | None] = ()) -> Tensor:
+        """Logits (rows, length, vocabulary) in float32 for `ids`, which follow what `cache` holds; `mask` covers both.
+
+        `images` are those of the rows' image tokens.
+        """
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, self._cache: cache, "use_cache": True}
         if self._positions:
             arguments["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if last_only and self._few_logits:
             arguments["logits_to_keep"] = 1
         self.meter.tokens += int(mask[:, -ids.shape[1] :].sum())
-        logits: Tensor = self.model(**arguments).logits
+        logits: Tensor = self.model(**arguments, **image_arguments(images)).logits
         return logits[:, -1:].float() if last_only else logits.float()
 
     def new_cache(self) -> Any:
@@ -127,7 +134,12 @@ class Runner:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], until: Sequence[str], max_new_tokens: int, scope: RowScope = _everywhere
+        self,
+        prompts: Sequence[Sequence[int]],
+        until: Sequence[str],
+        max_new_tokens: int,
+        scope: RowScope = _everywhere,
+        images: Sequence[Features | None] | None = None,
     ) -> list[Answer]:
         """Greedy answers, each cut at its first stop sequence; a finished row leaves the batch once half of it is finished.
 
@@ -136,16 +148,19 @@ class Runner:
             until: stop strings; the end token always stops.
             max_new_tokens: the longest answer in tokens.
             scope: a context for the rows of a batch (indices into `prompts`), entered again whenever the batch shrinks.
+            images: the features of each prompt's images; None where no prompt has any.
         """
         answers: list[Answer | None] = [None] * len(prompts)
         for chunk in self._chunks([len(prompt) for prompt in prompts]):
-            self._generate_chunk(chunk, prompts, list(until), max_new_tokens, scope, answers)
+            seen = [images[row] for row in chunk] if images else []
+            self._generate_chunk(chunk, prompts, seen, list(until), max_new_tokens, scope, answers)
         return [answer for answer in answers if answer is not None]
 
     def _generate_chunk(
         self,
         rows: list[int],
         prompts: Sequence[Sequence[int]],
+        images: Sequence[Features | None],
         until: list[str],
         max_new_tokens: int,
         scope: RowScope,
@@ -160,7 +175,8 @@ class Runner:
             alive = list(range(len(live)))
             with scope(live):
                 while 2 * len(alive) > len(live):
-                    log_probabilities = self.forward(ids, mask, cache, last_only=True)[:, -1].log_softmax(-1)
+                    log_probabilities = self.forward(ids, mask, cache, last_only=True, images=images)[:, -1].log_softmax(-1)
+                    images = ()  # read: they are in the cache
                     best, token = log_probabilities.max(-1)
                     ids, mask = token[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
                     values, tokens = best.tolist(), token.tolist()
@@ -196,7 +212,11 @@ class Runner:
 
     @torch.no_grad()
     def loglikelihoods(
-        self, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[Sequence[int]]], scope: RowScope = _everywhere
+        self,
+        prompts: Sequence[Sequence[int]],
+        continuations: Sequence[Sequence[Sequence[int]]],
+        scope: RowScope = _everywhere,
+        images: Sequence[Features | None] | None = None,
     ) -> list[list[float]]:
         """Summed log-likelihood of each continuation behind its prompt; a prompt is read once for all of its continuations.
 
@@ -204,13 +224,15 @@ class Runner:
             prompts: token ids, none empty.
             continuations: for each prompt, the token ids of each of its continuations, none empty.
             scope: a context for the rows of a batch (indices into `prompts`, repeated once a continuation in the second step).
+            images: the features of each prompt's images; None where no prompt has any.
         """
         results: list[list[float]] = [[] for _ in prompts]
         for chunk in self._chunks([len(prompt) for prompt in prompts]):
             ids, mask = self.padded([prompts[row] for row in chunk], "left")
             cache = self.new_cache()
+            seen = [images[row] for row in chunk] if images else []
             with scope(chunk):
-                last = self.forward(ids, mask, cache, last_only=True)[:, -1].log_softmax(-1)
+                last = self.forward(ids, mask, cache, last_only=True, images=seen)[:, -1].log_softmax(-1)
             for row, values in zip(chunk, self.behind(cache, mask, last, [continuations[row] for row in chunk], chunk, scope), strict=True):
                 results[row] = values
         return results

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.loading import task_has_images
 
 Method = Literal["svf", "lora", "ia3", "dora"]
 Objective = Literal["reinforce", "supervised"]
@@ -32,6 +33,7 @@ _EMBEDDED_RATES = {
     ("ia3", "reinforce"): 4e-3,
     ("ia3", "supervised"): 1e-2,
 }
+_WITH_IMAGES: dict[str, Any] = {"model": "embedded-vlm", "layers": "half", "wrong_reward": -0.1}
 _PAPER: dict[str, Any] = {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10}
 _PAPER_SVF: dict[str, Any] = {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)}
 _MAY_CHANGE = {"steps", "max_seconds", "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
@@ -53,11 +55,11 @@ class TrainConfig(BaseModel):
     Attributes:
         task: lm-eval task name; its training split teaches, its validation split chooses, its test split is only scored.
         output: the directory of the expert (svf) or PEFT adapter (lora, ia3, dora).
-        model: Hugging Face name or path; None: the embedded base model.
+        model: Hugging Face name or path; None: the embedded base model, or the embedded vision-language one for a task with images.
         method: what is trained.
         objective: `reinforce` (the paper's eq. 1) or `supervised` (next token on the gold answer).
         modules: `all`, `mlp`, `attention`, or module path endings; None: the method's own (svf: all; the others: PEFT's for the model).
-        layers: `all`, `half`, a range `0-15`, or a list `0,3`.
+        layers: `all`, `half`, a range `0-15`, or a list `0,3`; for a task with images `half` unless given (as Figure 5 of the paper).
         parameterisation: svf's z: `direct` or `sigmoid-renorm`.
         preset: fills lr, batch size, clip, KL, baseline, steps where they are unset.
         seed: of data order, rollouts, dropout and initial adapters.
@@ -73,7 +75,7 @@ class TrainConfig(BaseModel):
         kl_direction: `new_to_base`: D(new ‖ base), the paper's; `base_to_new`: D(base ‖ new).
         baseline: what is subtracted from the reward: `none`, `batch_mean`, or `leave_one_out` (the other rollouts' mean).
         temperature: of the rollouts. greedy: no sampling instead.
-        wrong_reward: of a wrong answer; a right one gets 1. (Figure 5 of the paper: -0.1.)
+        wrong_reward: of a wrong answer; a right one gets 1. For a task with images -0.1 unless given (as Figure 5 of the paper).
         max_new_tokens: shorter rollouts than the task's own limit.
         mask_prompt: supervised: no loss on the prompt's tokens.
         lora_rank, lora_alpha, lora_dropout: of lora and dora (Table 6).
@@ -205,6 +207,17 @@ class TrainConfig(BaseModel):
             for clip in self.sweep_values("clip")
             for kl in self.sweep_values("kl")
         ]
+
+    def for_task(self) -> TrainConfig:
+        """This configuration with what its task changes where nothing was given: a task with images has defaults of its own.
+
+        Raises:
+            UsageError, T2Error: no such task, or one that cannot be trained on.
+        """
+        if not task_has_images(self.task, self.include_path):
+            return self
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        return self.model_copy(update={name: value for name, value in _WITH_IMAGES.items() if name not in given})
 
     @property
     def hyperparameters(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A further baseline is one more entry of `_PEFT`. IA3 and DoRA (Table 7) and LoRA
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +16,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error, UsageError
 from t2eval.resources import cache_dir
 from t2eval.svf import Adapted, attach
-from t2eval.targets import find_module, target_paths
+from t2eval.targets import find_module, moved_paths, target_paths
 from t2eval.training.config import TrainConfig
 
+_ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3)_.+")
 _FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "wo")
 """The last map of a feed-forward block: IA3 scales its input, and the output of every other map."""
 
@@ -152,6 +155,35 @@ class PeftTrainable(Trainable):
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def load_adapter(model: Any, folder: Path) -> Any:
+    """A base model with a PEFT adapter on it, in evaluation mode.
+
+    An adapter of a language model also fits a vision-language model that contains it, as an expert does (`targets.moved_paths`). PEFT
+    checks no weights: whether the language model is the same one is the caller's to know.
+
+    Args:
+        model: the base model.
+        folder: the adapter, as PEFT saves it.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+
+    state = load_file(folder / "adapter_model.safetensors")
+    places = {name: match["path"] for name in state if (match := _ADAPTED_MODULE.fullmatch(name))}
+    moved = moved_paths(model, set(places.values()))
+    if not moved:
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    feedforward = tuple(getattr(config, "feedforward_modules", None) or ())
+    config.target_modules = sorted(moved.values())
+    if feedforward:
+        config.feedforward_modules = sorted(new for old, new in moved.items() if old.endswith(feedforward))
+    adapted = get_peft_model(model, config)
+    found: Any = set_peft_model_state_dict(adapted, {name.replace(path, moved[path], 1): state[name] for name, path in places.items()})
+    if found.unexpected_keys or len(places) != len(state):
+        raise T2Error(f"The adapter in {folder} does not fit this {type(model).__name__}.")
+    return adapted.eval()
+
+
 def _peft_defaults(model: Any, method: str) -> list[str]:
     from peft.utils.constants import (
         TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -159,7 +191,7 @@ def _peft_defaults(model: Any, method: str) -> list[str]:
     )
 
     table = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING if method == "ia3" else TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    kind = getattr(model.config, "model_type", "")
+    kind = getattr(model.config.get_text_config(decoder=True), "model_type", "")  # of a vision-language model, its backbone's
     if kind not in table:
         raise UsageError(f"PEFT has no default modules for {method} on {kind!r} models: choose modules: all, mlp, attention, or names.")
     return list(table[kind])

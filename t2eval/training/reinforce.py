@@ -23,9 +23,20 @@ import torch
 from torch import Tensor
 
 from t2eval.environment import Environment, Example
+from t2eval.reading import Reader
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import Rows, Sampler, answer_logits, choice_likelihoods, choice_pairs, encode, pad_rows, token_log_probs
+from t2eval.training.rollouts import (
+    Rollout,
+    Rows,
+    Sampler,
+    answer_logits,
+    choice_likelihoods,
+    choice_pairs,
+    pad_rows,
+    read_prompts,
+    token_log_probs,
+)
 
 Direction = Literal["new_to_base", "base_to_new"]
 Backward = Callable[[Tensor], Any]
@@ -87,10 +98,11 @@ class Reinforce:
         environment: the task.
         tokenizer: the model's.
         config: batch, rollouts, KL, baseline, temperature, …
+        reader: for a task with images.
     """
 
-    def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig) -> None:
-        self.environment, self.tokenizer, self.config = environment, tokenizer, config
+    def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig, reader: Reader | None = None) -> None:
+        self.environment, self.tokenizer, self.config, self.reader = environment, tokenizer, config, reader
         self.coefficient = config.sweep_values("kl")[0]
         self._sampler: Sampler | None = None
 
@@ -142,21 +154,23 @@ class Reinforce:
         if self._sampler is None:
             tokens = min(self.environment.max_new_tokens, self.config.max_new_tokens or self.environment.max_new_tokens)
             self._sampler = Sampler(trainable.model, self.tokenizer, self.environment.until, tokens)
-        prompts = [encode(self.tokenizer, example.prompt) for example in examples]
+        prompts, images = read_prompts(self.environment, self.tokenizer, examples, self.reader)
         with trainable.fast():
             rollouts = self._sampler.generate(
-                prompts, batch_size=self.config.eval_batch_size, temperature=self.config.temperature, generator=generator
+                prompts, batch_size=self.config.eval_batch_size, temperature=self.config.temperature, generator=generator, images=images
             )
         scores = self.environment.score_many([(example, rollout.text) for example, rollout in zip(examples, rollouts, strict=True)])
-        return [(rollout.prompt, rollout.answer) for rollout in rollouts], scores, sum(len(r.answer) for r in rollouts) / len(rollouts)
+        return list(rollouts), scores, sum(len(rollout.answer) for rollout in rollouts) / len(rollouts)
 
     def _learn_texts(
-        self, trainable: Trainable, model: Any, examples: Sequence[Example], answers: list[Any]
+        self, trainable: Trainable, model: Any, examples: Sequence[Example], answers: list[Rollout]
     ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        order = sorted(range(len(answers)), key=lambda place: -sum(map(len, answers[place])))
+        order = sorted(range(len(answers)), key=lambda place: -len(answers[place].prompt) - len(answers[place].answer))
         for start in range(0, len(order), self.config.micro_batch):
             places = order[start : start + self.config.micro_batch]
-            rows = pad_rows([answers[place] for place in places], trainable.device)
+            batch = [answers[place] for place in places]
+            pairs = [(rollout.prompt, rollout.answer) for rollout in batch]
+            rows = pad_rows(pairs, trainable.device, images=[rollout.images for rollout in batch])
             reference = self._reference(trainable, rows)
             logits = answer_logits(model, rows)
             log_probs = token_log_probs(logits, rows).sum(-1)

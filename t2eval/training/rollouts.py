@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from t2eval.environment import Example
+from t2eval.environment import Environment, Example
+from t2eval.reading import Features, Reader, fitted, image_arguments
 
 _DEAD_ROWS = 0.25
 """The share of ended rows at which a batch is made smaller: doing it for each row costs more than it saves."""
@@ -23,11 +24,34 @@ _DEAD_ROWS = 0.25
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer: the prompt's and the answer's token ids (with the tokens of the stop string), and its text (without)."""
+    """One answer: the prompt's and the answer's token ids (with the tokens of the stop string), its text (without), the prompt's images."""
 
     prompt: list[int]
     answer: list[int]
     text: str
+    images: Features | None = None
+
+
+def read_prompts(
+    environment: Environment, tokenizer: Any, examples: Sequence[Example], reader: Reader | None
+) -> tuple[list[list[int]], list[Features | None]]:
+    """The prompts of examples, as token ids and the features of their images.
+
+    Args:
+        environment: of the examples.
+        tokenizer: the model's.
+        examples: what is asked.
+        reader: for a task with images; its features are those of an earlier call, where they are kept.
+    """
+    if reader is None:
+        return [encode(tokenizer, example.prompt) for example in examples], [None] * len(examples)
+    read = [read_example(environment, example, example.prompt, reader) for example in examples]
+    return [ids for ids, _ in read], [features for _, features in read]
+
+
+def read_example(environment: Environment, example: Example, text: str, reader: Reader) -> tuple[list[int], Features | None]:
+    """A prompt with an example's images."""
+    return reader.read(text, lambda: environment.images_of(example), (example.split, example.index))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -114,6 +138,7 @@ class Sampler:
         batch_size: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        images: Sequence[Features | None] | None = None,
     ) -> list[Rollout]:
         """One answer to each prompt.
 
@@ -122,19 +147,21 @@ class Sampler:
             batch_size: rows at once.
             temperature: of sampling.
             generator: the source of randomness, on the CPU; None: greedy.
+            images: the features of each prompt's images; None where no prompt has any.
 
         Returns:
             The answers, in the prompts' order.
         """
         room = self._room()
-        cut = [prompt[-room:] for prompt in prompts]
+        seen = list(images) if images is not None else [None] * len(prompts)
+        cut = [fitted(prompt, features, room) for prompt, features in zip(prompts, seen, strict=True)]
         order = sorted(range(len(cut)), key=lambda index: -len(cut[index]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            for row, answer in zip(rows, self._batch([cut[row] for row in rows], temperature, generator), strict=True):
-                answers[row] = answer
-        return [Rollout(prompt=cut[row], answer=answers[row], text=self.text(answers[row])) for row in range(len(cut))]
+            found = self._batch([cut[row] for row in rows], [seen[row] for row in rows], temperature, generator)
+            answers.update(zip(rows, found, strict=True))
+        return [Rollout(cut[row], answers[row], self.text(answers[row]), seen[row]) for row in range(len(cut))]
 
     def _room(self) -> int:
         config = self.model.config.get_text_config(decoder=True)
@@ -143,7 +170,9 @@ class Sampler:
         )
         return max(1, int(length) - self.max_new_tokens)
 
-    def _batch(self, prompts: list[list[int]], temperature: float, generator: torch.Generator | None) -> list[list[int]]:
+    def _batch(
+        self, prompts: list[list[int]], images: list[Features | None], temperature: float, generator: torch.Generator | None
+    ) -> list[list[int]]:
         device, pad = self.model.device, self.tokenizer.pad_token_id or 0
         width = max(map(len, prompts))
         tokens = torch.tensor([[pad] * (width - len(row)) + row for row in prompts], device=device)
@@ -152,9 +181,10 @@ class Sampler:
         rows: list[int] = list(range(len(prompts)))  # which prompt each row of the batch belongs to
         going: set[int] = set(rows)
         cache = self._cache()
+        first = image_arguments(images)
         for _ in range(self.max_new_tokens):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-            past = {self._cache_name: cache}
+            past, first = {self._cache_name: cache, **first}, {}
             out = self.model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1, **past)
             chosen = _choose(out.logits[:, -1].float(), temperature, generator)
             for row, token in zip(rows, chosen.tolist(), strict=True):
@@ -211,6 +241,7 @@ class Rows:
     Attributes:
         tokens, attention, positions: (rows, prompt + answer), int64.
         answers: (rows, answer) token ids. mask: the same shape, float32, 1 on an answer's tokens.
+        images: the features of each row's images.
     """
 
     tokens: Tensor
@@ -218,15 +249,17 @@ class Rows:
     positions: Tensor
     answers: Tensor
     mask: Tensor
+    images: tuple[Features | None, ...] = ()
 
 
-def pad_rows(pairs: Sequence[tuple[list[int], list[int]]], device: Any, pad: int = 0) -> Rows:
+def pad_rows(pairs: Sequence[tuple[list[int], list[int]]], device: Any, pad: int = 0, images: Sequence[Features | None] = ()) -> Rows:
     """(prompt, answer) token ids as one padded batch.
 
     Args:
         pairs: each answer has at least one token, each prompt too.
         device: of the tensors.
         pad: the id that fills.
+        images: the features of each prompt's images.
     """
     left, right = max(len(prompt) for prompt, _ in pairs), max(len(answer) for _, answer in pairs)
     tokens = torch.full((len(pairs), left + right), pad, dtype=torch.long)
@@ -236,14 +269,19 @@ def pad_rows(pairs: Sequence[tuple[list[int], list[int]]], device: Any, pad: int
         attention[row, left - len(prompt) : left + len(answer)] = 1
     positions = (attention.cumsum(-1) - 1).clamp(min=0)
     tokens, attention, positions = tokens.to(device), attention.to(device), positions.to(device)
-    return Rows(tokens, attention, positions, tokens[:, left:], attention[:, left:].float())
+    return Rows(tokens, attention, positions, tokens[:, left:], attention[:, left:].float(), tuple(images))
 
 
 def answer_logits(model: Callable[..., Any], rows: Rows) -> Tensor:
     """The float32 logits (rows, answer, vocabulary) that predict each answer token. Differentiable."""
     length = rows.answers.shape[1]
     out = model(
-        input_ids=rows.tokens, attention_mask=rows.attention, position_ids=rows.positions, use_cache=False, logits_to_keep=length + 1
+        input_ids=rows.tokens,
+        attention_mask=rows.attention,
+        position_ids=rows.positions,
+        use_cache=False,
+        logits_to_keep=length + 1,
+        **image_arguments(rows.images),
     )
     logits: Tensor = out.logits[:, -length - 1 : -1].float()
     return logits

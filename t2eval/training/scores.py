@@ -15,9 +15,10 @@ from typing import Any
 
 from t2eval.card import Score
 from t2eval.environment import Environment, Example
+from t2eval.reading import Reader
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import Sampler, choice_likelihoods, encode
+from t2eval.training.rollouts import Sampler, choice_likelihoods, read_prompts
 
 
 def summarise(outcomes: Sequence[float]) -> Score:
@@ -29,7 +30,12 @@ def summarise(outcomes: Sequence[float]) -> Score:
 
 
 def validate(
-    trainable: Trainable, environment: Environment, tokenizer: Any, examples: Sequence[Example], config: TrainConfig
+    trainable: Trainable,
+    environment: Environment,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    reader: Reader | None = None,
 ) -> list[float]:
     """The main metric of each example, answered greedily (or by the likeliest choice) by the model as trained so far.
 
@@ -37,6 +43,7 @@ def validate(
         trainable, environment, tokenizer: the run's.
         examples: the validation examples.
         config: its `eval_batch_size`.
+        reader: for a task with images.
     """
     trainable.eval_mode()
     with trainable.fast():
@@ -47,8 +54,8 @@ def validate(
                 for example, row in zip(examples, found, strict=True)
             ]
         sampler = Sampler(trainable.model, tokenizer, environment.until, environment.max_new_tokens)
-        prompts = [encode(tokenizer, example.prompt) for example in examples]
-        rollouts = sampler.generate(prompts, batch_size=config.eval_batch_size)
+        prompts, images = read_prompts(environment, tokenizer, examples, reader)
+        rollouts = sampler.generate(prompts, batch_size=config.eval_batch_size, images=images)
     return environment.score_many([(example, rollout.text) for example, rollout in zip(examples, rollouts, strict=True)])
 
 
@@ -66,16 +73,16 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
     """The test split's score by lm-eval.
 
     Args:
-        trainable, environment, tokenizer, config: the run's.
+        trainable, environment, tokenizer (or processor), config: the run's.
         base: of the base model instead of the trained one.
     """
     from lm_eval import simple_evaluate
 
-    from t2eval.plain import PlainHFLM
+    from t2eval.plain import plain_model
 
     trainable.eval_mode()
     with trainable.base() if base else trainable.fast(), _quiet():
-        lm = PlainHFLM(pretrained=trainable.model, tokenizer=tokenizer, batch_size=config.eval_batch_size)
+        lm = plain_model(trainable.model, tokenizer, batch_size=config.eval_batch_size)
         results: Any = simple_evaluate(
             model=lm,
             tasks=[environment.task],

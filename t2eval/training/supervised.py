@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from t2eval.environment import Environment, Example
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, UsageError
+from t2eval.reading import Features, Reader
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import answer_logits, encode_pair, pad_rows, token_log_probs
+from t2eval.training.rollouts import answer_logits, encode_pair, pad_rows, read_example, token_log_probs
 
 
 class Supervised:
@@ -26,10 +27,16 @@ class Supervised:
         environment: the task.
         tokenizer: the model's.
         config: batch size, micro-batch, prompt mask.
+        reader: for a task with images.
+
+    Raises:
+        UsageError: the prompt is to be learnt too, and it has images.
     """
 
-    def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig) -> None:
-        self.environment, self.tokenizer, self.config = environment, tokenizer, config
+    def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig, reader: Reader | None = None) -> None:
+        self.environment, self.tokenizer, self.config, self.reader = environment, tokenizer, config, reader
+        if reader is not None and not config.mask_prompt:
+            raise UsageError("mask_prompt=false would learn to predict the tokens of images: leave it out for a task with images.")
         self._encoded: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
 
     @property
@@ -54,10 +61,17 @@ class Supervised:
             if example.choices is not None and example.gold is not None:
                 context, answer = example.requests[example.gold]
             prompt, predicted = encode_pair(self.tokenizer, context, answer + self._end(example))
+            if self.reader is not None:  # an image is one token there; what comes behind it is the same
+                prompt, _ = self._read(example)
             if not self.config.mask_prompt:
                 prompt, predicted = prompt[:1], prompt[1:] + predicted
             self._encoded[key] = (prompt, predicted)
         return self._encoded[key]
+
+    def _read(self, example: Example) -> tuple[list[int], Features | None]:
+        """The prompt with its images, without the white space that `encode_pair` gives to the answer."""
+        assert self.reader is not None
+        return read_example(self.environment, example, example.prompt.rstrip(), self.reader)
 
     def _end(self, example: Example) -> str:
         if example.choices is not None:
@@ -79,11 +93,14 @@ class Supervised:
             `loss` (nats a token) and `tokens` (mean counted tokens an example).
         """
         trainable.train_mode()
-        pairs = sorted((self.encoded(example) for example in examples), key=lambda pair: -sum(map(len, pair)))
+        ordered = sorted(examples, key=lambda example: -sum(map(len, self.encoded(example))))
+        pairs = [self.encoded(example) for example in ordered]
+        images = [self._read(example)[1] for example in ordered] if self.reader is not None else [None] * len(pairs)
         total = sum(len(predicted) for _, predicted in pairs)
         sum_of_losses = 0.0
         for start in range(0, len(pairs), self.config.micro_batch):
-            rows = pad_rows(pairs[start : start + self.config.micro_batch], trainable.device)
+            part = slice(start, start + self.config.micro_batch)
+            rows = pad_rows(pairs[part], trainable.device, images=images[part])
             loss = -token_log_probs(answer_logits(model, rows), rows).sum() / total
             backward(loss)
             sum_of_losses += loss.item()

@@ -21,6 +21,8 @@ from t2eval.card import CARD, README, TENSORS, Score, TrainingRecord
 from t2eval.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
+from t2eval.images import reads_images, text_tokenizer
+from t2eval.reading import Reader
 from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.training.curve import draw
@@ -68,6 +70,8 @@ class _Setup:
     environment: Environment
     trainable: Trainable
     tokenizer: Any
+    processor: Any
+    reader: Reader | None
     identity: dict[str, Any]
     train: list[Example]
     validation: list[Example]
@@ -94,6 +98,7 @@ def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainRe
         >>> result = train_expert(TrainConfig(task="embedded_math_seen", output="runs/math", max_seconds=60))
         >>> result.scores["after"]["test"].score, result.comparison["p_value"]
     """
+    config = config.for_task()
     if (finished := _claim(config)) is not None:
         return finished
     setup = _set_up(config)
@@ -183,16 +188,21 @@ def _result(output: Path, record: dict[str, Any]) -> TrainResult:
 
 # ---------------------------------------------------------------------- the runs
 def _set_up(config: TrainConfig) -> _Setup:
-    model, tokenizer = load_base(
+    model, processor = load_base(
         config.model, revision=config.revision, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     environment = Environment(
         config.task,
         include_path=config.include_path,
-        tokenizer=tokenizer,
+        tokenizer=processor,
         apply_chat_template=config.apply_chat_template,
         num_fewshot=config.num_fewshot,
     )
+    if environment.images and not reads_images(processor):
+        raise UsageError(
+            f"Task {config.task!r} has images, and {config.model or 'the embedded base model'} reads text only: give a vision-language "
+            "model, or leave the model out for the embedded one."
+        )
     if not environment.higher_is_better:
         raise T2Error(f"The main metric of task {config.task!r}, {environment.metric}, is better when lower: it cannot be a reward.")
     train = environment.examples("train", config.train_limit, config.seed)
@@ -200,15 +210,17 @@ def _set_up(config: TrainConfig) -> _Setup:
     if not train or not validation:
         raise T2Error(f"Task {config.task!r} has {len(train)} training and {len(validation)} validation examples: both are needed.")
     identity = base_identity(model)
-    return _Setup(environment, make_trainable(model, config), tokenizer, identity, train, validation)
+    reader = Reader(model, processor) if environment.images else None
+    trainable = make_trainable(model, config)
+    return _Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation)
 
 
 def _run(setup: _Setup, point: TrainConfig, folder: Path, progress: bool | Report, title: str) -> Progress:
     """One run of a sweep, or all of it."""
-    objective = (Reinforce if point.objective == "reinforce" else Supervised)(setup.environment, setup.tokenizer, point)
+    objective = (Reinforce if point.objective == "reinforce" else Supervised)(setup.environment, setup.tokenizer, point, setup.reader)
 
     def validated() -> Score:
-        return summarise(validate(setup.trainable, setup.environment, setup.tokenizer, setup.validation, point))
+        return summarise(validate(setup.trainable, setup.environment, setup.tokenizer, setup.validation, point, setup.reader))
 
     report, close = reporter(progress, title)
     try:
@@ -227,7 +239,7 @@ def _finish(
     scores: dict[str, dict[str, Any]] = {"before": {"validation": points[0]}, "after": {"validation": points[best.best_step]}}
     comparison = None
     if config.test:
-        before, after = (score_test(setup.trainable, setup.environment, setup.tokenizer, config, base=base) for base in (True, False))
+        before, after = (score_test(setup.trainable, setup.environment, setup.processor, config, base=base) for base in (True, False))
         scores["before"]["test"], scores["after"]["test"] = before.score.model_dump(), after.score.model_dump()
         comparison = paired_test(before.outcomes, after.outcomes)
         _write(config.output / OUTCOMES, _outcomes(before, after))

@@ -13,6 +13,10 @@ SECONDS = 2.0
 
 def load(t2, **_):
     """The splits of one task, from `metadata.t2` of its YAML."""
+    if t2["family"] == "vision":
+        from t2eval.embedded import vision  # tasks in text do without it
+
+        return {split: datasets.Dataset.from_list(rows) for split, rows in vision.documents(t2["level"]).items()}
     splits = corpus.dispatch_documents() if t2["family"] == "dispatch" else corpus.documents(t2["family"], t2["level"])
     return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
@@ -25,3 +29,10 @@ def _passes(program, test):
 def pass_at_1(doc, results):
     """1 if the program passes its asserts in the sandbox; one program and its asserts are run once a process."""
     return {"pass@1": float(_passes(results[0].strip(), doc["test"]))}
+
+
+def doc_to_image(doc):
+    """The document's one picture, drawn from its seed."""
+    from t2eval.embedded.pictures import draw
+
+    return [draw(doc["picture"], doc["seed"])]
