@@ -161,7 +161,8 @@ class Lab:
         seeds = tuple(seeds if seeds is not None else preset.seeds)
         what = {"name": study, "methods": list(methods), "tasks": list(tasks), "seeds": list(seeds)}
         how = {"model": preset.model, "limit": preset.limit, "batch_size": preset.batch_size, "apply_chat_template": preset.chat}
-        given = {**what, **how, "labels": preset.labels, **settings}
+        searched = {"model_args": {"fewshot": preset.search}} if preset.search else {}
+        given = {**what, **how, **searched, "labels": preset.labels, **settings}
         if not preset.shipped:
             given |= self._trained_inputs(given, methods, seeds)
         plan = make_plan(parse_config(given, f"the study {study!r}"))

@@ -105,7 +105,8 @@ ITEMS = (
         "classification expert.",
         reported=Reported(
             model="Llama-3-8B-Instruct",
-            text="The diagonals hold the highest shares, for the classification expert more than for the prompt, on both 7B to 8B models; some "
+            text="The diagonals hold the highest shares, for the classification expert more than for the prompt, on both 7B to 8B "
+            "models; some "
             "questions go to `others`.",
         ),
         run=run,

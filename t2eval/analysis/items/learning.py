@@ -70,11 +70,13 @@ ITEMS = (
     Item(
         name="figure4",
         title="SVF's learning curves",
-        measures="Validation accuracy of SVF by policy gradient on the seen tasks, the base model's as a dashed line, and the checkpoint that "
+        measures="Validation accuracy of SVF by policy gradient on the seen tasks, the base model's as a dashed line, and the "
+        "checkpoint that "
         "validation chose.",
         reported=Reported(
             model="Llama-3-8B-Instruct",
-            text="On each training task the test score rises above the base's dashed line; the best validation score chooses the checkpoint; the "
+            text="On each training task the test score rises above the base's dashed line; the best validation score chooses the "
+            "checkpoint; the "
             "coding and reasoning runs stop early.",
         ),
         run=run,

@@ -144,7 +144,8 @@ TABLE2 = Item(
     name="table2",
     title="Self-adaptation on unseen tasks",
     measures="Test scores on the three unseen tasks: the base, LoRA, and the strategies prompt, cls and few-shot over the SVF experts "
-    "of the seen tasks. The paper's LoRA is the best checkpoint for each test task; ours is also shown chosen by validation on the seen task.",
+    "of the seen tasks. The paper's LoRA is the best checkpoint for each test task; ours is also shown chosen by validation on the seen "
+    "task.",
     reported=Reported(
         model="Llama-3-8B-Instruct",
         columns=_paper(_UNSEEN, **_LLAMA_UNSEEN, **{BEST: "24.12 52.44 81.06"}),
