@@ -50,7 +50,7 @@ def mean_curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, floa
 
 
 def draw_curve(axes: Any, rows: Sequence[Mapping[str, Any]], index: int, label: str) -> None:
-    """One series: the mean over seeds as a line, the seeds' range as a band, the chosen checkpoints as stars.
+    """One series: the mean over seeds as a line, the seeds' range as a band.
 
     Args:
         axes: matplotlib's.
@@ -64,12 +64,13 @@ def draw_curve(axes: Any, rows: Sequence[Mapping[str, Any]], index: int, label: 
     axes.plot(steps, [mean for _, mean, *_ in curve], label=label, **look)
     if len({row["seed"] for row in rows}) > 1:
         axes.fill_between(steps, [low for *_, low, _ in curve], [high for *_, high in curve], color=look["color"], alpha=0.15, linewidth=0)
+
+
+def draw_chosen(axes: Any, rows: Sequence[Mapping[str, Any]], index: int) -> None:
+    """Stars on the checkpoints that validation chose; `axes`, `rows` and `index` as for `draw_curve`."""
     stars = [row for row in rows if row["chosen"]]
-    axes.plot(
-        [row["step"] for row in stars],
-        [row["score"] for row in stars],
-        linestyle="none", marker="*", markersize=11, markerfacecolor="white", markeredgecolor=look["color"], zorder=4,
-    )  # fmt: skip
+    look = {"marker": "*", "markersize": 11, "markerfacecolor": "white", "markeredgecolor": style.line(index)["color"], "zorder": 4}
+    axes.plot([row["step"] for row in stars], [row["score"] for row in stars], linestyle="none", label="chosen checkpoint", **look)
 
 
 def draw_base(axes: Any, rows: Sequence[Mapping[str, Any]], label: str | None = "base") -> None:

@@ -119,20 +119,3 @@ def test_the_command_writes_an_item(tmp_path, fakes):
     other = invoke("table3", "--output", tmp_path / "out")
     assert other.exit_code == 2
     assert "Choose another --output" in other.stderr
-
-
-def test_real_cells_of_the_embedded_base(tmp_path):
-    """Figure 6 from real workers: the shares against the histogram that the strategy itself reported."""
-    from dataclasses import replace
-
-    from t2eval.analysis.lab import Lab
-    from t2eval.analysis.presets import preset
-
-    lab = Lab(tmp_path, replace(preset(quick=True), limit=4), workers=1, say=lambda _: None)
-    result = item("figure6").run(lab)
-    rows = [json.loads(line) for line in (tmp_path / "cells" / "main" / "rows.jsonl").read_text().splitlines()]
-    reported = {(row["method"], row["task"]): row["t2"]["dispatch"][row["task"]] for row in rows}
-    for row in result.rows:
-        histogram = reported[row["method"], row["task"]]
-        assert sum(histogram.values()) == row["n"] == 4
-        assert {label: row[label] for label in histogram} == pytest.approx({label: count / 4 for label, count in histogram.items()})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from t2eval.analysis.claims import higher, judge
-from t2eval.analysis.curves import draw_base, draw_curve, points
+from t2eval.analysis.curves import draw_base, draw_chosen, draw_curve, points
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.lab import Lab
 from t2eval.analysis.markdown import score, short
@@ -58,12 +58,12 @@ def draw(result: Result, figure: Any) -> None:
         seeds = len({row["seed"] for row in own})
         draw_base(panel, own)
         draw_curve(panel, own, 0, "SVF" if seeds == 1 else f"SVF, mean and range of {seeds} seeds")
-        panel.plot([], [], linestyle="none", marker="*", markersize=11, markerfacecolor="white", markeredgecolor="#0072B2", label="chosen")
+        draw_chosen(panel, own, 0)
         panel.set_title(f"{short(task)} (n={own[0]['n']})")
         panel.set_xlabel("optimiser step")
         if place == 0:
             panel.set_ylabel("validation accuracy")
-            panel.legend(loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 ITEMS = (
