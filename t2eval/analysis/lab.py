@@ -164,7 +164,7 @@ class Lab:
         searched = {"model_args": {"fewshot": preset.search}} if preset.search else {}
         given = {**what, **how, **searched, "labels": preset.labels, **settings}
         if not preset.shipped:
-            given |= self._trained_inputs(given, methods, seeds)
+            given = {**self._trained_inputs(given, methods, seeds), **given}
         plan = make_plan(parse_config(given, f"the study {study!r}"))
         folder = self.output / "cells" / study
         workers = max(1, min(self.workers, -(-len(plan.cells) // _FEW)))
@@ -175,14 +175,16 @@ class Lab:
         return Cells(folder, result.rows)
 
     def _trained_inputs(self, given: Mapping[str, Any], methods: Sequence[str], seeds: Sequence[int]) -> dict[str, str]:
-        """The experts and baselines that these cells need and that are not given, trained for the preset."""
-        found = {}
+        """Where the preset's experts and baselines lie, after those that these cells need have been trained.
+
+        The places are the same for every call, so that a study can grow by methods.
+        """
         if _LIBRARY & set(methods) and "experts" not in given:
-            found["experts"] = self.library(seeds)
+            self.library(seeds)
         chosen = [method for method in methods if method in BASELINES]
         if chosen and "baselines" not in given:
-            found["baselines"] = self.adapters(chosen, seeds)
-        return found
+            self.adapters(chosen, seeds)
+        return {"experts": str(self.folder("svf")), "baselines": str(self.folder("{method}") / "{label}")}
 
     # ------------------------------------------------------------------ trainings
     def training(self, name: str, label: str, seed: int, **settings: Any) -> Training:

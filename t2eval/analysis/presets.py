@@ -20,6 +20,7 @@ from t2eval.errors import UsageError, unknown
 SKILLS = ("math", "code", "reasoning")
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
+_HALF = ("meta-llama/Meta-Llama-3-70B-Instruct",)  # the paper scales half of the layers of this model
 
 
 @dataclass(frozen=True)
@@ -139,4 +140,6 @@ def preset(name: str = "embedded", *, quick: bool = False, model: str | None = N
     chosen = PRESETS[name]
     if quick:
         chosen = replace(chosen, **_QUICK)
+    if model in _HALF:
+        chosen = replace(chosen, training={**chosen.training, "layers": "half"})
     return replace(chosen, model=model) if model else chosen

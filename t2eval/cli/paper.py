@@ -12,7 +12,7 @@ from t2eval.errors import UsageError
 
 
 @click.command(epilog="Exit code: 0 done, 1 a cell or training failed: run again, what is finished is kept.")
-@click.argument("name", metavar="ITEM", required=False)
+@click.argument("name", metavar="[ITEM]", required=False)
 @click.option("--list", "listed", is_flag=True, help="The items, and what each measures.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all results; items share what they have in common in it.")
 @click.option("--preset", "chosen", default="embedded", show_default=True, help="embedded, or paper: the paper's tasks, on a GPU.")
@@ -25,9 +25,9 @@ def paper(
 ) -> None:
     """Run a table or figure of the paper, or all of them.
 
-    ITEM is table1 to table10 or figure4 to figure11, or `all`, which writes REPORT.md. An item leaves rows, a table with the paper's
-    figures beside ours, tests, and a picture where it has one. Run the same command again to go on after an
-    interruption.
+    ITEM is one that --list names (table1, figure4, …), or `all`, which writes REPORT.md. An item leaves rows, a table with the paper's
+    figures beside ours, tests of what the paper claims, and a picture where it has one. Run the same command again
+    to go on after an interruption.
 
     \b
     Examples:

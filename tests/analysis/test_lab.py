@@ -109,14 +109,20 @@ def test_a_training_has_the_presets_settings(lab):
 def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes, monkeypatch):
     monkeypatch.setattr(lab_module, "_device", lambda: "cpu")
     lab = Lab(tmp_path, preset("paper"), say=lambda _: None)
+    lab.cells(["base"], lab.preset.tasks)
+    first = json.loads((tmp_path / "cells" / "main" / "config.json").read_text())
     cells = lab.cells(["base", "fewshot", "ia3"], lab.preset.tasks)
     assert len(cells.rows) == 18
+    grown = json.loads((tmp_path / "cells" / "main" / "config.json").read_text())
+    assert {key for key in grown if grown[key] != first[key]} == {"methods"}, "the manifest would refuse to go on"
+    assert grown["model_args"] == {"fewshot": {"preset": "paper"}}
     made = {str(path.parent.relative_to(tmp_path / "training")) for path in tmp_path.glob("training/*/*/*/training.json")}
     skills = ("math", "code", "reasoning")
     assert made == {*(f"svf/seed-0/{name}" for name in (*skills, "dispatch")), *(f"ia3/seed-0/{name}" for name in skills)}
     config = lab.training("svf", "math", 0).config()
     assert (config.model, config.task, config.kl, config.batch_size) == (lab.preset.model, "t2_gsm8k", (0.0, 0.1, 0.2, 0.3), 256)
     assert config.apply_chat_template
+    assert preset("paper", model="meta-llama/Meta-Llama-3-70B-Instruct").training["layers"] == "half"
 
 
 def test_a_real_training_is_done_once_and_leaves_its_curve(tmp_path):
