@@ -96,21 +96,28 @@ _HEADS = {
 
 
 def sentence(claims: Sequence[Claim]) -> str:
-    """What is and is not supported, in words.
+    """What is and is not supported, in words: a sentence with the counts and the tests, and a list of the claims by verdict.
 
     Args:
         claims: from `judge`.
+
+    Returns:
+        Markdown.
     """
     if not claims:
         return "Nothing is claimed here that a test could support."
-    tests = sorted({claim.test for claim in claims if claim.test})
+    by = {verdict: [str(claim) for claim in claims if claim.verdict == verdict] for verdict in _HEADS}
+    counts = ", ".join(f"{len(chosen)} {verdict}" for verdict, chosen in by.items())
+    head = f"Of {len(claims)} {'claim' if len(claims) == 1 else 'claims'}: {counts}{_tests(claims)}."
+    lists = [f"- {_HEADS[verdict]}: {'; '.join(chosen)}." for verdict, chosen in by.items() if chosen]
+    return "\n".join([head, "", *lists])
+
+
+def _tests(claims: Sequence[Claim]) -> str:
+    """How the claims were tested, in brackets."""
     number = sum(claim.p is not None for claim in claims)
-    parts = []
-    for verdict, head in _HEADS.items():
-        chosen = [str(claim) for claim in claims if claim.verdict == verdict]
-        if chosen:
-            parts.append(f"{head}: {'; '.join(chosen)}.")
-    if number:
-        one = "one comparison" if number == 1 else f"Holm's correction over {number} comparisons"
-        parts.append(f"({', '.join(tests)}; two-sided, {one}, p < {LEVEL}.)")
-    return " ".join(parts)
+    if not number:
+        return " (measured, without a test)"
+    names = ", ".join(sorted({claim.test for claim in claims if claim.test}))
+    family = "one comparison" if number == 1 else f"Holm's correction over {number} comparisons"
+    return f" ({names}; two-sided, {family}, p < {LEVEL})"

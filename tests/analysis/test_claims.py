@@ -41,12 +41,13 @@ def test_the_sentence_reads_the_numbers():
     good, bad = scores(range(30)), scores(range(10))
     claims = judge([higher("A beats B", good, bad), higher("B beats A", bad, good), higher("A beats A", good, good)])
     text = sentence([*claims, Claim(text="fewer parameters", holds=False, seen="3 of 2")])
-    assert text.startswith("Supported: A beats B (+0.500 [")
+    assert text.startswith("Of 4 claims: 1 supported, 2 contradicted, 1 not supported (McNemar exact; two-sided, Holm's correction over 3 ")
+    assert "\n- Supported: A beats B (+0.500 [" in text
     assert "Contradicted, the opposite is the case: B beats A (-0.500" in text
     assert "fewer parameters (3 of 2)" in text.split("Contradicted")[1].split("Not supported")[0]
     assert "Not supported, the data do not tell the two apart: A beats A (+0.000" in text
-    assert "Holm's correction over 3 comparisons" in text
-    assert "McNemar exact" in text
+    measured = sentence([Claim(text="less than half", holds=True, seen="18%")])
+    assert measured.startswith("Of 1 claim: 1 supported, 0 contradicted, 0 not supported (measured, without a test).")
     assert sentence([]) == "Nothing is claimed here that a test could support."
 
 
@@ -54,4 +55,4 @@ def test_a_graded_comparison_says_its_test():
     from t2eval.analysis.claims import tested
 
     claim = tested("x", Paired(0.2, 0.1, 0.3, 12, 0.001, "paired bootstrap"))
-    assert "(paired bootstrap; two-sided, one comparison, p < 0.05.)" in sentence(judge([claim]))
+    assert "(paired bootstrap; two-sided, one comparison, p < 0.05)." in sentence(judge([claim]))
