@@ -32,12 +32,13 @@ ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.p
 
 @dataclass(frozen=True)
 class Done:
-    """An item that has been run."""
+    """An item that has been run; `error` says why it could not be finished, and then there is no result."""
 
     item: Item
     result: Result
     markdown: str
     seconds: float
+    error: str | None = None
 
 
 def render(item: Item, result: Result, lab: Lab) -> str:
@@ -90,12 +91,24 @@ def run_item(item: Item, lab: Lab) -> Done:
 
 
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
-    """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished."""
+    """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished.
+
+    An item that fails is named in the report, and the others go on.
+
+    Raises:
+        T2Error: Ctrl-C.
+    """
     done: list[Done] = []
     todo = list(chosen) if chosen is not None else list(items().values())
     for number, item in enumerate(todo, start=1):
-        done.append(run_item(item, lab))
-        lab.say(f"[{number}/{len(todo)}] {item.name} done in {done[-1].seconds:.0f} s")
+        try:
+            done.append(run_item(item, lab))
+        except T2Error as error:
+            if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+                raise
+            done.append(Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nFAILED: {error}\n", 0.0, str(error)))
+        outcome = f"FAILED: {done[-1].error}" if done[-1].error else f"done in {done[-1].seconds:.0f} s"
+        lab.say(f"[{number}/{len(todo)}] {item.name} {outcome}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
 
@@ -121,6 +134,7 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     missing = [item.name for item in todo[len(done) :]]
     if missing:
         parts.append(f"Not finished yet: {', '.join(missing)}. Run the same command again.")
+    parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
     parts.append(_overview(done))
     body = [entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").rstrip() for entry in done]
     return "\n\n".join([*parts, *body]) + "\n"

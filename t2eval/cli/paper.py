@@ -22,7 +22,7 @@ from t2eval.errors import UsageError
 @click.option("--json", "as_json", is_flag=True, help="Print rows and claims as JSON.")
 def paper(
     name: str | None, listed: bool, output: Path | None, chosen: str, model: str | None, quick: bool, workers: int | None, as_json: bool
-) -> None:
+) -> int:
     """Run a table or figure of the paper, or all of them.
 
     ITEM is one that --list names (table1, figure4, …), or `all`, which writes REPORT.md. An item leaves rows, a table with the paper's
@@ -41,7 +41,7 @@ def paper(
     if listed:
         entries = [{"name": entry.name, "title": entry.title, "measures": entry.measures} for entry in items().values()]
         click.echo(json.dumps(entries, indent=2) if as_json else "\n".join(f"{entry['name']:<9} {entry['title']}" for entry in entries))
-        return
+        return 0
     if name is None:
         raise UsageError("Which item? `t2 paper --list` names them; `t2 paper all --output DIR` runs all of them.")
     todo = list(items().values()) if name == "all" else [item(name)]
@@ -62,6 +62,8 @@ def paper(
         found = {entry.item.name: {"rows": entry.result.rows, "claims": [c.model_dump() for c in entry.result.claims]} for entry in done}
         click.echo(json.dumps(found))
     elif name == "all":
-        click.echo(f"{len(done)} items. Read {output / REPORT}.")
+        failed = [entry.item.name for entry in done if entry.error]
+        click.echo(f"{len(done)} items, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}. Read {output / REPORT}.")
     else:
         click.echo(done[0].markdown)
+    return 1 if any(entry.error for entry in done) else 0

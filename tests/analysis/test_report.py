@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +10,7 @@ from t2eval.analysis import report, style
 from t2eval.analysis.item import item
 from t2eval.analysis.markdown import NONE, beside, score, table
 from t2eval.bench.report import LATENT_SKILL
+from t2eval.errors import T2Error
 
 
 def cells(line):
@@ -60,6 +62,30 @@ def test_an_interrupted_report_says_what_is_missing(lab):
     entries = [item("table3"), item("figure6")]
     done = report.run_all(lab, entries[:1])
     assert "Not finished yet: figure6. Run the same command again." in report.report(lab, done, entries)
+
+
+def test_an_item_that_fails_is_named_and_the_others_go_on(lab):
+    def broken(lab):
+        raise T2Error("The second base is not there.")
+
+    entries = [replace(item("table3"), run=broken), item("figure6")]
+    done = report.run_all(lab, entries)
+    assert [entry.error for entry in done] == ["The second base is not there.", None]
+    text = (lab.output / "REPORT.md").read_text()
+    assert "FAILED: table3: The second base is not there." in text
+    assert "## Figure 6." in text
+
+
+def test_ctrl_c_ends_the_report(lab):
+    def interrupted(lab):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise T2Error("Interrupted: 3 of 9 cells are done.") from None
+
+    with pytest.raises(T2Error, match="Interrupted"):
+        report.run_all(lab, [replace(item("table3"), run=interrupted), item("figure6")])
+    assert not (lab.output / "figure6").exists()
 
 
 def test_series_differ_without_colour():
