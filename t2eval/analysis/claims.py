@@ -109,7 +109,7 @@ def sentence(claims: Sequence[Claim]) -> str:
     by = {verdict: [str(claim) for claim in claims if claim.verdict == verdict] for verdict in _HEADS}
     counts = ", ".join(f"{len(chosen)} {verdict}" for verdict, chosen in by.items())
     head = f"Of {len(claims)} {'claim' if len(claims) == 1 else 'claims'}: {counts}{_tests(claims)}."
-    lists = [f"- {_HEADS[verdict]}: {'; '.join(chosen)}." for verdict, chosen in by.items() if chosen]
+    lists = [line for verdict, chosen in by.items() if chosen for line in (f"- {_HEADS[verdict]}:", *(f"  - {claim}" for claim in chosen))]
     return "\n".join([head, "", *lists])
 
 

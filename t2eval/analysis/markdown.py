@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t2eval.analysis.item import Columns
@@ -21,6 +21,13 @@ def score(row: Mapping[str, Any]) -> str:
 def short(task: str) -> str:
     """A task's name without its prefix, for headers."""
     return task.removeprefix("embedded_").removeprefix("t2_")
+
+
+def spread(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the scores of a table are, and how far the seeds' lie apart (`seed_std` of the rows)."""
+    known = [float(row["seed_std"]) for row in rows if row.get("seed_std") is not None]
+    what = "Scores are means over the training seeds; ± is the standard error over test examples"
+    return f"{what}; the standard deviation between seeds is at most {max(known):.3f}." if known else f"{what} (one seed)."
 
 
 def table(columns: Columns) -> str:

@@ -146,10 +146,11 @@ def _overview(done: Sequence[Done]) -> str:
     def count(verdict: str) -> Callable[[Sequence[Claim]], str]:
         return lambda claims: str(sum(claim.verdict == verdict for claim in claims))
 
-    columns: dict[str, dict[str, str]] = {"": {_heading(entry.item.name): entry.item.title for entry in done}}
+    labels = {entry.item.name: f"{_heading(entry.item.name)}. {entry.item.title}" for entry in done}
+    columns: dict[str, dict[str, str]] = {}
     for verdict in ("supported", "not supported", "contradicted"):
-        columns[verdict] = {_heading(entry.item.name): count(verdict)(entry.result.claims) for entry in done}
-    columns["seconds"] = {_heading(entry.item.name): f"{entry.seconds:.0f}" for entry in done}
+        columns[verdict] = {labels[entry.item.name]: count(verdict)(entry.result.claims) for entry in done}
+    columns["seconds"] = {labels[entry.item.name]: f"{entry.seconds:.0f}" for entry in done}
     return table(columns)
 
 

@@ -42,10 +42,10 @@ def test_the_sentence_reads_the_numbers():
     claims = judge([higher("A beats B", good, bad), higher("B beats A", bad, good), higher("A beats A", good, good)])
     text = sentence([*claims, Claim(text="fewer parameters", holds=False, seen="3 of 2")])
     assert text.startswith("Of 4 claims: 1 supported, 2 contradicted, 1 not supported (McNemar exact; two-sided, Holm's correction over 3 ")
-    assert "\n- Supported: A beats B (+0.500 [" in text
-    assert "Contradicted, the opposite is the case: B beats A (-0.500" in text
+    assert "\n- Supported:\n  - A beats B (+0.500 [" in text
+    assert "- Contradicted, the opposite is the case:\n  - B beats A (-0.500" in text
     assert "fewer parameters (3 of 2)" in text.split("Contradicted")[1].split("Not supported")[0]
-    assert "Not supported, the data do not tell the two apart: A beats A (+0.000" in text
+    assert "- Not supported, the data do not tell the two apart:\n  - A beats A (+0.000" in text
     measured = sentence([Claim(text="less than half", holds=True, seen="18%")])
     assert measured.startswith("Of 1 claim: 1 supported, 0 contradicted, 0 not supported (measured, without a test).")
     assert sentence([]) == "Nothing is claimed here that a test could support."

@@ -55,7 +55,7 @@ def test_the_report_goes_item_by_item(lab):
     assert "torch 2" in text and "lm_eval 0" in text
     assert "Not finished yet" not in text
     supported = sum(claim.verdict == "supported" for claim in done[0].result.claims)
-    assert f"| Table 1 | {chosen[0].title} | {supported} | " in text
+    assert f"| Table 1. {chosen[0].title} | {supported} | " in text
 
 
 def test_an_interrupted_report_says_what_is_missing(lab):

@@ -14,7 +14,7 @@ from t2eval.analysis.claims import Claim, higher, judge, tested
 from t2eval.analysis.curves import draw_base, draw_curve, mean_curve, points
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.lab import Cells, Lab, Training
-from t2eval.analysis.markdown import score, short
+from t2eval.analysis.markdown import score, short, spread
 from t2eval.bench.compare import unpaired
 
 SKILL = "math"
@@ -97,6 +97,7 @@ def run_table(lab: Lab) -> Result:
             scores[variant.number, task] = cells.examples(method, task)
     validated = ", ".join(f"{each:g}: {validation(runs):.3f}" for each, runs in policy.items())
     notes = (
+        spread(rows),
         f"All seven variants were trained here on {short(tasks[0])}. Row 5's learning rate, {rate:g}, was chosen by validation "
         f"({validated}).",
         "Attention is the query and value projections, as the paper's parameter counts say.",
@@ -112,7 +113,7 @@ def _evaluated(lab: Lab, variant: Variant, rate: float | None, tasks: Sequence[s
 
 
 def _claims(scores: Mapping[tuple[int, str], Mapping[str, float]], seen: str, unseen: str) -> list[Claim]:
-    names = {0: "the base", **{variant.number: f"row {variant.label}" for variant in VARIANTS}}
+    names = {0: "the base", **{variant.number: f"row {variant.number} ({variant.label[2:]})" for variant in VARIANTS}}
     pairs = [
         *((number, 0, seen) for number in (1, 2, 3)),
         (1, 2, seen),

@@ -12,7 +12,7 @@ from typing import Any
 from t2eval.analysis.claims import Claim, higher, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.lab import Cells, Lab
-from t2eval.analysis.markdown import score, short
+from t2eval.analysis.markdown import score, short, spread
 from t2eval.analysis.sweep import Candidate, Sweep
 
 BEST = "LoRA, best by test"
@@ -50,17 +50,13 @@ def columns(result: Result) -> Columns:
 
 def notes(lab: Lab, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """What the numbers are, and what was trained for them."""
-    spread = [row["seed_std"] for row in rows if row["seed_std"] is not None]
-    kinds = "Scores are means over the training seeds; ± is the standard error over test examples"
-    text = f"{kinds}; the standard deviation between seeds is at most {max(spread):.3f}." if spread else f"{kinds} (one seed)."
     swept = [row for row in rows if "learning_rate" in row]
     chosen = "; ".join(f"{row['label']} on {short(row['task'])}: {row['learning_rate']:g} from {row['trained_on']}" for row in swept)
-    found = [text]
-    if lab.preset.shipped:
-        found.append("Experts and baselines are those shipped with t2eval, except LoRA's other learning rates, which were trained here.")
-    else:
-        found.append("Everything was trained here, in `training/`.")
-    return (*found, f"Learning rate and training task that were chosen: {chosen}.") if swept else tuple(found)
+    shipped = "Experts and baselines are those shipped with t2eval" + (
+        ", except LoRA's other learning rates, trained here." if swept else "."
+    )
+    found = (spread(rows), shipped if lab.preset.shipped else "Everything was trained here, in `training/`.")
+    return (*found, f"Learning rate and training task that were chosen: {chosen}.") if swept else found
 
 
 # ---------------------------------------------------------------------- table 1
