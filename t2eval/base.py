@@ -69,7 +69,7 @@ def load_base(
         name: a Hub name, a folder, or None or `embedded` for the embedded base model.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
-        device: where to put the model; None is the CPU.
+        device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
 
     Returns:
@@ -87,12 +87,13 @@ def load_base(
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options)
+        spread = {"device_map": "auto"} if device == "auto" else {}
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
-    if device is not None:
+    if device is not None and not spread:
         model = model.to(device)
     return model.eval(), tokenizer
 

@@ -75,7 +75,7 @@ def _roles(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
 def _needs(config: Mapping[str, Any]) -> tuple[str, ...]:
     path = config.get("dataset_path")
     needs = {
-        "hub": bool(path) and "custom_dataset" not in config and path not in _LOCAL_READERS,
+        "hub": bool(path) and path not in _LOCAL_READERS,  # also where a `custom_dataset` makes the splits of it
         "code execution": bool(config.get("unsafe_code")),
         "images": "doc_to_image" in config,
     }

@@ -38,7 +38,17 @@ class Check:
 
 def examine() -> list[Check]:
     """Run all checks. Imports torch and lm-eval."""
-    checks: tuple[Callable[[], Check], ...] = (_python, _packages, _device, _plugin, _tasks, _sandbox, _cache, _datasets_cache, _base)
+    checks: tuple[Callable[[], Check], ...] = (
+        _python,
+        _packages,
+        _device,
+        _plugin,
+        _tasks,
+        sandbox,
+        _cache,
+        _datasets_cache,
+        embedded_base,
+    )
     return [check() for check in checks]
 
 
@@ -95,7 +105,8 @@ def _tasks() -> Check:
     return Check("tasks", "ok", f"{count} YAMLs in {folder}")
 
 
-def _sandbox() -> Check:
+def sandbox() -> Check:
+    """Whether model-written programs can be isolated here."""
     from t2eval.sandbox import available
 
     try:
@@ -110,15 +121,15 @@ def _sandbox() -> Check:
 
 
 def _cache() -> Check:
-    return _writable("cache", resources.cache_dir(), "T2EVAL_CACHE")
+    return writable("cache", resources.cache_dir(), "T2EVAL_CACHE")
 
 
 def _datasets_cache() -> Check:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return _writable("hub cache", Path(home), "HF_HOME")
+    return writable("hub cache", Path(home), "HF_HOME")
 
 
-def _writable(name: str, folder: Path, variable: str) -> Check:
+def writable(name: str, folder: Path, variable: str) -> Check:
     """Whether a file can be written in `folder`, or in the nearest parent that exists."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
@@ -131,7 +142,8 @@ def _writable(name: str, folder: Path, variable: str) -> Check:
     return Check(name, "ok", str(folder))
 
 
-def _base() -> Check:
+def embedded_base() -> Check:
+    """Whether the embedded base model and its experts are there."""
     if importlib.util.find_spec("t2eval.base") is None:
         return Check("embedded base", "missing", "t2eval.base is not installed", "Install t2eval again.")
     from t2eval.base import embedded_base_dir, embedded_library_dir

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from t2eval.chat import tokenizer_chat
 from t2eval.errors import T2Error, UsageError
 from t2eval.loading import checked_config, load_task, make_task_manager
 
@@ -95,6 +96,8 @@ class Environment:
         apply_chat_template: bool = False,
         num_fewshot: int | None = None,
         task_manager: Any = None,
+        chat_template_args: Mapping[str, Any] | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a task by name.
 
@@ -105,6 +108,8 @@ class Environment:
             apply_chat_template: prompts in the tokenizer's chat template, as `lm_eval --apply_chat_template`.
             num_fewshot: worked examples in each prompt; None: the task's own number, else 0.
             task_manager: an lm-eval TaskManager to load from.
+            chat_template_args: further arguments for the chat template, as HFLM's.
+            generation_kwargs: instead of the task's own, where lm-eval was given others (`--gen_kwargs`).
 
         Raises:
             UsageError: no such task, or a group of tasks.
@@ -114,7 +119,7 @@ class Environment:
             raise UsageError("apply_chat_template needs a tokenizer.")
         self.manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
         self.name = task
-        self._tokenizer: Any = tokenizer if apply_chat_template else None
+        self._chat: Any = tokenizer_chat(tokenizer, **(chat_template_args or {})) if apply_chat_template else None
         config = checked_config(self.manager, task)
         self.task: Any = load_task(self.manager, task)
         self.unsafe_code = bool(self.task.config.unsafe_code) or bool(config.get("unsafe_code"))
@@ -129,17 +134,17 @@ class Environment:
         self.filter: str = self.task._filters[0].name
         self.higher_is_better = bool(self.task.higher_is_better().get(self.metric, True))
         self.num_fewshot = int(num_fewshot if num_fewshot is not None else self.task.config.num_fewshot or 0)
-        self.until, self.max_new_tokens = self._generation()
+        self.until, self.max_new_tokens = self._generation(generation_kwargs)
         metadata = self.task.config.metadata
         self.t2: dict[str, Any] = dict((metadata.get("t2") or {}) if isinstance(metadata, dict) else {})
         self._held_out: set[str] = set()
 
-    def _generation(self) -> tuple[list[str], int]:
+    def _generation(self, given: Mapping[str, Any] | None) -> tuple[list[str], int]:
         from lm_eval.models.utils import normalize_gen_kwargs
 
         if self.kind == "choice":
             return [], 0
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(self.task.config.generation_kwargs or {}, _DEFAULT_NEW_TOKENS))
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given or self.task.config.generation_kwargs or {}), _DEFAULT_NEW_TOKENS))
         until = settings.get("until") or []
         return ([until] if isinstance(until, str) else [str(item) for item in until]), int(settings["max_gen_toks"])
 
@@ -226,15 +231,11 @@ class Environment:
         return [dict(doc) for doc in docs]
 
     # ------------------------------------------------------------------ prompts
-    def _chat(self, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
-        )
-        return rendered
-
     def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
-        task, chat = self.task, self._tokenizer is not None
-        extra: dict[str, Any] = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True} if chat else {}
+        task = self.task
+        extra: dict[str, Any] = {}
+        if self._chat is not None:
+            extra = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True}
         sampler: Any = getattr(task, "sampler", None)
         own = self.num_fewshot > 0 and sampler is not None and getattr(task.fewshot_cfg, "split", None) != task.config.test_split
         if own:  # lm-eval leaves the document itself out of its shots only on the test split; training draws both from one
@@ -254,9 +255,10 @@ class Environment:
         if self.kind == "generate":
             prompt = str(context)
             target = self._target(doc)
-            return Example(**shared, prompt=prompt, target=target, choices=None, gold=None, answer=self._delimited(prompt, target))
+            answer = self._delimited(prompt, target, prefixed=bool(self.task.doc_to_prefix(doc)))
+            return Example(**shared, prompt=prompt, target=target, choices=None, gold=None, answer=answer)
         instances = self.task.construct_requests(
-            doc, context, metadata=(self.name, index, 1), apply_chat_template=self._tokenizer is not None, chat_template=None
+            doc, context, metadata=(self.name, index, 1), apply_chat_template=self._chat is not None, chat_template=None
         )
         requests = tuple((str(instance.args[0]), str(instance.args[1])) for instance in instances)
         choices = tuple(str(choice) for choice in self.task.doc_to_choice(doc))
@@ -284,10 +286,13 @@ class Environment:
             target = target[0] if target else ""
         return str(target)
 
-    def _delimited(self, prompt: str, target: str) -> str:
-        delimiter = str(self.task.config.target_delimiter or "")
-        glued = self._tokenizer is not None or prompt[-1:].isspace() or target[:1].isspace()
-        return target if glued else delimiter + target
+    def _delimited(self, prompt: str, target: str, *, prefixed: bool) -> str:
+        """The target as it continues the prompt: behind a `gen_prefix` as in lm-eval's worked examples, else behind the delimiter."""
+        if prompt[-1:].isspace() or target[:1].isspace():
+            return target
+        if prefixed:
+            return f" {target}"
+        return target if self._chat is not None else f"{self.task.config.target_delimiter or ''}{target}"
 
     def _gold(self, doc: dict[str, Any], choices: Sequence[str]) -> int | None:
         gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)

@@ -1,7 +1,7 @@
 """Where t2eval's own files lie, from a wheel and from a checkout alike, and where it may cache.
 
-In a checkout `t2eval/tasks` and `t2eval/experts` are links to the top-level folders; in a wheel the folders themselves are
-inside the package. So one path serves both.
+In a checkout `t2eval/tasks`, `t2eval/experts` and `t2eval/configs` are links to the top-level folders; in a wheel the folders
+themselves are inside the package. So one path serves both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ def tasks_dir() -> Path:
 def experts_dir() -> Path:
     """The folder of the embedded base model, the training recipes, and the experts and baselines that they made."""
     return _PACKAGE / "experts"
+
+
+def configs_dir() -> Path:
+    """The folder of the benchmark files for the paper's models, and of the recipes that they train by."""
+    return _PACKAGE / "configs"
 
 
 def cache_dir() -> Path:

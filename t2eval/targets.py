@@ -6,7 +6,6 @@ count as one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from t2eval.choice import is_chosen, select_layers
 from t2eval.errors import T2Error, UsageError, unknown
-
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -82,29 +80,6 @@ def _layer_count(model: Any) -> int | None:
     return getattr(text, "num_hidden_layers", None)
 
 
-def select_layers(layers: str, count: int) -> list[int]:
-    """Layer indices of a choice: `all`, `half` (the first half, rounded up), ranges and lists such as `0-15` or `0,3,8-11`.
-
-    Raises:
-        UsageError: not such a choice, or a layer that the model lacks.
-    """
-    if layers == "all":
-        return list(range(count))
-    if layers == "half":
-        return list(range((count + 1) // 2))
-    chosen: set[int] = set()
-    for part in str(layers).split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if match is None:
-            raise UsageError(f"Unknown choice of layers {layers!r}. Give all, half, a range such as 0-15, or a list such as 0,3,8-11.")
-        first = int(match[1])
-        last = int(match[2]) if match[2] else first
-        if last < first or last >= count:
-            raise UsageError(f"Layers {part.strip()!r}: the model has {count} decoder layers, 0 to {count - 1}.")
-        chosen.update(range(first, last + 1))
-    return sorted(chosen)
-
-
 def target_paths(model: Any, modules: str = "all", layers: str = "all") -> list[str]:
     """The module paths of the matrices to scale, in the model's order.
 
@@ -125,7 +100,7 @@ def target_paths(model: Any, modules: str = "all", layers: str = "all") -> list[
     names = _ordered(name for _, name in inside)
     chosen: set[str] = set()
     for wanted in [part.strip() for part in modules.split(",") if part.strip()] or [modules]:
-        matched = {name for name in names if _wanted(name, wanted)}
+        matched = {name for name in names if is_chosen(name, wanted)}
         if not matched:
             raise unknown("module", wanted, {"all", "attention", "mlp", *names})
         chosen |= matched
@@ -134,16 +109,6 @@ def target_paths(model: Any, modules: str = "all", layers: str = "all") -> list[
     if not paths:
         raise UsageError(f"No module {modules!r} in layers {layers!r} of {type(model).__name__}.")
     return paths
-
-
-def _wanted(name: str, wanted: str) -> bool:
-    if wanted == "all":
-        return True
-    if wanted == "attention":
-        return bool(_ATTENTION.search(name))
-    if wanted == "mlp":
-        return not _ATTENTION.search(name)
-    return name == wanted or name.endswith(f".{wanted}")
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

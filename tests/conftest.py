@@ -24,6 +24,10 @@ os.environ.update(
 os.environ.pop("T2EVAL_DEBUG", None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="Write tests/golden anew, instead of comparing with it.")
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> Iterator[None]:
     import numpy as np

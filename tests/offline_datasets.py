@@ -66,28 +66,6 @@ def write_hub(root: Path, *names: str) -> None:
             write_dataset(root, name, config.name, features, splits)
 
 
-def write_arc_challenge(root: Path, train: int = 12, validation: int = 12, test: int = 10) -> None:
-    """Hand-made ARC-Challenge rows."""
-    text = datasets.Value("string")
-    choices = {"text": datasets.List(text), "label": datasets.List(text)}
-    features = datasets.Features({"id": text, "question": text, "choices": choices, "answerKey": text})
-    things = ["bird", "stone", "river", "truck"]
-
-    def rows(split: str, count: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": f"{split}-{index}",
-                "question": f"Which of these is number {index} in the {split} list?",
-                "choices": {"text": [f"a {thing}" for thing in things], "label": list("ABCD")},
-                "answerKey": "ABCD"[index % 4],
-            }
-            for index in range(count)
-        ]
-
-    sizes = {"train": train, "validation": validation, "test": test}
-    write_dataset(root, "allenai/ai2_arc", "ARC-Challenge", features, {split: rows(split, count) for split, count in sizes.items()})
-
-
 @contextmanager
 def datasets_cache(root: Path) -> Iterator[None]:
     """`datasets` reads and writes its cache under `root`, inside the context."""

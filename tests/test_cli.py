@@ -132,10 +132,10 @@ def test_wrong_values_are_usage_errors() -> None:
         assert result.stderr.startswith("Error: ")
 
 
-def test_settings_are_read_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2eval.cli.train import _parsed
+def test_settings_are_read_as_yaml() -> None:
+    from t2eval.cli.settings import parse_settings
 
-    assert _parsed(("lr=0.004", "kl=[0, 0.1]", "test=false", "label=math"), {}) == {
+    assert parse_settings("--set", ("lr=0.004", "kl=[0, 0.1]", "test=false", "label=math")) == {
         "lr": 0.004,
         "kl": [0, 0.1],
         "test": False,
@@ -240,16 +240,16 @@ def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     from t2eval import base, doctor, resources
 
     monkeypatch.setattr(base, "embedded_base_dir", lambda: tmp_path)
-    missing = doctor._base()
+    missing = doctor.embedded_base()
     assert (missing.status, "model.safetensors" in missing.detail) == ("missing", True)
     monkeypatch.setattr(resources, "tasks_dir", lambda: tmp_path)
     assert doctor._tasks().status == "missing"
     (tmp_path / "file").write_text("")
-    assert doctor._writable("cache", tmp_path / "file" / "below", "T2EVAL_CACHE").status == "missing"
-    assert doctor._writable("cache", tmp_path / "new" / "below", "T2EVAL_CACHE").status == "ok"
+    assert doctor.writable("cache", tmp_path / "file" / "below", "T2EVAL_CACHE").status == "missing"
+    assert doctor.writable("cache", tmp_path / "new" / "below", "T2EVAL_CACHE").status == "ok"
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("T2EVAL_SANDBOX", "nonsense")
-    assert doctor._sandbox().status == "missing"
+    assert doctor.sandbox().status == "missing"
 
 
 def test_help_page_is_up_to_date(root: Path) -> None:

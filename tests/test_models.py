@@ -24,8 +24,8 @@ from t2eval.expert import Expert, mix
 from t2eval.models import strategy as strategy_module
 from t2eval.svf import attach, compose
 from t2eval.targets import dense_weight
-from tests.offline_datasets import datasets_cache, write_arc_challenge
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.offline_datasets import datasets_cache, hub_rows, write_hub
+from tests.tiny import save_library, save_tiny, tiny_model, tiny_tokenizer
 
 TASKS = Path(__file__).parent / "fixtures" / "models_tasks"
 LABELS = ("code", "dispatch", "math", "reasoning")
@@ -44,12 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     save_tiny(folder / "base")
     (folder / "base" / "dispatch.json").write_text(json.dumps(FORMAT))
-    adapted = attach(tiny_model(), cache_dir=folder / "bases")
-    for index, label in enumerate(LABELS):
-        generator = torch.Generator().manual_seed(index)
-        z = {path: 1 + 0.4 * torch.randn(basis.rank, generator=generator) for path, basis in adapted.bases.items()}
-        expert = Expert.from_adapted(adapted, z, name=f"e-{label}", label=label, description=f"About {label}.", base_id="tiny")
-        expert.save(folder / "library" / f"e-{label}")
+    save_library(folder / "library", *LABELS)
     return folder
 
 
@@ -377,7 +372,7 @@ def test_two_processes_on_cpus_divide_the_work(world: Path) -> None:
 
 @pytest.fixture
 def arc(tmp_path: Path) -> Iterator[None]:
-    write_arc_challenge(tmp_path / "datasets")
+    write_hub(tmp_path / "datasets", "allenai/ai2_arc")
     with datasets_cache(tmp_path / "datasets"):
         yield
 
@@ -387,7 +382,7 @@ def arc(tmp_path: Path) -> Iterator[None]:
 def test_lm_evals_own_task_runs(world: Path, kind: str) -> None:
     lm = _make(kind, world, **(SMALL if kind == "fewshot" else {}))
     results = _evaluate(lm, ["arc_challenge"])
-    assert results["n-samples"]["arc_challenge"]["effective"] == 10
+    assert results["n-samples"]["arc_challenge"]["effective"] == len(hub_rows("allenai/ai2_arc", "ARC-Challenge", "test"))
     if kind == "fewshot":
         assert results["config"]["t2"]["adaptation"]["arc_challenge"]["split"] == "validation"
 

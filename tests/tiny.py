@@ -21,6 +21,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from t2eval.expert import Expert
+from t2eval.svf import attach
+
 VOCABULARY = 256 + 2
 _DECODER = {
     "vocab_size": VOCABULARY,
@@ -42,14 +45,47 @@ _FAMILIES = {
 }
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, `<bos>` = 256 and `<eos>` = 257 (also the padding), no token added by default."""
+LLAMA3_CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
+    "{{ message.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_TURNS = (
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('user and assistant take turns') }}{% endif %}"
+    "{% if message.role == 'assistant' %} {{ message.content | trim }}{{ eos_token }}{% else %}"
+)
+MISTRAL_CHAT = (  # as Instruct-v0.3: a system message stands in the last user turn, if that ends the chat, and nowhere otherwise
+    "{% set system = messages[0].content if messages[0].role == 'system' %}{{ bos_token }}"
+    "{% for message in messages if message.role != 'system' %}"
+    + _TURNS
+    + "[INST] {% if loop.last and system %}{{ system }}\n\n{% endif %}{{ message.content }}[/INST]{% endif %}{% endfor %}"
+)
+STRICT_MISTRAL_CHAT = (  # as the first Instruct versions: a system message is an error
+    "{{ bos_token }}{% for message in messages %}" + _TURNS + "[INST] {{ message.content }} [/INST]{% endif %}{% endfor %}"
+)
+_CHATS = {
+    "llama3": (LLAMA3_CHAT, "<|begin_of_text|>", "<|eot_id|>"),
+    "mistral": (MISTRAL_CHAT, "<s>", "</s>"),
+    "strict-mistral": (STRICT_MISTRAL_CHAT, "<s>", "</s>"),
+}
+
+
+def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with a chat template that makes the format of `llama3`, `mistral` (v0.3) or `strict-mistral`."""
+    text, bos, eos = _CHATS[template]
+    tokenizer = tiny_tokenizer(bos, eos)
+    tokenizer.chat_template = text
+    return tokenizer
+
+
+def tiny_tokenizer(bos: str = "<bos>", eos: str = "<eos>") -> PreTrainedTokenizerFast:
+    """One token a byte, `bos` = 256 and `eos` = 257 (also the padding), no token added by default."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(alphabet)} | {"<bos>": 256, "<eos>": 257}
+    vocabulary = {token: index for index, token in enumerate(alphabet)} | {bos: 256, eos: 257}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>", padding_side="left")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=eos, padding_side="left")
 
 
 def tiny_model(family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: int) -> PreTrainedModel:
@@ -72,4 +108,15 @@ def save_tiny(path: Path, family: str = "llama", **changes: int) -> Path:
     """A tiny model and its tokenizer in the Hub layout under `path`."""
     tiny_model(family, **changes).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def save_library(path: Path, *labels: str) -> Path:
+    """A library of random experts of `tiny_model()`, one a label and named after it, each of which changes the model's answers."""
+    adapted = attach(tiny_model(), cache_dir=path.parent / "bases")
+    for index, label in enumerate(labels):
+        generator = torch.Generator().manual_seed(index)
+        z = {module: 1 + 0.4 * torch.randn(basis.rank, generator=generator) for module, basis in adapted.bases.items()}
+        expert = Expert.from_adapted(adapted, z, name=f"e-{label}", label=label, description=f"About {label}.", base_id="tiny")
+        expert.save(path / f"e-{label}")
     return path

@@ -11,44 +11,38 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
-from t2eval.bench.demo import Job, train
 from t2eval.bench.execute import WorkerFactory, run
-from t2eval.bench.plan import BASELINES, make_plan, parse_config
+from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, make_plan, parse_config
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
+from t2eval.bench.training import LOG, RECORD, Job, train
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
-from t2eval.resources import experts_dir
-
-if TYPE_CHECKING:
-    from t2eval.training.config import TrainConfig
+from t2eval.training.config import TrainConfig
 
 MAIN = "main"
 _MARKER = "lab.json"
-_LIBRARY = frozenset({"expert", "prompt", "cls", "fewshot"})
 _FEW = 4  # cells a worker process: starting one takes as long as a few small cells
 
 
 @dataclass(frozen=True)
 class Training(Job):
-    """One training run of an item; `recipe` is its name, `settings` are `TrainConfig`'s."""
+    """One training run of an item."""
 
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def config(self) -> TrainConfig:
-        from t2eval.training.config import TrainConfig
-
-        return TrainConfig(**self.settings, output=self.output, seed=self.seed, resume=True)
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return self.config.seed
 
     @property
     def record(self) -> dict[str, Any]:
         """`training.json` of the finished run."""
-        found: dict[str, Any] = json.loads((self.output / "training.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((self.output / RECORD).read_text(encoding="utf-8"))
         return found
 
 
@@ -159,12 +153,11 @@ class Lab:
         """
         preset = self.preset
         seeds = tuple(seeds if seeds is not None else preset.seeds)
-        what = {"name": study, "methods": list(methods), "tasks": list(tasks), "seeds": list(seeds)}
-        how = {"model": preset.model, "limit": preset.limit, "batch_size": preset.batch_size, "apply_chat_template": preset.chat}
-        searched = {"model_args": {"fewshot": preset.search}} if preset.search else {}
-        given = {**what, **how, **searched, "labels": preset.labels, **settings}
-        if not preset.shipped:
-            given = {**self._trained_inputs(given, methods, seeds), **given}
+        # The lab trains by itself: a study is evaluated with what lies where it is told to look.
+        how = preset.bench.model_dump(exclude={"train", "assume"}, exclude_defaults=True)
+        what = {"name": study, "methods": list(methods), "tasks": list(tasks), "seeds": list(seeds), "limit": preset.limit}
+        places = {} if preset.shipped else self._trained_inputs(settings, methods, seeds)
+        given = {**how, "model": preset.model, "labels": preset.labels, **what, **places, **settings}
         plan = make_plan(parse_config(given, f"the study {study!r}"))
         folder = self.output / "cells" / study
         workers = max(1, min(self.workers, -(-len(plan.cells) // _FEW)))
@@ -179,7 +172,7 @@ class Lab:
 
         The places are the same for every call, so that a study can grow by methods.
         """
-        if _LIBRARY & set(methods) and "experts" not in given:
+        if EXPERT_METHODS & set(methods) and "experts" not in given:
             self.library(seeds)
         chosen = [method for method in methods if method in BASELINES]
         if chosen and "baselines" not in given:
@@ -192,17 +185,23 @@ class Lab:
 
         Args:
             name: its folder under `training/`; one name has one set of settings (for all labels and seeds).
-            label: the skill, which gives the task (unless `task` is set) and names the last folder.
+            label: the skill (or `dispatch`): it gives the recipe, and names the last folder.
             seed: of the training.
-            settings: of `TrainConfig`, over the preset's.
+            settings: of `TrainConfig`, over the recipe's and the preset's. `method` also chooses the recipe.
         """
-        preset = self.preset
-        method = str(settings.get("method", "svf"))
-        task = preset.dispatch if label == "dispatch" else preset.seen[label]
-        steps = {"steps": preset.steps[method]} if method in preset.steps else {}
-        model = {} if preset.name == "embedded" else {"model": preset.model, "device": preset.device or _device()}
-        common = {"task": task, "name": label, "label": label, "test": False, **model, **preset.training, **steps}
-        return Training(f"{name} {label}, seed {seed}", self.folder(name, seed) / label, seed, {**common, **settings})
+        preset, section = self.preset, self.preset.bench.train
+        if section is None or section.recipe is None:
+            raise UsageError(f"The benchmark file of the preset {preset.name!r} has no `train: {{recipe: …}}`, which trainings follow.")
+        method: Any = settings.get("method", "svf")
+        run = label if method == "svf" else f"{method}-{label}"
+        file = section.recipe
+        for key, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
+            file = file.replace("{" + key + "}", value)
+        base = {"model": None if preset.model == EMBEDDED else preset.model, "dtype": preset.dtype, "device": preset.device}
+        own = {"output": self.folder(name, seed) / label, "seed": seed, "resume": True, "test": False, "name": label, "label": label}
+        by_method = {**section.settings, **section.methods.get(method, {}), **section.skills.get(label, {})}
+        common = {**base, "apply_chat_template": preset.chat, **by_method, **own, "method": method, **preset.training}
+        return Training(f"{name} {label}, seed {seed}", TrainConfig.from_yaml(file, **{**common, **settings}))
 
     def folder(self, name: str, seed: int | str = "{seed}") -> Path:
         """The folder of the trainings of a name and seed: a library of experts, or (with `/{label}`) the baselines' folder."""
@@ -214,19 +213,20 @@ class Lab:
         Raises:
             T2Error: one fails, or Ctrl-C.
         """
-        train([training for training in trainings if not training.finished], self.workers, lambda line: self.say(f"  {line}"))
+        pending = [training for training in trainings if not training.finished]
+        train(pending, self.workers, lambda line: self.say(f"  {line}"), self.output / LOG)
 
     def library(self, seeds: Sequence[int]) -> str:
         """The experts' folder with `{seed}` in it: shipped, or trained here (the three skills and dispatch)."""
         if self.preset.shipped:
-            return str(experts_dir() / "library" / "seed-{seed}")
-        self.train([self.training("svf", label, seed) for seed in seeds for label in (*SKILLS, "dispatch")])
+            return str(self.preset.bench.experts)
+        self.train([self.training("svf", label, seed) for seed in seeds for label in (*SKILLS, DISPATCH)])
         return str(self.folder("svf"))
 
     def adapters(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
         """The baselines' folder with `{seed}`, `{method}` and `{label}` in it: shipped, or trained here, supervised."""
         if self.preset.shipped:
-            return str(experts_dir() / "baselines" / "seed-{seed}" / "{method}-{label}")
+            return str(self.preset.bench.baselines)
         options = {"objective": "supervised"}
         self.train([self.training(m, label, seed, method=m, **options) for m in methods for seed in seeds for label in SKILLS])
         return str(self.folder("{method}") / "{label}")
@@ -246,9 +246,3 @@ class Lab:
         value = compute()
         write_atomically(path, json.dumps(value).encode() + b"\n")
         return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,8 +1,8 @@
-"""Presets: the base model, the tasks, the seeds and the sizes with which the items are run.
+"""Presets: a benchmark file, and the tasks, seeds and sizes with which the items are run on its base model.
 
 `embedded` runs on the embedded base in hours (`quick`: in minutes, with few examples and one seed); its experts and baselines of three
-seeds are shipped. `paper` names the paper's tasks and, by default, Llama-3-8B-Instruct: it trains everything itself, with Table 6's
-hyper-parameters, and takes a GPU, the hub, and time.
+seeds are shipped. `paper` and its like are the paper's models as `configs/` has them: everything is trained, by the recipes that the
+file names, and takes a GPU, the hub, and time.
 
 Deviations from the paper:
 1. The embedded base has its own learning rates: a model of a million parameters does not move with 8B's.
@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from t2eval.bench.plan import EMBEDDED
+from t2eval.bench.plan import BenchConfig, load_plan
 from t2eval.errors import UsageError, unknown
 
 SKILLS = ("math", "code", "reasoning")
-LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
-_HALF = ("meta-llama/Meta-Llama-3-70B-Instruct",)  # the paper scales half of the layers of this model
+_RATES = (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6)
+_POLICY_RATES = (2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2)
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,30 @@ class Preset:
     """How large, on what.
 
     Attributes:
-        name: `embedded` or `paper`. quick: the small form.
-        model: the base. other: a second base, for figure 11 (and transfer); None: the preset has none.
-        seen, unseen: skill → task. dispatch: the classification expert's task.
+        name: of the preset. quick: the small form.
+        bench: the benchmark file's settings: how cells are evaluated and what recipes trainings follow.
+        model: the base. other: a second base, for figure 11 and for transfer; None: the preset has none.
+        seen, unseen: skill → task.
         seeds: training seeds (and draws of adaptation examples).
         limit: test examples a task; None: all.
         shipped: whether experts and baselines of `seeds` come with t2eval; else the lab trains them.
-        batch_size, chat: of evaluation.
-        device: for training; None: a GPU where there is one.
-        training: settings of every training.
-        steps: method → optimiser steps; empty: the training preset's own.
+        training: settings of every training, over the recipes'.
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
     """
 
     name: str
+    bench: BenchConfig
     model: str
     seen: Mapping[str, str]
     unseen: Mapping[str, str]
-    dispatch: str
     quick: bool = False
     other: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     limit: int | None = None
-    shipped: bool = True
-    batch_size: int = 64
-    chat: bool = False
-    device: str | None = None
+    shipped: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
-    steps: Mapping[str, int] = field(default_factory=dict)
-    rates: tuple[float, ...] = ()
-    policy_rates: tuple[float, ...] = ()
+    rates: tuple[float, ...] = _RATES
+    policy_rates: tuple[float, ...] = _POLICY_RATES
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -70,9 +64,24 @@ class Preset:
         return {task: skill for tasks in (self.seen, self.unseen) for skill, task in tasks.items()}
 
     @property
-    def search(self) -> dict[str, str]:
+    def chat(self) -> bool:
+        """Whether prompts go through the model's chat template."""
+        return self.bench.apply_chat_template
+
+    @property
+    def device(self) -> str | None:
+        """Where the base runs; None: a GPU where there is one."""
+        return self.bench.device
+
+    @property
+    def dtype(self) -> str:
+        """Of the base's weights."""
+        return self.bench.dtype
+
+    @property
+    def search(self) -> dict[str, Any]:
         """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere."""
-        return {"preset": "paper"} if self.name == "paper" else {}
+        return dict(self.bench.model_args.get("fewshot", {}))
 
     def describe(self) -> str:
         """One line for reports."""
@@ -81,65 +90,63 @@ class Preset:
         return f"preset {self.name}{', quick' if self.quick else ''}: base {self.model}, {seeds}, {examples} test examples a task"
 
 
-_EMBEDDED = Preset(
-    name="embedded",
-    model=EMBEDDED,
-    other="embedded-seed-1",
-    seen={skill: f"embedded_{skill}_seen" for skill in SKILLS},
-    unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
-    dispatch="embedded_dispatch",
-    training={"preset": "embedded"},
-    steps={"svf": 50, "lora": 60, "ia3": 80, "dora": 60},
-    rates=(5e-4, 2e-3, 8e-3),
-    policy_rates=(2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2),
-)
+def _embedded(name: str) -> Preset:
+    bench = load_plan("embedded").config
+    return Preset(
+        name=name,
+        bench=bench,
+        model=bench.model,
+        other="embedded-seed-1",
+        seen={skill: f"embedded_{skill}_seen" for skill in SKILLS},
+        unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
+        shipped=True,
+        rates=(5e-4, 2e-3, 8e-3),
+    )
+
+
+def _paper(name: str, file: str, other: str | None) -> Preset:
+    bench = load_plan(file).config
+    return Preset(
+        name=name,
+        bench=bench,
+        model=bench.model,
+        other=other,
+        seen={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
+        unseen={"math": "t2_math", "code": "t2_humaneval", "reasoning": "t2_arc_challenge"},
+        seeds=bench.seeds,
+    )
+
+
 _QUICK: dict[str, Any] = {
     "quick": True,
     "seeds": (0,),
     "limit": 60,
-    "training": {"preset": "embedded", "validation_limit": 64, "validate_every": 4, "test_limit": 60},
-    "steps": {"svf": 12, "lora": 12, "ia3": 12, "dora": 12},
+    "training": {"steps": 12, "validation_limit": 64, "validate_every": 4},
     "rates": (5e-4, 2e-3),
     "policy_rates": (5e-4, 2e-2),
 }
-_PAPER = Preset(
-    name="paper",
-    model=LLAMA,
-    other=MISTRAL,
-    seen={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
-    unseen={"math": "t2_math", "code": "t2_humaneval", "reasoning": "t2_arc_challenge"},
-    dispatch="t2_dispatch",
-    seeds=(0,),
-    shipped=False,
-    batch_size=16,
-    chat=True,
-    training={"preset": "paper", "dtype": "bfloat16", "apply_chat_template": True},
-    rates=(2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6),
-    policy_rates=(2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2),
-)
-PRESETS = {"embedded": _EMBEDDED, "paper": _PAPER}
+_FILES = {
+    "paper": ("paper-llama3-8b", MISTRAL),
+    "paper-mistral-7b": ("paper-mistral-7b", None),
+    "paper-llama3-70b": ("paper-llama3-70b", None),
+}
+PRESETS = ("embedded", *_FILES)
 
 
-def preset(name: str = "embedded", *, quick: bool = False, model: str | None = None) -> Preset:
+def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
     """A preset.
 
     Args:
-        name: `embedded` or `paper`.
+        name: of `PRESETS`.
         quick: few examples, one seed, short trainings (`embedded` only).
-        model: another base (`paper` only): a Hugging Face name or folder.
 
     Raises:
         UsageError: an unknown name, or a combination that does not exist.
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    if name == "embedded" and model not in (None, EMBEDDED):
-        raise UsageError(f"The preset 'embedded' runs on the embedded base. For --model {model} give --preset paper.")
     if quick and name != "embedded":
-        raise UsageError("--quick is a small form of the preset 'embedded'. A small run on your own model is a benchmark file: t2 bench.")
-    chosen = PRESETS[name]
-    if quick:
-        chosen = replace(chosen, **_QUICK)
-    if model in _HALF:
-        chosen = replace(chosen, training={**chosen.training, "layers": "half"})
-    return replace(chosen, model=model) if model else chosen
+        raise UsageError("--quick is a small form of the preset 'embedded'. A small run on another model is a benchmark: t2 bench --limit.")
+    if name == "embedded":
+        return replace(_embedded(name), **_QUICK) if quick else _embedded(name)
+    return _paper(name, *_FILES[name])

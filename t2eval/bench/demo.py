@@ -6,61 +6,28 @@ What is not trained here is shipped with t2eval, and the closing text says which
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from t2eval.bench.execute import RunResult, end_with_parent, run, speak_into, worker_environment
-from t2eval.bench.plan import BASELINES, load_plan
+from t2eval.bench import training
+from t2eval.bench.execute import RunResult, run
+from t2eval.bench.plan import BASELINES, Plan, load_plan
 from t2eval.bench.report import Leaderboard, leaderboard
 from t2eval.bench.rows import write_atomically
-from t2eval.errors import T2Error, UsageError
-from t2eval.loading import quiet_lm_eval
+from t2eval.bench.training import Job
+from t2eval.errors import UsageError
 from t2eval.resources import experts_dir
-
-if TYPE_CHECKING:
-    from t2eval.training.config import TrainConfig
 
 SKILLS = ("math", "code", "reasoning")
 EXPERTS = (*SKILLS, "dispatch")
 LIVE = "math"
 EXAMPLES = 300
 _MARKER = "demo.json"
-_RECORD = "training.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run: the recipe's name, the folder of what it makes, and the seed."""
-
-    recipe: str
-    output: Path
-    seed: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has ended (its record is written last)."""
-        return (self.output / _RECORD).is_file()
-
-    def config(self) -> TrainConfig:
-        """The recipe's settings, with this run's folder and seed."""
-        from t2eval.training.config import TrainConfig
-
-        return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{self.recipe}.yaml", output=self.output, seed=self.seed, resume=True)
-
-    def __str__(self) -> str:
-        record = json.loads((self.output / _RECORD).read_text(encoding="utf-8"))
-        before, after = (record["scores"][when] for when in ("before", "after"))
-        split = "test" if "test" in after else "validation"
-        scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
-        return f"{self.recipe}: {scored}, {record['seconds']:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -88,11 +55,15 @@ class Demo:
 
 def jobs(root: Path, full: bool, seed: int = 0) -> list[Job]:
     """The training runs of one seed: the expert that the demo trains before one's eyes, or (`full`) all thirteen."""
-    library, baselines = root / "library" / f"seed-{seed}", root / "baselines" / f"seed-{seed}"
-    if not full:
-        return [Job(LIVE, library / LIVE, seed)]
-    experts = [Job(name, library / name, seed) for name in EXPERTS]
-    return experts + [Job(f"{method}-{skill}", baselines / f"{method}-{skill}", seed) for method in BASELINES for skill in SKILLS]
+    found = training.jobs(_plan(root, seeds=[seed]))
+    return found if full else [job for job in found if job.name == LIVE]
+
+
+def _plan(root: Path, **settings: Any) -> Plan:
+    """The embedded benchmark, with its experts and baselines under `root`."""
+    places = {"experts": root / "library" / "seed-{seed}", "baselines": root / "baselines" / "seed-{seed}" / "{method}-{label}"}
+    absolute = {field: str(place.resolve()) for field, place in places.items()}
+    return load_plan(experts_dir() / "benchmarks" / "embedded.yaml", {**absolute, **settings})
 
 
 def shipped_seeds() -> tuple[int, ...]:
@@ -116,6 +87,7 @@ def assemble(root: Path, full: bool, seeds: Sequence[int]) -> tuple[str, ...]:
     """
     from t2eval.base import embedded_baseline_dir, embedded_library_dir
 
+    root = root.resolve()
     made = {job.output for job in jobs(root, full)}
     said = []
     for seed in seeds:
@@ -148,85 +120,6 @@ def _copy(source: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, symlinks=False)
     partial.rename(target)
-
-
-def _train_alone(job: Job, pipe: Connection) -> None:
-    """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    speak_into(Path(os.devnull))
-    import torch
-
-    from t2eval.training.train import train_expert
-
-    quiet_lm_eval()
-    torch.set_num_threads(1)
-    try:
-        train_expert(job.config(), progress=False)
-    except Exception as error:  # noqa: BLE001 - the parent raises it; this process has no terminal of its own
-        pipe.send(str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}")
-
-
-def _start(job: Job) -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_train_alone, args=(job, theirs), daemon=True)
-    with worker_environment(1):
-        process.start()
-    theirs.close()
-    return process, ours
-
-
-def _reason(process: Any, pipe: Connection) -> str:
-    try:
-        return str(pipe.recv())
-    except EOFError:
-        return f"its process ended with exit code {process.exitcode}."
-
-
-def _train_all(pending: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:
-    """Runs side by side, one thread each: two of them on two cores end sooner than one after the other with two threads."""
-    waiting, running = list(pending), dict[int, tuple[Job, Any, Connection]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                process, pipe = _start(job)
-                running[process.sentinel] = job, process, pipe
-            for sentinel in wait(list(running)):
-                job, process, pipe = running.pop(int(sentinel))  # type: ignore[arg-type]
-                process.join()
-                if not job.finished:
-                    raise T2Error(f"Training {job.recipe!r} failed: {_reason(process, pipe)}")
-                say(f"[{len(pending) - len(waiting) - len(running)}/{len(pending)}] trained {job}")
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-            process.join()
-
-
-def train(todo: Sequence[Job], workers: int, say: Callable[[str], None]) -> None:
-    """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
-
-    Raises:
-        T2Error: a run fails, or Ctrl-C.
-    """
-    pending = [job for job in todo if not job.finished]
-    for job in todo:
-        if job.finished:
-            say(f"already trained: {job}")
-    quiet_lm_eval()
-    try:
-        if len(pending) == 1:
-            from t2eval.training.train import train_expert
-
-            say(f"training {pending[0].recipe} …")
-            train_expert(pending[0].config())
-            say(f"trained {pending[0]}")
-        elif pending:
-            say(f"training {len(pending)} experts and baselines, {workers} at a time …")
-            _train_all(pending, workers, say)
-    except KeyboardInterrupt:
-        raise T2Error("Interrupted while training. Run the same command again: it continues.") from None
 
 
 def _claim(output: Path, full: bool) -> None:
@@ -275,14 +168,8 @@ def run_demo(
     _claim(output, full)
     said = assemble(output, full, chosen)
     todo = jobs(output, full)
-    train(todo, workers, progress)
-    settings = {
-        "experts": str((output / "library").resolve() / "seed-{seed}"),
-        "baselines": str((output / "baselines").resolve() / "seed-{seed}" / "{method}-{label}"),
-        "limit": limit,
-        "seeds": list(chosen),
-    }
-    plan = load_plan(experts_dir() / "benchmarks" / "embedded.yaml", settings)
+    training.train(todo, workers, progress)
+    plan = _plan(output, limit=limit, seeds=list(chosen))
     progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
     result = run(plan, output / "bench", workers=workers, progress=lambda event: progress(str(event)))
     demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)

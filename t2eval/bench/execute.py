@@ -10,7 +10,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,27 +19,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from t2eval.bench import rows
-from t2eval.bench.plan import BASELINES, Cell, Plan, make_plan, parse_config
+from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Cell, Plan, make_plan, parse_config
+from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
 from t2eval.bench.rows import Row
+from t2eval.bench.training import LOG as TRAINING_LOG
+from t2eval.bench.training import Job, settle, train_missing
 from t2eval.bench.worker import Worker, file_hash, versions
 from t2eval.errors import T2Error, UsageError, unknown
 
 MANIFEST = "manifest.json"
 LOG = "workers.log"
 EXECUTORS = ("local",)
-_GROWS = ("name", "methods", "tasks", "seeds")
+_GROWS = ("name", "methods", "tasks", "seeds", "assume")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A finished cell, or how far a resumed run already is (`row` None)."""
+    """A finished cell, or how far a resumed run already is (`row` None), or what is being trained (`note`)."""
 
     done: int
     total: int
     row: Row | None
     seconds: float
+    note: str = ""
 
     def __str__(self) -> str:
+        if self.note:
+            return self.note
         if self.row is None:
             return f"[{self.done}/{self.total}] already done" if self.done else f"{self.total} cells to run"
         row = self.row
@@ -53,10 +58,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind: all rows of the plan's cells, and how many of them it skipped as done."""
+    """What a run left behind: all rows of the plan's cells, how many of them it skipped as done, and what it trained."""
 
     rows: tuple[Row, ...]
     skipped: int
+    trained: tuple[Job, ...] = ()
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -99,7 +105,7 @@ def _input_hashes(plan: Plan) -> dict[str, str]:
     found: dict[str, str] = {}
     for seed in config.seeds:
         files: list[Path] = []
-        if {"expert", "prompt", "cls", "fewshot"} & set(config.methods):
+        if EXPERT_METHODS & set(config.methods):
             files += config.library(seed).glob("*/expert.safetensors")
         for method in set(BASELINES) & set(config.methods):
             adapters = (folder / "adapter_model.safetensors" for folder in config.adapters(method, seed))
@@ -137,21 +143,6 @@ def _check_manifest(output: Path, plan: Plan, inputs: dict[str, str]) -> dict[st
     return {"format_version": 1, "name": plan.config.name, "config": settings, "cells": cells, "inputs": inputs, "versions": versions()}
 
 
-def end_with_parent() -> None:
-    """End this process when its parent is gone, whatever killed it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-    os._exit(1)
-
-
-def speak_into(log: Path) -> None:
-    """Send this process's output to a file: the progress bars of lm-eval in several processes would fill the terminal."""
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-
-
 def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe: Connection) -> None:
     """A worker process: open, then one row per cell until told to stop."""
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -174,27 +165,6 @@ def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe
         pipe.send(("disk" if rows.is_disk_full(error) else "fatal", error))
     except Exception as error:  # noqa: BLE001 - the parent prints it; a worker has no terminal of its own
         pipe.send(("fatal", T2Error(f"A worker could not start: {type(error).__name__}: {error}")))
-
-
-@contextlib.contextmanager
-def worker_environment(threads: int) -> Iterator[None]:
-    """What workers inherit: few threads, no progress bars of others, and no interest in Ctrl-C, which is their parent's to handle."""
-    wanted = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    wanted |= {"LOGLEVEL": os.environ.get("LOGLEVEL", "ERROR"), "LMEVAL_LOG_LEVEL": os.environ.get("LMEVAL_LOG_LEVEL", "ERROR")}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
 
 
 class _Pool:
@@ -308,7 +278,7 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     factory: WorkerFactory = Worker,
 ) -> RunResult:
-    """Run a benchmark's cells, or those of them that are not done yet.
+    """Train what a benchmark's `train:` section asks for and is missing, then run the cells that are not done yet.
 
     Args:
         plan: from `load_plan`.
@@ -345,14 +315,21 @@ def run(
 def _run_locked(
     plan: Plan, output: Path, workers: int, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
 ) -> RunResult:
-    manifest = _check_manifest(output, plan, _input_hashes(plan))
+    here = settle(plan, output)
+    _check_manifest(output, plan, _input_hashes(here))  # before anything is trained in a folder of another plan
     finished = {row.cell for row in rows.read(output) if row.status == "ok"}
     pending = [cell for cell in plan.cells if cell.key not in finished]
     done, total = len(plan.cells) - len(pending), len(plan.cells)
     skipped = done
     report = progress or (lambda _: None)
+
+    def say(line: str) -> None:
+        report(Progress(done, total, None, time.perf_counter() - started, line))
+
+    trained = train_missing(here, pending, workers, say, output / TRAINING_LOG)
+    manifest = _check_manifest(output, plan, _input_hashes(here))
     report(Progress(done, total, None, time.perf_counter() - started))
-    pool = _Pool(plan, output, pending, workers, factory)
+    pool = _Pool(here, output, pending, workers, factory)
     written = False
     try:
         for row in pool:
@@ -368,4 +345,4 @@ def _run_locked(
     finally:
         pool.close()
     cells = {cell.key for cell in plan.cells}
-    return RunResult(tuple(row for row in rows.read(output) if row.cell in cells), skipped)
+    return RunResult(tuple(row for row in rows.read(output) if row.cell in cells), skipped, trained)

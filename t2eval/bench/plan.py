@@ -9,23 +9,76 @@ the task's YAML, or `labels` of the benchmark file):
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
+from t2eval.resources import configs_dir, experts_dir
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
 STRATEGIES = ("prompt", "cls", "fewshot")
+EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
+DISPATCH = "dispatch"
+"""The label of the classification expert, which `cls` asks and no other method uses."""
 EMBEDDED = "embedded"
 _PATH_FIELDS = ("experts", "baselines", "include_path")
+
+
+class TrainSection(BaseModel):
+    """How the experts and baselines of a benchmark are made where they are missing.
+
+    `skills` gives, for each skill label, the settings of its runs (fields of `TrainConfig`), with `task`, the seen task, among them; a
+    plain list of labels will do where recipes have the rest. `recipe` is a recipe file for each run, with `{run}` (`math`,
+    `lora-math`), `{label}`, `{method}` and `{seed}` in its name. `settings` holds for all runs, `methods` for those of one method
+    (`svf` makes the experts). What comes later wins: recipe, settings, methods, skills.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skills: dict[str, dict[str, Any]] = Field(min_length=1)
+    recipe: str | None = None
+    settings: dict[str, Any] = {}
+    methods: dict[Literal["svf", "lora", "ia3", "dora"], dict[str, Any]] = {}
+
+    @field_validator("skills", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {str(label): {} for label in value} if isinstance(value, list | tuple) else value
+
+
+class Assumptions(BaseModel):
+    """What a forecast (`t2 bench --plan`) takes where it cannot look. Changes no score.
+
+    The shape of the base model, in the words of its `config.json`, stands in where the model is not on this machine; `parameters` where
+    its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int | None = Field(default=None, ge=1)
+    hidden_size: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=1)
+    tie_word_embeddings: bool = False
+    prompt_tokens: int = Field(default=300, ge=0)
+    dispatch_tokens: int = Field(default=300, ge=0)
+    answer_tokens: int = Field(default=200, ge=0)
+    read_speed: float | None = Field(default=None, gt=0)
+    answer_speed: float | None = Field(default=None, gt=0)
+    train_speed: float | None = Field(default=None, gt=0)
 
 
 class BenchConfig(BaseModel):
@@ -34,6 +87,7 @@ class BenchConfig(BaseModel):
     `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds; `baselines` the folder of
     one adapter, with `{seed}`, `{method}` and `{label}`. Left out, they are the embedded base model's. `limit` is the number of
     test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
+    `train` says how experts and baselines are made where they are missing, `assume` what a forecast takes for granted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +109,8 @@ class BenchConfig(BaseModel):
     baselines: str | None = None
     labels: dict[str, str] = {}
     include_path: str | None = None
+    train: TrainSection | None = None
+    assume: Assumptions = Assumptions()
 
     @field_validator("methods", "tasks", "seeds", mode="before")
     @classmethod
@@ -164,6 +220,9 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for field in _PATH_FIELDS:
         if isinstance(settings.get(field), str):
             settings[field] = _anchor(settings[field], folder)
+    train = settings.get("train")
+    if isinstance(train, Mapping) and isinstance(train.get("recipe"), str):
+        settings["train"] = {**train, "recipe": _anchor(train["recipe"], folder)}
     model = settings.get("model")
     if isinstance(model, str) and model != EMBEDDED and (folder / model).is_dir():
         settings["model"] = _anchor(model, folder)
@@ -191,11 +250,37 @@ def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> 
         raise UsageError(f"{source}: {where}: {first['msg']} (got {first['input']!r}).") from error
 
 
+def shipped_files() -> dict[str, Path]:
+    """The benchmark files that come with t2eval, by name (`paper-llama3-8b`, `embedded`)."""
+    found = [*configs_dir().glob("*.yaml"), *(experts_dir() / "benchmarks").glob("*.yaml")]
+    return {file.stem: file for file in sorted(found)}
+
+
+def find_file(name: str | Path) -> Path:
+    """The benchmark file that is meant.
+
+    A file that exists is itself. Otherwise the name of a shipped one will do, also with the folder and the ending that it has in the
+    repository: so `configs/paper-llama3-8b.yaml` works from a wheel, wherever one is.
+
+    Raises:
+        UsageError: no such file, with the shipped names.
+    """
+    path = Path(name)
+    shipped = shipped_files()
+    if path.exists() and not path.is_dir():
+        return path
+    if path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"), Path("experts/benchmarks")) and path.stem in shipped:
+        return shipped[path.stem]
+    near = difflib.get_close_matches(path.stem, shipped, n=2, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(f"Cannot read the benchmark file {path}: there is none.{hint} Shipped with t2eval: {', '.join(shipped)}.")
+
+
 def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:
     """Read a benchmark file.
 
     Args:
-        path: YAML; its relative paths are relative to it.
+        path: YAML, or the name of a shipped one; its relative paths are relative to it.
         overrides: settings that replace the file's (`seeds`, `limit`, …); None values are ignored, relative paths are relative
             to the current folder.
 
@@ -205,7 +290,7 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
     Raises:
         UsageError: no such file, not YAML, an unknown key or name, a wrong value.
     """
-    path = Path(path)
+    path = find_file(path)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -216,6 +301,8 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
         raise UsageError(f"{path} must be a mapping with at least `tasks:`.")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     merged = {**_absolute(settings, path.parent), **_absolute(given, Path.cwd())}
+    if "assume" in given:
+        merged["assume"] = {**(settings.get("assume") or {}), **given["assume"]}
     return make_plan(parse_config(merged, str(path)))
 
 

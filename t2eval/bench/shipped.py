@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from t2eval.bench.demo import jobs, train
+from t2eval.bench.demo import jobs
+from t2eval.bench.training import train
 from t2eval.resources import experts_dir
 
 SEEDS = (0, 1, 2)

@@ -17,7 +17,7 @@ from typing import Any
 
 import t2eval
 from t2eval.bench.compare import mean_stderr
-from t2eval.bench.plan import BASELINES, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
+from t2eval.bench.plan import BASELINES, DISPATCH, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.errors import T2Error, unknown
 from t2eval.loading import quiet_lm_eval
@@ -25,7 +25,6 @@ from t2eval.resources import tasks_dir
 
 _CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
 _PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
-_DISPATCH = "dispatch"
 
 
 def versions() -> dict[str, str]:
@@ -130,7 +129,8 @@ class _PeakMemory:
             return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """A GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -224,7 +224,7 @@ class Worker:
         quiet_lm_eval()
         self._manager = open_tasks(self.config.tasks, self.config.include_path)
         settings = self.config
-        device = settings.device or _default_device()
+        device = settings.device or default_device()
         self._model, self._tokenizer = load_base(settings.model, revision=settings.revision, dtype=settings.dtype, device=device)
 
     def run(self, cell: Cell) -> Row:
@@ -322,9 +322,9 @@ class Worker:
             yield self._with_experts(cell)
 
     def _plain(self, model: Any, method: str) -> Any:
-        from lm_eval.models.huggingface import HFLM
+        from t2eval.plain import PlainHFLM
 
-        return HFLM(
+        return PlainHFLM(
             pretrained=model, tokenizer=self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {})
         )
 
@@ -379,7 +379,7 @@ def _expert_facts(method: str, spec: str) -> dict[str, Any]:
     for part in spec.split("+"):
         card = Path(part) / "expert.json"
         folders |= {part: json.loads(card.read_text(encoding="utf-8"))} if card.is_file() else cards(Path(part))
-    used = {folder: card for folder, card in folders.items() if method == "cls" or method not in STRATEGIES or card["label"] != _DISPATCH}
+    used = {folder: card for folder, card in folders.items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH}
     files = {folder: Path(folder) / "expert.safetensors" for folder in used}
     names = {folder: str(card["name"]) for folder, card in used.items()}
     return {

@@ -5,48 +5,70 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from t2eval.cli.settings import parse_settings
 from t2eval.errors import UsageError
 
 GATE = 3
 
 
-@click.command(epilog="Exit code: 0 every cell worked, 1 one failed (its row says why).")
+@click.command(epilog="Exit code: 0 every cell worked, 1 one failed (its row says why), or something that is needed is missing.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for rows.jsonl, samples/ and manifest.json.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of all that it leaves.  [default: runs/ and the FILE's name]")
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what it will take: cells, trainings, data, downloads, memory, hours.")
+@click.option("--assume", multiple=True, metavar="KEY=VALUE", help="A figure for --plan, such as answer_speed=900. Repeatable.")
 @click.option("--executor", default="local", show_default=True, help="Where cells run.")
-@click.option("--workers", default=1, show_default=True, help="Processes; each loads the base model once.")
-@click.option("--limit", type=int, help="Test examples a task, instead of the file's.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; each loads the base model once.")
+@click.option("--limit", type=click.IntRange(min=1), help="Test examples a task, instead of the file's.")
 @click.option("--seeds", help="Comma-separated seeds, instead of the file's.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON, last.")
-def bench(file: Path, output: Path, executor: str, workers: int, limit: int | None, seeds: str | None, as_json: bool) -> int:
-    """Run the cells of a benchmark FILE.
+@click.option("--methods", help="Comma-separated methods, instead of the file's.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary, or the plan, as JSON, last.")
+def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Train what is missing, then run the cells of a benchmark FILE.
 
-    Its cells are methods × tasks × seeds. A finished cell is one row. Run the same command again to go on
-    after an interruption: finished cells are not repeated.
+    FILE is a path, or the name of one that comes with t2eval (paper-llama3-8b, embedded). Its cells are methods ×
+    tasks × seeds. A finished cell is one row. Run the same command again to go on after an interruption: finished
+    trainings and cells are not repeated. What is missing on this machine is said first, all of it at once.
 
     \b
     Examples:
-      t2 bench experts/benchmarks/embedded.yaml --output runs/embedded
-      t2 bench experts/benchmarks/embedded.yaml --output runs/quick --limit 50 --seeds 0 --workers 2
+      t2 bench embedded --output runs/embedded
+      t2 bench embedded --output runs/quick --limit 50 --seeds 0 --workers 2
+      t2 bench paper-llama3-8b --plan
+      t2 bench paper-llama3-8b --plan --assume answer_speed=2000 --json
+      t2 bench configs/paper-llama3-8b.yaml --methods base,expert
     """
-    from t2eval.bench.execute import run
-    from t2eval.bench.plan import load_plan
+    from t2eval.bench.plan import find_file, load_plan
 
+    seeds, methods = _seeds(options["seeds"]), options["methods"].split(",") if options["methods"] else None
+    assumed = {"assume": parse_settings("--assume", assume)} if assume else {}
+    plan = load_plan(find_file(file), {"limit": options["limit"], "seeds": seeds, "methods": methods, **assumed})
+    output = output or Path("runs") / find_file(file).stem
+    if only_plan:
+        from t2eval.bench.forecast import forecast
+        from t2eval.bench.forecast_text import render
+
+        found = forecast(plan, output)
+        click.echo(json.dumps(found.as_dict(), indent=2) if as_json else render(found), nl=as_json)
+        return 0
+    from t2eval.bench.execute import run
+    from t2eval.preflight import check_bench
+
+    for warning in check_bench(plan, output, options["executor"]):
+        click.echo(f"Note: {warning}", err=True)
     result = run(
-        load_plan(file),
+        plan,
         output,
-        executor=executor,
-        workers=workers,
-        limit=limit,
-        seeds=_seeds(seeds),
+        executor=options["executor"],
+        workers=options["workers"],
         progress=lambda progress: click.echo(str(progress), err=True),
     )
     if as_json:
         summary = {"output": str(output), "cells": len(result.rows), "skipped": result.skipped, "failed": len(result.failed)}
-        click.echo(json.dumps(summary))
+        click.echo(json.dumps({**summary, "trained": [job.name for job in result.trained]}))
     else:
         click.echo(f"{len(result.rows)} cells, {len(result.failed)} failed. Now: t2 leaderboard {output}")
     return result.exit_code
@@ -126,6 +148,10 @@ def demo(output: Path, full: bool, workers: int | None, limit: int | None, seeds
     from t2eval.loading import quiet_lm_eval
 
     quiet_lm_eval()
+    from t2eval.preflight import check_demo
+
+    for warning in check_demo(output):
+        click.echo(f"Note: {warning}", err=True)
     from t2eval.bench.demo import EXAMPLES, run_demo
 
     done = run_demo(

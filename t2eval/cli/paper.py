@@ -15,14 +15,13 @@ from t2eval.errors import UsageError
 @click.argument("name", metavar="[ITEM]", required=False)
 @click.option("--list", "listed", is_flag=True, help="The items, and what each measures.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for all results; items share what they have in common in it.")
-@click.option("--preset", "chosen", default="embedded", show_default=True, help="embedded, or paper: the paper's tasks, on a GPU.")
-@click.option("--model", help="Another base model, with --preset paper.  [default: Llama-3-8B-Instruct]")
+@click.option(
+    "--preset", "chosen", default="embedded", show_default=True, help="embedded; or, on a GPU, paper, paper-mistral-7b, paper-llama3-70b."
+)
 @click.option("--quick", is_flag=True, help="Few examples, one seed, short trainings: minutes. Too small to conclude anything.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core, at most 8]")
 @click.option("--json", "as_json", is_flag=True, help="Print rows and claims as JSON.")
-def paper(
-    name: str | None, listed: bool, output: Path | None, chosen: str, model: str | None, quick: bool, workers: int | None, as_json: bool
-) -> int:
+def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quick: bool, workers: int | None, as_json: bool) -> int:
     """Run a table or figure of the paper, or all of them.
 
     ITEM is one that --list names (table1, figure4, …), or `all`, which writes REPORT.md. An item leaves rows, a table with the paper's
@@ -49,7 +48,7 @@ def paper(
         raise UsageError(f"Where to? `t2 paper {name} --output runs/paper`.")
     from t2eval.analysis.presets import preset
 
-    settings = preset(chosen, quick=quick, model=model)
+    settings = preset(chosen, quick=quick)
     from t2eval.analysis.lab import Lab
     from t2eval.analysis.report import REPORT, run_all, run_item
     from t2eval.loading import quiet_lm_eval

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from t2eval.cli.settings import parse_settings
 from t2eval.errors import T2Error, UsageError
 
 
@@ -45,11 +46,18 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
     from t2eval.training.config import TrainConfig
 
     given = {key: value for key, value in options.items() if value is not None}
-    given.update(_parsed(settings, given))
+    chosen = parse_settings("--set", settings)
+    for key in chosen.keys() & given.keys():
+        raise UsageError(f"{key} is set twice, by its option and by --set.")
+    given.update(chosen)
     config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
     from t2eval.loading import quiet_lm_eval
 
     quiet_lm_eval()
+    from t2eval.preflight import check_training
+
+    for warning in check_training(config):
+        click.echo(f"Note: {warning}", err=True)
     # Only now, when the settings are known to be good: this import takes seconds.
     from t2eval.training.train import train_expert as train
 
@@ -75,24 +83,6 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
         f"{result.trainable_parameters} parameters, {result.steps} steps in {result.seconds:.0f} s (step {result.chosen_step} was the best)"
     )
     click.echo(f"Saved in {result.path}")
-
-
-def _parsed(settings: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
-    """`--set` pairs, with values read as YAML reads them."""
-    import yaml
-
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise UsageError(f"--set takes KEY=VALUE, not {setting!r}.")
-        if key in given:
-            raise UsageError(f"{key} is set twice, by its option and by --set.")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {key}: {value!r} is not a YAML value.") from error
-    return parsed
 
 
 def _plain(score: Any) -> Any:

@@ -33,24 +33,41 @@ class Adapting(Strategy):
         self._records: dict[str, dict[str, Any]] = {}
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
-        tasks = {str(request.task_name) for request in requests}
-        wanted = sorted(set().union(*self.ranks().gather(tasks)))  # a rank without documents of a task still helps to search its alphas
-        for task in wanted:
+        generated = (request for request in requests if request.request_type == "generate_until")
+        tasks: dict[str, Any] = dict.fromkeys((str(request.task_name) for request in requests), None)
+        tasks.update({str(request.task_name): request.args[1] for request in generated})
+        shared = self.ranks().gather(tasks)  # a rank without documents of a task still helps to search its alphas
+        for task, settings in sorted({task: settings for part in shared for task, settings in part.items()}.items()):
             if task not in self._found:
                 with self.first_pass.timed():
-                    self._adapt(task)
+                    self._adapt(task, settings)
         return [str(request.task_name) for request in requests]
 
     def scale(self, key: Hashable) -> Mapping[str, Tensor]:
         return self._found[str(key)].z
 
-    def _adapt(self, task: str) -> None:
+    def _adapt(self, task: str, settings: Mapping[str, Any] | None) -> None:
+        """Search the α of a task; `settings` are what lm-eval asks for its generated answers, so that the search answers alike."""
         environment = Environment(
-            task, include_path=self.include_path, tokenizer=self.tokenizer, apply_chat_template=self._chat, num_fewshot=self.num_fewshot
+            task,
+            include_path=self.include_path,
+            tokenizer=self.tokenizer,
+            apply_chat_template=self._chat,
+            num_fewshot=self.num_fewshot,
+            chat_template_args=self.chat_template_args,
+            generation_kwargs=settings,
         )
         examples = environment.examples("adaptation", limit=self.search.shots, seed=self.options.adapt_seed)
         if not examples:
             raise T2Error(f"Task {task!r} has no adaptation examples: its split {environment.split_source('adaptation')!r} is empty.")
+        if len(examples) < self.search.shots:
+            _log.warning(
+                "Task %s has %d adaptation examples (split %s), fewer than shots=%d: all of them are used.",
+                task,
+                len(examples),
+                environment.split_source("adaptation"),
+                self.search.shots,
+            )
         overlaps = examples[0].split == environment.split_source("test")
         if overlaps:
             _log.warning(
@@ -85,6 +102,7 @@ class Adapting(Strategy):
         return {
             "split": environment.split_source("adaptation"),
             "examples": len(examples),
+            "shots": self.search.shots,
             "doc_ids": [example.index for example in examples],
             "overlaps_test": overlaps,
             "evaluations": found.evaluations,

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from t2eval.base import EMBEDDED, embedded_base_dir, embedded_library_dir
+from t2eval.chat import Chat
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, load_library
 from t2eval.models.launch import command_line_flags, one_message
@@ -58,6 +59,7 @@ class Strategy:
     batch_size_per_gpu: Any
     cache_hook: Any
     tok_encode: Any
+    chat_template_args: dict[str, Any]
     tok_batch_encode: Any
     _encode_pair: Any
     _rank: int
@@ -84,6 +86,7 @@ class Strategy:
             self.first_pass, self.second_pass = Meter(), Meter()
             self._totals: list[dict[str, Any]] = []
             self._chat = False
+            self._renderer = Chat(super().apply_chat_template)  # type: ignore[misc]
             self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
             self._attach()
             self.prepare()
@@ -172,10 +175,9 @@ class Strategy:
         self.second_pass.tokens += int(mask.sum()) + int((answer != self.tokenizer.pad_token_id).sum())
         return made
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         self._chat = True
-        rendered: str = super().apply_chat_template(chat_history, add_generation_prompt)  # type: ignore[misc]
-        return rendered
+        return self._renderer(chat_history, add_generation_prompt)
 
     # ------------------------------------------------------------------ the first pass's model
     @property

@@ -95,7 +95,13 @@ def paper_format(skills: Mapping[str, str], others_label: str = "others") -> Dis
             "Decision:",
         ]
     )
-    return DispatchFormat(template=template, lead=" \\boxed{", labels={label: f"{label}}}" for label in skills}, others=f"{others_label}}}")
+    return DispatchFormat(
+        template=template,
+        lead=" \\boxed{",
+        labels={label: f"{label}}}" for label in skills},
+        others=f"{others_label}}}",
+        until=("\nQuestion:",),  # where a model without a chat template begins a question of its own
+    )
 
 
 @dataclass(frozen=True)

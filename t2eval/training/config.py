@@ -34,6 +34,7 @@ _EMBEDDED_RATES = {
 }
 _PAPER: dict[str, Any] = {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10}
 _PAPER_SVF: dict[str, Any] = {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)}
+_MAY_CHANGE = {"steps", "max_seconds", "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
 _PAPER_ADAPTER: dict[str, Any] = {"lr": (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6), "clip": (1e-3, 1.0), "kl": 0.0}
 
 
@@ -230,6 +231,12 @@ class TrainConfig(BaseModel):
         if not isinstance(recipe, dict):
             raise UsageError(f"The recipe {str(path)!r} is not a mapping of settings, such as `task: embedded_math_seen`.")
         return cls(**{**recipe, **{key: value for key, value in overrides.items() if value is not None}})
+
+
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting that would make a resumed run another one, of two sets of `hyperparameters`; None where there is none."""
+    changed = (name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name))
+    return next((name for name in changed if name not in _MAY_CHANGE), None)
 
 
 def _explained(error: ValidationError) -> UsageError:

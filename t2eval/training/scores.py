@@ -70,11 +70,12 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
         base: of the base model instead of the trained one.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from t2eval.plain import PlainHFLM
 
     trainable.eval_mode()
     with trainable.base() if base else trainable.fast(), _quiet():
-        lm = HFLM(pretrained=trainable.model, tokenizer=tokenizer, batch_size=config.eval_batch_size)
+        lm = PlainHFLM(pretrained=trainable.model, tokenizer=tokenizer, batch_size=config.eval_batch_size)
         results: Any = simple_evaluate(
             model=lm,
             tasks=[environment.task],

@@ -22,7 +22,7 @@ from t2eval.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
 from t2eval.training.adapter_card import adapter_card
-from t2eval.training.config import TrainConfig
+from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.training.curve import draw
 from t2eval.training.loop import LOG, Loop, Progress
 from t2eval.training.methods import PeftTrainable, SvfTrainable, Trainable, make_trainable
@@ -34,7 +34,6 @@ from t2eval.training.supervised import Supervised
 RECORD, SETTINGS, CURVE, OUTCOMES = "training.json", "settings.json", "learning_curve.png", "test_outcomes.json"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _OWN = (RECORD, SETTINGS, CURVE, OUTCOMES, LOG, "checkpoints", "sweep", TENSORS, CARD, README, *_ADAPTER)
-_MAY_CHANGE = {"steps", "max_seconds", "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
 _PACKAGES = ("t2eval", "lm_eval", "torch", "transformers", "peft", "datasets")
 
 
@@ -142,12 +141,11 @@ def _claim(config: TrainConfig) -> TrainResult | None:
     settings = config.hyperparameters
     if held and (output / SETTINGS).is_file():
         before = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-        for name in sorted(settings.keys() | before.keys()):
-            if name not in _MAY_CHANGE and settings.get(name) != before.get(name):
-                raise UsageError(
-                    f"{output} was begun with {name} = {before.get(name)!r}, and this run has {settings.get(name)!r}. A resumed run keeps "
-                    "its settings: give the first ones, or overwrite."
-                )
+        if (name := changed_setting(before, settings)) is not None:
+            raise UsageError(
+                f"{output} was begun with {name} = {before.get(name)!r}, and this run has {settings.get(name)!r}. A resumed run keeps "
+                "its settings: give the first ones, or overwrite."
+            )
         if (output / RECORD).is_file():
             return _read_result(output)
     return None

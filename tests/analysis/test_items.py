@@ -155,7 +155,7 @@ def test_table4(lab):
         for task in tasks:
             check(found(result, label, task), averaged(lab, study, method, task))
     assert found(result, "5 LoRA, policy gradient, attention", tasks[0])["rate"] == rate
-    settings = lab.training("ablation-4", "math", 0, **ablation.VARIANTS[3].settings).config()
+    settings = lab.training("ablation-4", "math", 0, **ablation.VARIANTS[3].settings).config
     assert (settings.method, settings.objective, settings.modules) == ("svf", "supervised", "q_proj,v_proj")
     assert len({row["label"] for row in result.rows}) == 8
     assert set(item("table4").reported.columns["GSM8K"]) == {row["label"] for row in result.rows}

@@ -3,31 +3,29 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.analysis import lab as lab_module
 from t2eval.analysis.lab import Lab, mean_spread
 from t2eval.analysis.presets import PRESETS, preset
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
-from t2eval.training.config import TrainConfig
 from tests.bench.fakes import FakeWorker
 
 TRAINING = Path(__file__).parents[1] / "fixtures" / "training"
 
 
 def test_presets_have_tasks_for_every_skill():
-    for name, found in PRESETS.items():
+    for name in PRESETS:
+        found = preset(name)
         assert set(found.seen) == set(found.unseen) == {"math", "code", "reasoning"}, name
-        assert len(found.tasks) == len(found.labels) == 6
+        assert set(found.tasks) == set(found.bench.tasks)
+        assert set(found.labels) == set(found.tasks)
     assert preset("paper").describe().startswith("preset paper: base meta-llama/")
+    assert preset("paper").search == {"preset": "paper"}
     assert preset(quick=True).limit is not None
-    assert preset("paper", model="mistralai/Mistral-7B-Instruct-v0.3").model.startswith("mistralai")
 
 
 def test_presets_that_do_not_exist():
     with pytest.raises(UsageError, match="Unknown preset 'papre'. Did you mean 'paper'"):
         preset("papre")
-    with pytest.raises(UsageError, match="give --preset paper"):
-        preset("embedded", model="org/model")
     with pytest.raises(UsageError, match="--quick is a small form"):
         preset("paper", quick=True)
 
@@ -95,19 +93,25 @@ def test_spread_between_seeds():
     assert mean_spread([1.0, 2.0, 4.0]) == pytest.approx(1.5275, abs=1e-4)
 
 
-def test_a_training_has_the_presets_settings(lab):
+def test_a_training_follows_the_recipe_and_the_preset(lab):
     training = lab.training("swept", "code", 1, method="lora", objective="supervised", lr=5e-4)
-    config = training.config()
-    assert isinstance(config, TrainConfig)
+    config = training.config
     assert (config.task, config.seed, config.method, config.lr, config.steps) == ("embedded_code_seen", 1, "lora", 5e-4, 60)
-    assert (config.resume, config.test, config.label) == (True, False, "code")
+    assert (config.resume, config.test, config.label, config.model) == (True, False, "code", None)
     assert config.output == lab.folder("swept", 1) / "code"
     assert str(config.output).replace("seed-1", "seed-{seed}") == str(lab.folder("swept") / "code")
-    assert lab.training("svf", "dispatch", 0).config().task == "embedded_dispatch"
+    dispatch = lab.training("svf", "dispatch", 0).config
+    assert (dispatch.task, dispatch.method, dispatch.steps) == ("embedded_dispatch", "svf", 50)
+    policy = lab.training("x", "math", 0, method="lora", objective="reinforce").config
+    assert (policy.objective, policy.kl, policy.task) == ("reinforce", 0.1, "embedded_math_seen")
 
 
-def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(lab_module, "_device", lambda: "cpu")
+def test_a_quick_training_is_short(tmp_path):
+    config = Lab(tmp_path, preset(quick=True), say=lambda _: None).training("svf", "math", 0).config
+    assert (config.steps, config.validation_limit) == (12, 64)
+
+
+def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes):
     lab = Lab(tmp_path, preset("paper"), say=lambda _: None)
     lab.cells(["base"], lab.preset.tasks)
     first = json.loads((tmp_path / "cells" / "main" / "config.json").read_text())
@@ -119,10 +123,14 @@ def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes, monkeypatc
     made = {str(path.parent.relative_to(tmp_path / "training")) for path in tmp_path.glob("training/*/*/*/training.json")}
     skills = ("math", "code", "reasoning")
     assert made == {*(f"svf/seed-0/{name}" for name in (*skills, "dispatch")), *(f"ia3/seed-0/{name}" for name in skills)}
-    config = lab.training("svf", "math", 0).config()
+    assert grown["dtype"] == "bfloat16" and grown["apply_chat_template"] and grown["train"] is None
+    config = lab.training("svf", "math", 0).config
     assert (config.model, config.task, config.kl, config.batch_size) == (lab.preset.model, "t2_gsm8k", (0.0, 0.1, 0.2, 0.3), 256)
-    assert config.apply_chat_template
-    assert preset("paper", model="meta-llama/Meta-Llama-3-70B-Instruct").training["layers"] == "half"
+    assert (config.apply_chat_template, config.dtype, config.device) == (True, "bfloat16", "cuda")
+    lora = lab.training("ablation-5", "math", 0, method="lora", objective="reinforce", lr=5e-2).config
+    assert (lora.objective, lora.lr, lora.task) == ("reinforce", 5e-2, "t2_gsm8k")
+    large = Lab(tmp_path / "large", preset("paper-llama3-70b"), say=lambda _: None)
+    assert large.training("svf", "code", 0).config.layers == "half"
 
 
 def test_a_real_training_is_done_once_and_leaves_its_curve(tmp_path):

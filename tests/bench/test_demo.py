@@ -10,7 +10,8 @@ from t2eval.bench import demo
 from t2eval.bench.execute import run
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.errors import T2Error, UsageError
-from tests.bench.fakes import FakeWorker, quick, write_record
+from t2eval.training.config import TrainConfig
+from tests.bench.fakes import FakeWorker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,15 +24,19 @@ def shipped(tmp_path, monkeypatch):
         for name in demo.EXPERTS:
             (root / "library" / f"seed-{seed}" / name).mkdir(parents=True)
             (root / "library" / f"seed-{seed}" / name / "expert.safetensors").write_text(f"shipped {name} {seed}")
+            (root / "library" / f"seed-{seed}" / name / "training.json").write_text("{}")
         (root / "library" / f"seed-{seed}" / "dispatch.json").write_text("{}")
         for method in demo.BASELINES:
             for skill in demo.SKILLS:
-                (root / "baselines" / f"seed-{seed}" / f"{method}-{skill}").mkdir(parents=True)
+                adapter = root / "baselines" / f"seed-{seed}" / f"{method}-{skill}"
+                adapter.mkdir(parents=True)
+                (adapter / "training.json").write_text("{}")
     (root / "recipes").mkdir()
     for recipe in (REPOSITORY / "experts" / "recipes").glob("*.yaml"):
         (root / "recipes" / recipe.name).write_text(recipe.read_text())
     (root / "benchmarks").mkdir()
-    settings = {"methods": ["base", "expert", "lora"], "tasks": ["t1"], "seeds": [0, 1, 2]}
+    train = {"skills": list(demo.EXPERTS), "recipe": "../recipes/{run}.yaml"}
+    settings = {"methods": ["base", "expert", "lora"], "tasks": ["t1"], "seeds": [0, 1, 2], "train": train}
     (root / "benchmarks" / "embedded.yaml").write_text(yaml.safe_dump(settings))
     for module in (resources, demo):
         monkeypatch.setattr(module, "experts_dir", lambda: root)
@@ -90,9 +95,13 @@ def test_full_trains_thirteen_runs_that_have_recipes(tmp_path):
     todo = demo.jobs(tmp_path, full=True)
     assert len(todo) == 13
     for job in todo:
-        config = job.config()
-        assert config.output == job.output
-        assert (config.method, config.seed, config.resume) == (job.recipe.split("-")[0] if "-" in job.recipe else "svf", 0, True)
+        assert job.config == TrainConfig.from_yaml(
+            REPOSITORY / "experts" / "recipes" / f"{job.name}.yaml",
+            output=job.output,
+            seed=0,
+            resume=True,
+            label=job.name.split("-")[-1],
+        )
 
 
 def test_a_seed_that_is_not_shipped(tmp_path, shipped):
@@ -125,21 +134,3 @@ def test_the_shipped_benchmark_file_is_valid():
     plan = load_plan(REPOSITORY / "experts" / "benchmarks" / "embedded.yaml")
     assert plan.config.methods == METHODS
     assert len(plan.cells) == 6 + 7 * 6 * 3
-
-
-def test_many_runs_side_by_side(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "_train_alone", quick)
-    todo = [demo.Job(name, tmp_path / name) for name in ("a", "b", "c")]
-    write_record(todo[0])
-    lines = []
-    demo.train(todo, 2, lines.append)
-    assert all(job.finished for job in todo)
-    assert lines[0].startswith("already trained: a: 0.500 → 0.500 on the validation split (n=4)")
-    assert sorted(line[:5] for line in lines[-2:]) == ["[1/2]", "[2/2]"]
-
-
-@pytest.mark.parametrize(("name", "message"), [("broken", "no such task"), ("killed", "exit code 9")])
-def test_a_run_that_fails_is_named(tmp_path, monkeypatch, name, message):
-    monkeypatch.setattr(demo, "_train_alone", quick)
-    with pytest.raises(T2Error, match=f"Training '{name}' failed: .*{message}"):
-        demo.train([demo.Job("fine", tmp_path / "fine"), demo.Job(name, tmp_path / name)], 1, print)

@@ -1,0 +1,292 @@
+"""Training: the runs that make a benchmark's experts and baselines, from its file's `train:` section. What is finished is not repeated.
+
+Where the file does not say where experts and baselines lie, they are made in the benchmark's own folder (`settle`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
+from t2eval.bench.worker import default_device
+from t2eval.errors import T2Error, UsageError
+from t2eval.loading import quiet_lm_eval
+from t2eval.resources import experts_dir
+from t2eval.training.config import TrainConfig, changed_setting
+
+RECORD, SETTINGS = "training.json", "settings.json"
+LOG = "training.log"
+_DECIDED = {"output", "model", "revision", "dtype", "device", "method", "seed", "label", "resume", "overwrite"}
+_DECIDED |= {"num_fewshot", "apply_chat_template", "include_path"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: what it is called (`math`, `lora-math`, `math, seed 1`), and its settings."""
+
+    name: str
+    config: TrainConfig
+
+    @property
+    def output(self) -> Path:
+        """The folder of what it makes."""
+        return self.config.output
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended (its record is written last)."""
+        return (self.output / RECORD).is_file()
+
+    def __str__(self) -> str:
+        record = json.loads((self.output / RECORD).read_text(encoding="utf-8"))
+        before, after = (record["scores"][when] for when in ("before", "after"))
+        split = "test" if "test" in after else "validation"
+        scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
+        return f"{self.name}: {scored}, {record['seconds']:.0f} s"
+
+
+def settle(plan: Plan, output: Path) -> Plan:
+    """A plan whose experts and baselines lie in its own folder, where its file has a `train:` section and does not say where."""
+    config = plan.config
+    if config.train is None:
+        return plan
+    folder = output.resolve()
+    places = {"experts": folder / "experts" / "seed-{seed}", "baselines": folder / "baselines" / "seed-{seed}" / "{method}-{label}"}
+    missing = {field: str(place) for field, place in places.items() if getattr(config, field) is None}
+    return Plan(config.model_copy(update=missing), plan.cells)
+
+
+def jobs(plan: Plan, cells: Iterable[Cell] | None = None) -> list[Job]:
+    """The training runs that cells need, finished or not: seed by seed, experts first.
+
+    Args:
+        plan: settled (`settle`).
+        cells: by default all of the plan's.
+
+    Returns:
+        One run for each skill of the `train:` section: an expert where a strategy or `expert` is evaluated (the classification expert,
+        labelled `dispatch`, only for `cls`), an adapter for each baseline. Nothing without a `train:` section.
+
+    Raises:
+        UsageError: a wrong setting in the section, or in a recipe.
+    """
+    section = plan.config.train
+    if section is None:
+        return []
+    wanted = {(cell.method, cell.seed) for cell in (plan.cells if cells is None else cells)}
+    found = []
+    for seed in sorted({seed for _, seed in wanted}):
+        methods = {method for method, of in wanted if of == seed}
+        for method in ("svf", *BASELINES):
+            if method not in methods and not (method == "svf" and methods & EXPERT_METHODS):
+                continue
+            for label in section.skills:
+                if label != DISPATCH or (method == "svf" and "cls" in methods):
+                    found.append(_job(plan.config, method, label, seed))
+    return found
+
+
+def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
+    """One run of the `train:` section."""
+    section = config.train
+    assert section is not None
+    run = label if method == "svf" else f"{method}-{label}"
+    name = f"{run}, seed {seed}" if seed else run
+    given: dict[str, Any] = {**section.settings, **section.methods.get(method, {}), **section.skills[label]}  # type: ignore[call-overload]
+    for key in sorted(given.keys() & _DECIDED):
+        raise UsageError(f"train: {key!r} is not a setting of a run here: the benchmark file says it for evaluation and training alike.")
+    given |= {
+        "output": config.library(seed) / label if method == "svf" else config.adapter(method, label, seed),
+        "model": None if config.model == EMBEDDED else config.model,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "device": config.device,
+        "num_fewshot": config.num_fewshot,
+        "apply_chat_template": config.apply_chat_template,
+        "include_path": config.include_path,
+        "method": method,
+        "label": label,
+        "seed": seed,
+        "resume": True,
+    }
+    try:
+        if section.recipe is None:
+            return Job(name, TrainConfig(**given))
+        filled = section.recipe
+        for field, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
+            filled = filled.replace("{" + field + "}", value)
+        return Job(name, TrainConfig.from_yaml(filled, **given))
+    except T2Error as error:
+        raise UsageError(f"train, {name}: {error}") from error
+
+
+def train_missing(plan: Plan, cells: Iterable[Cell], workers: int, say: Say, log: Path | None = None) -> tuple[Job, ...]:
+    """Do the runs that cells still need.
+
+    Args:
+        plan: settled (`settle`).
+        cells: those that are to be evaluated now.
+        workers: runs at a time, where there is no GPU.
+        say: told each step in a line.
+        log: gets what the runs print where several run at a time.
+
+    Returns:
+        What was trained now.
+
+    Raises:
+        UsageError: a finished run has other settings than the benchmark file, or the run would write into t2eval's own folder.
+        T2Error: a run fails, or Ctrl-C; what is finished stays.
+    """
+    needed = jobs(plan, cells)
+    for job in needed:
+        _check_settings(job)
+    pending = tuple(job for job in needed if not job.finished)
+    for job in pending:
+        if job.output.resolve().is_relative_to(experts_dir().resolve()):
+            raise UsageError(
+                f"No expert or baseline {job.name!r} is shipped. To train it, copy the benchmark file, and give `experts:` and "
+                "`baselines:` folders of your own in it."
+            )
+    if pending:
+        # A wrong name is said now, not after a day of training.
+        open_tasks([*plan.config.tasks, *(job.config.task for job in pending)], plan.config.include_path)
+        train(pending, workers, say, log)
+    return pending
+
+
+def _check_settings(job: Job) -> None:
+    """Refuse what was trained, or begun, otherwise than the benchmark file says. Shipped experts have no settings file to compare."""
+    file = job.output / SETTINGS
+    if not file.is_file():
+        return
+    before, now = json.loads(file.read_text(encoding="utf-8")), job.config.hyperparameters
+    if (key := changed_setting(before, now)) is not None:
+        raise UsageError(
+            f"{job.output} was trained with {key} = {before.get(key)!r}, and the benchmark file now says {now.get(key)!r}. Give the first "
+            f"setting, or another --output, or remove {job.output}."
+        )
+
+
+def train(todo: Sequence[Job], workers: int, say: Say, log: Path | None = None) -> None:
+    """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
+
+    One after the other with a progress bar, or side by side with one thread each: two of them on two cores end sooner than one after
+    the other with two threads. On a GPU they never run side by side: each is given all of its memory.
+
+    Raises:
+        T2Error: a run fails, or Ctrl-C.
+    """
+    pending = [job for job in todo if not job.finished]
+    for job in todo:
+        if job.finished:
+            say(f"already trained: {job}")
+    if not pending:
+        return
+    quiet_lm_eval()
+    try:
+        if len(pending) == 1 or workers == 1 or any(_device(job) != "cpu" for job in pending):
+            _one_by_one(pending, say)
+        else:
+            say(f"training {len(pending)} experts and baselines, {workers} at a time …")
+            _side_by_side(pending, workers, say, log or Path(os.devnull))
+    except KeyboardInterrupt:
+        raise T2Error("Interrupted while training. Run the same command again: it continues.") from None
+
+
+def _device(job: Job) -> str:
+    """Where a run takes place: the embedded base is too small to gain from a GPU, and its recipes are reproducible on a CPU."""
+    if job.config.device is not None:
+        return job.config.device
+    return "cpu" if job.config.model is None else default_device()
+
+
+def _placed(job: Job) -> TrainConfig:
+    return job.config.model_copy(update={"device": _device(job)})
+
+
+def _one_by_one(pending: Sequence[Job], say: Say) -> None:
+    from t2eval.training.train import train_expert
+
+    for number, job in enumerate(pending):
+        count = f"[{number + 1}/{len(pending)}] " if len(pending) > 1 else ""
+        say(f"{count}training {job.name} …")
+        try:
+            train_expert(_placed(job), progress=True)
+        except Exception as error:
+            message = str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}"
+            raise T2Error(f"Training {job.name!r} failed: {message}") from error
+        _free_memory()
+        say(f"{count}trained {job}")
+
+
+def _free_memory() -> None:
+    """Give the GPU's memory back: the workers that evaluate are other processes."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _train_alone(job: Job, log: Path, pipe: Connection) -> None:
+    """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    speak_into(log)
+    import torch
+
+    from t2eval.training.train import train_expert
+
+    quiet_lm_eval()
+    torch.set_num_threads(1)
+    try:
+        train_expert(_placed(job), progress=False)
+    except Exception as error:  # noqa: BLE001 - the parent raises it; this process has no terminal of its own
+        pipe.send(str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}")
+
+
+def _start(job: Job, log: Path) -> tuple[Any, Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_train_alone, args=(job, log, theirs), daemon=True)
+    with worker_environment(1):
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+def _reason(process: Any, pipe: Connection) -> str:
+    with contextlib.suppress(EOFError):
+        return str(pipe.recv())
+    return f"its process ended with exit code {process.exitcode}."
+
+
+def _side_by_side(pending: Sequence[Job], workers: int, say: Say, log: Path) -> None:
+    waiting, running = list(pending), dict[int, tuple[Job, Any, Connection]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                process, pipe = _start(job, log)
+                running[process.sentinel] = job, process, pipe
+            for sentinel in wait(list(running)):
+                job, process, pipe = running.pop(int(sentinel))  # type: ignore[arg-type]
+                process.join()
+                if not job.finished:
+                    raise T2Error(f"Training {job.name!r} failed: {_reason(process, pipe)}")
+                say(f"[{len(pending) - len(waiting) - len(running)}/{len(pending)}] trained {job}")
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()
+            process.join()

@@ -1,0 +1,104 @@
+"""Documents: the rows of a hub data set, each checked before it is used, in splits that share none of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from t2eval.errors import T2Error
+
+Row = Mapping[str, Any]
+
+LONGEST = 100_000
+"""Characters. No question or answer of any benchmark comes near; a longer text is a broken file, and would fill the memory."""
+
+
+def load_documents(
+    path: str,
+    name: str | None,
+    *,
+    splits: Sequence[str],
+    problem: Callable[[Row], str | None],
+    content: Callable[[Row], str],
+) -> dict[str, Any]:
+    """The splits of a hub data set, checked, and disjoint by what is asked.
+
+    Args:
+        path: hub id. name: its configuration.
+        splits: those to keep, the ones to be scored last: a question that is in two of them, or twice in one, stays where it comes
+            last in this order. So the last split keeps every row, but for its own repeats.
+        problem: what is wrong with a row, or None.
+        content: what a row asks, as text; two rows with the same text (but for case and white space) are the same question.
+
+    Returns:
+        Split → `datasets.Dataset`.
+
+    Raises:
+        T2Error: a split is missing, or a row cannot be used.
+    """
+    from datasets import load_dataset
+
+    found = load_dataset(path, name)
+    where = f"{path} ({name})" if name else path
+    if missing := [split for split in splits if split not in found]:
+        raise T2Error(f"Data set {where} has no split {missing[0]!r}. It has: {', '.join(sorted(map(str, found)))}.")
+    for split in splits:
+        check_rows(found[split], where, split, problem)
+    return disjoint({split: found[split] for split in splits}, content)
+
+
+def check_rows(rows: Any, data_set: str, split: str, problem: Callable[[Row], str | None]) -> None:
+    """Refuse a split with a row that cannot be used.
+
+    Args:
+        rows: the split's rows.
+        data_set, split: how the message names them.
+        problem: what is wrong with a row, or None.
+
+    Raises:
+        T2Error: the first such row, by number and id.
+    """
+    for index, row in enumerate(rows):
+        too_long = [f"its {field} has {len(text)} characters" for field, text in _texts(row) if len(text) > LONGEST]
+        wrong = too_long[0] if too_long else problem(row)
+        if wrong:
+            named = next((f" ({key} {str(row[key])[:60]!r})" for key in ("id", "task_id") if row.get(key) is not None), "")
+            raise T2Error(
+                f"Row {index}{named} of split {split!r} of data set {data_set} cannot be used: {wrong}. "
+                "Download the data set again, or mend or remove the row."
+            )
+
+
+def _texts(row: Row) -> list[tuple[str, str]]:
+    texts: list[tuple[str, str]] = []
+    for field, value in row.items():
+        parts = value.values() if isinstance(value, Mapping) else [value]
+        for part in parts:
+            texts.extend((field, text) for text in (part if isinstance(part, list) else [part]) if isinstance(text, str))
+    return texts
+
+
+def content_hash(text: str) -> str:
+    """A hash of a text that does not see case or white space."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:16]
+
+
+def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[str, Any]:
+    """Splits without the rows that a later split, or a later row of the same one, asks again.
+
+    Args:
+        splits: split → `datasets.Dataset`, the ones to be scored last.
+        content: what a row asks, as text.
+    """
+    seen: set[str] = set()
+    kept: dict[str, Any] = {}
+    for split, rows in reversed(splits.items()):
+        indices = []
+        for index in range(len(rows) - 1, -1, -1):
+            key = content_hash(content(rows[index]))
+            if key not in seen:
+                seen.add(key)
+                indices.append(index)
+        kept[split] = rows if len(indices) == len(rows) else rows.select(indices[::-1])
+    return {split: kept[split] for split in splits}

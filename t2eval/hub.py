@@ -1,0 +1,174 @@
+"""Hub: what of a model or a data set is on this machine, and whether the rest can be had, without loading any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
+_TIMEOUT = 10
+
+
+@dataclass(frozen=True, order=True)
+class HubData:
+    """A data set of the hub: `owner/name`, and its configuration where it has several."""
+
+    name: str
+    config: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.config})" if self.config else self.name
+
+
+@dataclass(frozen=True)
+class CachedData:
+    """What `datasets` has noted of a data set in its cache: examples by split, and bytes on the disk (None where it does not say)."""
+
+    sizes: Mapping[str, int]
+    bytes: int | None
+
+
+def hub_data(task: Mapping[str, Any]) -> list[HubData]:
+    """The data set of the hub that a task reads: its `dataset_path`, also where a `custom_dataset` makes the splits of it.
+
+    Args:
+        task: its YAML. One that reads several data sets lists them in `metadata: {t2: {hub: […]}}`, as `owner/name` or
+            `owner/name:configuration`.
+    """
+    stated = ((task.get("metadata") or {}).get("t2") or {}).get("hub")
+    if stated:
+        parts = [str(item).partition(":") for item in ([stated] if isinstance(stated, str) else stated)]
+        return [HubData(name, config or None) for name, _, config in parts]
+    path = task.get("dataset_path")
+    if not path or path in _LOCAL_READERS or Path(str(path)).exists():
+        return []
+    return [HubData(str(path), task.get("dataset_name"))]
+
+
+def cached_data(data: HubData) -> CachedData | None:
+    """A data set in the cache of `datasets`, or None where it is not there."""
+    from datasets import config as settings
+
+    folder = Path(settings.HF_DATASETS_CACHE) / data.name.replace("/", "___")
+    found = sorted(folder.glob(f"{data.config or '*'}/*/*/dataset_info.json"))
+    if not found:
+        return None
+    info = json.loads(found[-1].read_text(encoding="utf-8"))
+    splits = info.get("splits") or {}
+    sizes = {name: int(split["num_examples"]) for name, split in splits.items() if split.get("num_examples") is not None}
+    return CachedData(sizes, info.get("dataset_size") or sum(file.stat().st_size for file in found[-1].parent.glob("*.arrow")))
+
+
+def offline() -> bool:
+    """Whether the hub is switched off (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_DATASETS_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
+
+
+# ---------------------------------------------------------------------- models
+def model_file(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model that is on this machine: in its folder, or in the hub's cache."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, name, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def model_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """A model's `config.json`, where it is on this machine."""
+    file = model_file(model, "config.json", revision)
+    return None if file is None else dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def weight_files(model: str, revision: str | None = None) -> list[Path] | None:
+    """A model's safetensors files, where all of them are on this machine, else None."""
+    index = model_file(model, "model.safetensors.index.json", revision)
+    if index is None:
+        single = model_file(model, "model.safetensors", revision)
+        return None if single is None else [single]
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [model_file(model, name, revision) for name in names]
+    return [file for file in files if file is not None] if all(files) else None
+
+
+def has_weights(model: str, revision: str | None = None) -> bool:
+    """Whether a model's weights are on this machine, in whichever format."""
+    if weight_files(model, revision) is not None:
+        return True
+    return any(model_file(model, f"pytorch_model.bin{end}", revision) is not None for end in ("", ".index.json"))
+
+
+def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of safetensors files, from their headers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    return shapes
+
+
+# ---------------------------------------------------------------------- what the hub says
+def model_obstacle(model: str, revision: str | None = None) -> str | None:
+    """Why a model of the hub cannot be had, with the remedy; None where it can, or is on this machine. At most one request."""
+    if Path(model).is_dir() or has_weights(model, revision):
+        return None
+    if offline():
+        return (
+            f"The model {model} is neither a folder nor in the hub's cache, and the hub is switched off. Unset HF_HUB_OFFLINE, or download "
+            f"it where there is a network (hf download {model}) and copy the folder that HF_HOME names."
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().auth_check(model)
+    except GatedRepoError:
+        return f"The model {model} is gated: ask for access at https://huggingface.co/{model}, then run `hf auth login`."
+    except (RepositoryNotFoundError, HFValidationError):
+        return f"There is no model {model!r}, neither a folder nor on the hub. Check the name; private models need `hf auth login`."
+    except HfHubHTTPError as error:
+        return f"The hub does not give the model {model}: {_line(error)}"
+    except Exception as error:  # noqa: BLE001  the HTTP library's own errors, whichever it is in this release of huggingface_hub
+        return f"The model {model} is not in the hub's cache, and the hub cannot be reached ({_line(error)}). Check the network."
+    return None
+
+
+def data_obstacle(data: HubData) -> str | None:
+    """Why a data set of the hub cannot be had, in a few words; None where it can, or is in the cache. At most one request."""
+    if cached_data(data) is not None:
+        return None
+    if offline():
+        return "not in the cache, and the hub is switched off"
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(data.name, timeout=_TIMEOUT)
+    except GatedRepoError:
+        return f"gated: ask for access at https://huggingface.co/datasets/{data.name}, then run `hf auth login`"
+    except (RepositoryNotFoundError, HFValidationError):
+        return "there is no such data set on the hub; private ones need `hf auth login`"
+    except HfHubHTTPError as error:
+        return f"the hub does not give it: {_line(error)}"
+    except Exception as error:  # noqa: BLE001  as above
+        return f"not in the cache, and the hub cannot be reached ({_line(error)})"
+    return None
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
