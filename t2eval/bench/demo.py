@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2eval.bench.execute import RunResult, end_with_parent, run, speak_into, worker_environment
 from t2eval.bench.plan import BASELINES, load_plan
@@ -24,6 +24,9 @@ from t2eval.bench.rows import write_atomically
 from t2eval.errors import T2Error, UsageError
 from t2eval.loading import quiet_lm_eval
 from t2eval.resources import experts_dir
+
+if TYPE_CHECKING:
+    from t2eval.training.config import TrainConfig
 
 SKILLS = ("math", "code", "reasoning")
 EXPERTS = (*SKILLS, "dispatch")
@@ -45,6 +48,12 @@ class Job:
     def finished(self) -> bool:
         """Whether the run has ended (its record is written last)."""
         return (self.output / _RECORD).is_file()
+
+    def config(self) -> TrainConfig:
+        """The recipe's settings, with this run's folder and seed."""
+        from t2eval.training.config import TrainConfig
+
+        return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{self.recipe}.yaml", output=self.output, seed=self.seed, resume=True)
 
     def __str__(self) -> str:
         record = json.loads((self.output / _RECORD).read_text(encoding="utf-8"))
@@ -141,12 +150,6 @@ def _copy(source: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def _config(job: Job) -> Any:
-    from t2eval.training.config import TrainConfig
-
-    return TrainConfig.from_yaml(experts_dir() / "recipes" / f"{job.recipe}.yaml", output=job.output, seed=job.seed, resume=True)
-
-
 def _train_alone(job: Job, pipe: Connection) -> None:
     """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -158,7 +161,7 @@ def _train_alone(job: Job, pipe: Connection) -> None:
     quiet_lm_eval()
     torch.set_num_threads(1)
     try:
-        train_expert(_config(job), progress=False)
+        train_expert(job.config(), progress=False)
     except Exception as error:  # noqa: BLE001 - the parent raises it; this process has no terminal of its own
         pipe.send(str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}")
 
@@ -217,7 +220,7 @@ def train(todo: Sequence[Job], workers: int, say: Callable[[str], None]) -> None
             from t2eval.training.train import train_expert
 
             say(f"training {pending[0].recipe} …")
-            train_expert(_config(pending[0]))
+            train_expert(pending[0].config())
             say(f"trained {pending[0]}")
         elif pending:
             say(f"training {len(pending)} experts and baselines, {workers} at a time …")

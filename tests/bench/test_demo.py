@@ -90,7 +90,7 @@ def test_full_trains_thirteen_runs_that_have_recipes(tmp_path):
     todo = demo.jobs(tmp_path, full=True)
     assert len(todo) == 13
     for job in todo:
-        config = demo._config(job)
+        config = job.config()
         assert config.output == job.output
         assert (config.method, config.seed, config.resume) == (job.recipe.split("-")[0] if "-" in job.recipe else "svf", 0, True)
 
