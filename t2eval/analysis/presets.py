@@ -68,6 +68,11 @@ class Preset:
         """Task → skill."""
         return {task: skill for tasks in (self.seen, self.unseen) for skill, task in tasks.items()}
 
+    @property
+    def search(self) -> dict[str, str]:
+        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere."""
+        return {"preset": "paper"} if self.name == "paper" else {}
+
     def describe(self) -> str:
         """One line for reports."""
         examples = "all" if self.limit is None else f"at most {self.limit}"
