@@ -20,7 +20,7 @@ from t2eval.bench.compare import average_seeds, mean_stderr
 from t2eval.bench.demo import Job, train
 from t2eval.bench.execute import WorkerFactory, run
 from t2eval.bench.plan import BASELINES, make_plan, parse_config
-from t2eval.bench.rows import Row, read_samples, scores_by_example, write_atomically
+from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
 from t2eval.resources import experts_dir
@@ -68,14 +68,17 @@ class Cells:
         """The rows of one method on one task, seeds in order."""
         return sorted((row for row in self.rows if (row.method, row.task) == (method, task)), key=lambda row: row.seed)
 
-    def examples(self, method: str, task: str, seed: int | None = None) -> dict[str, float]:
-        """Example → score, averaged over the seeds, or of one seed. The same example has the same key in every study.
+    def samples(self, method: str, task: str) -> list[list[Sample]]:
+        """The examples of one method on one task, a list for each seed."""
+        return [read_samples(self.folder, row) for row in self.of(method, task)]
+
+    def examples(self, method: str, task: str) -> dict[str, float]:
+        """Example → score, averaged over the seeds. The same example has the same key in every study.
 
         Raises:
             T2Error: the task's metric has no score for a single example.
         """
-        rows = [row for row in self.of(method, task) if seed is None or row.seed == seed]
-        runs = [scores_by_example(read_samples(self.folder, row)) for row in rows]
+        runs = [scores_by_example(samples) for samples in self.samples(method, task)]
         found = [run for run in runs if run]
         if not found or len(found) < len(runs):
             raise T2Error(f"The metric of {task} has no score for each example, so that nothing can be compared.")
@@ -158,7 +161,8 @@ class Lab:
         seeds = tuple(seeds if seeds is not None else preset.seeds)
         what = {"name": study, "methods": list(methods), "tasks": list(tasks), "seeds": list(seeds)}
         how = {"model": preset.model, "limit": preset.limit, "batch_size": preset.batch_size, "apply_chat_template": preset.chat}
-        given = {**what, **how, "labels": preset.labels, **settings}
+        searched = {"model_args": {"fewshot": preset.search}} if preset.search else {}
+        given = {**what, **how, **searched, "labels": preset.labels, **settings}
         if not preset.shipped:
             given |= self._trained_inputs(given, methods, seeds)
         plan = make_plan(parse_config(given, f"the study {study!r}"))

@@ -83,6 +83,7 @@ class Preset:
 _EMBEDDED = Preset(
     name="embedded",
     model=EMBEDDED,
+    other="embedded-seed-1",
     seen={skill: f"embedded_{skill}_seen" for skill in SKILLS},
     unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
     dispatch="embedded_dispatch",

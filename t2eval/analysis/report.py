@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2eval.analysis.claims import Claim, sentence
-from t2eval.analysis.item import Columns, Item, Result, items
+from t2eval.analysis.item import Item, Result, items
 from t2eval.analysis.lab import Lab
+from t2eval.analysis.markdown import beside, table
 from t2eval.analysis.style import picture
 from t2eval.bench.plan import EMBEDDED
 from t2eval.bench.report import LATENT_SKILL
@@ -27,7 +28,6 @@ from t2eval.errors import T2Error
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"
-_NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -40,43 +40,18 @@ class Done:
     seconds: float
 
 
-def score(row: Mapping[str, object]) -> str:
-    """A score with its standard error, as a table shows it."""
-    value, error = row.get("score"), row.get("stderr")
-    if not isinstance(value, (int, float)):
-        return _NONE
-    return f"{value:.3f}" + (f" ± {error:.3f}" if isinstance(error, (int, float)) else "")
-
-
-def table(columns: Columns) -> str:
-    """A Markdown table.
-
-    Args:
-        columns: header → row label → text. Rows come in the order in which the columns first name them.
-    """
-    labels = list(dict.fromkeys(label for cells in columns.values() for label in cells))
-    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
-    lines += [[label, *(cells.get(label, _NONE) for cells in columns.values())] for label in labels]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def beside(ours: Columns, reported: Columns, model: str) -> dict[str, Mapping[str, str]]:
-    """Our columns and the paper's, each header saying whose it is."""
-    return {f"ours: {head}": cells for head, cells in ours.items()} | {f"paper, {model}: {head}": cells for head, cells in reported.items()}
-
-
-def markdown(item: Item, result: Result, lab: Lab) -> str:
+def render(item: Item, result: Result, lab: Lab) -> str:
     """An item's part of the report."""
     paper = item.reported
     parts = [f"## {_heading(item.name)}. {item.title}", item.measures]
     if paper.text:
         parts.append(f"The paper: {paper.text}")
-    parts.append(table(beside(item.ours(result), paper.columns, paper.model)).rstrip())
-    parts += [f"The paper's figures for {model}:\n\n{table(columns).rstrip()}" for model, columns in paper.others.items()]
+    parts.append(table(beside(item.ours(result), paper.columns, paper.model)))
+    parts += [f"The paper's figures for {model}:\n\n{table(columns)}" for model, columns in paper.others.items()]
     if item.draw is not None:
         parts.append(f"![{item.title}]({FIGURE})")
     parts.append(f"**In words.** {sentence(result.claims)}")
-    notes = [*result.notes, lab.preset.describe().capitalize() + ".", *(f"A slip in the paper: {slip}" for slip in paper.slips)]
+    notes = [*result.notes, f"This is {lab.preset.describe()}.", *(f"A slip in the paper: {slip}" for slip in paper.slips)]
     parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
 
@@ -99,7 +74,7 @@ def run_item(item: Item, lab: Lab) -> Done:
     lab.say(f"{item.name}: {item.title}")
     result = item.run(lab)
     folder = lab.output / item.name
-    text = markdown(item, result, lab)
+    text = render(item, result, lab)
     try:
         write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows).encode())
         claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
@@ -161,7 +136,7 @@ def _overview(done: Sequence[Done]) -> str:
     for verdict in ("supported", "not supported", "contradicted"):
         columns[verdict] = {_heading(entry.item.name): count(verdict)(entry.result.claims) for entry in done}
     columns["seconds"] = {_heading(entry.item.name): f"{entry.seconds:.0f}" for entry in done}
-    return table(columns).rstrip()
+    return table(columns)
 
 
 def git_commit() -> str | None:
