@@ -121,7 +121,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, `embedded-seed-1`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the class name).
+        `id` (`embedded`, `embedded-seed-1`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the
+        class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.

@@ -171,9 +171,7 @@ class Study:
             same = next((point for point in points if point.evaluations == found.evaluations), None)  # it had converged
             outcomes = same.outcomes if same else self.score(task, found.z)
             points.append(
-                Point(
-                    task, str(arm), others, library, draw, iterations, found.evaluations, evaluate.seconds, found.score, outcomes
-                )
+                Point(task, str(arm), others, library, draw, iterations, found.evaluations, evaluate.seconds, found.score, outcomes)
             )
         return points
 
@@ -212,7 +210,7 @@ def summary(points: Iterable[Point]) -> list[dict[str, Any]]:
                 "adaptation": float(np.mean([point.adaptation for point in group])) if group[0].adaptation is not None else None,
                 "validation": score,
                 "stderr": stderr,
-                "spread": float(np.std([run for run in _centred(group, runs)], ddof=1)) if len(runs) > 1 else 0.0,
+                "spread": float(np.std(_centred(group, runs), ddof=1)) if len(runs) > 1 else 0.0,
                 "n": len(examples[arm, iterations]),
                 "runs": len(group),
                 "versus_random": versus.difference if versus else None,
@@ -288,7 +286,10 @@ def run_study(
                 for arm in arms:
                     key = (task, str(arm), others, library, draw)
                     jobs.append(
-                        (key, lambda task=task, arm=arm, library=library, draw=draw: study.search(task, arm, library, draw, others, budgets))  # type: ignore[misc]
+                        (
+                            key,
+                            lambda task=task, arm=arm, library=library, draw=draw: study.search(task, arm, library, draw, others, budgets),
+                        )  # type: ignore[misc]
                     )
     output.parent.mkdir(parents=True, exist_ok=True)
     for key, job in jobs:

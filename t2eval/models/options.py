@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from t2eval.errors import UsageError, unknown
 from t2eval.strategies.fewshot import FewshotConfig, Form, Granularity
-from t2eval.strategies.search import Method, SearchConfig
+from t2eval.strategies.search import Method
 
 
 class Options(BaseModel):

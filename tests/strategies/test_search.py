@@ -94,7 +94,7 @@ def test_every_candidate_and_mean_stays_in_the_box(method: Method, dimensions: i
         assert asked.shape == (population, dimensions) and asked.dtype == np.float64
         assert asked.min() >= 0 and asked.max() <= 1
         search.tell(asked, [int(row) for row in np.argsort(np.abs(asked - target).sum(axis=1), kind="stable")])
-        assert search.mean.shape == (dimensions,) and 0 <= search.mean.min() and search.mean.max() <= 1
+        assert search.mean.shape == (dimensions,) and search.mean.min() >= 0 and search.mean.max() <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)

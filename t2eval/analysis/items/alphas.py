@@ -72,7 +72,9 @@ def _largest(rows: list[dict[str, Any]], task: str, skill: str) -> Claim:
     means = {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
     seen = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
     own = max(means, key=means.__getitem__)
-    return Claim(text=f"the expert of the task's own theme contributes most on {task}", holds=skill in own, seen=f"mean of {len(shares)}: {seen}")
+    return Claim(
+        text=f"the expert of the task's own theme contributes most on {task}", holds=skill in own, seen=f"mean of {len(shares)}: {seen}"
+    )
 
 
 def _ours(result: Result) -> Columns:

@@ -44,7 +44,11 @@ _FULL = (
     Budget("CEM light, 3 shots, 10 iterations", 3, 10),
     Budget("t2eval's default, 10 shots", 10),
 )
-_QUICK = (Budget("CEM, 10 shots, 4 iterations", 10, 4), Budget("CEM, 3 shots, 4 iterations", 3, 4), Budget("CEM light, 3 shots, 2 iterations", 3, 2))
+_QUICK = (
+    Budget("CEM, 10 shots, 4 iterations", 10, 4),
+    Budget("CEM, 3 shots, 4 iterations", 3, 4),
+    Budget("CEM light, 3 shots, 2 iterations", 3, 2),
+)
 
 
 def _row(budget: Budget, cells: Cells, task: str) -> dict[str, Any]:

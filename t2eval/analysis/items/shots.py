@@ -44,7 +44,9 @@ class Sizes:
 _QUICK = Sizes(shots=(3, 10), draws=2, steps=(10, 40), rates=(PAPER_RATE, 5e-3), choice_draws=1, choice_shots=5)
 
 
-def _run_of(lab: Lab, task: str, split: Any, shots: int, draw: int, rate: float, steps: tuple[int, ...], folders: tuple[str, ...] = ()) -> Run:
+def _run_of(
+    lab: Lab, task: str, split: Any, shots: int, draw: int, rate: float, steps: tuple[int, ...], folders: tuple[str, ...] = ()
+) -> Run:
     from t2eval.analysis.ia3 import Run
 
     preset = lab.preset

@@ -142,7 +142,11 @@ def _run(lab: Lab, level: str) -> Result:
 
     pairs = [(ORDERED, BASE), (ORDERED, SHUFFLED)] + ([(BOTH, BASE), (BOTH, OWN_FEWSHOT)] if level == "unseen" else [])
     claims = [
-        higher(f"{first.removeprefix('+ ')} score higher than {second.removeprefix('+ ')} on {task}", examples(first, task), examples(second, task))
+        higher(
+            f"{first.removeprefix('+ ')} score higher than {second.removeprefix('+ ')} on {task}",
+            examples(first, task),
+            examples(second, task),
+        )
         for first, second in pairs
         for task in tasks
     ]
