@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, higher, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result
-from t2eval.analysis.report import score
+from t2eval.analysis.markdown import score, short
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Lab
@@ -59,7 +59,7 @@ def _run(lab: Lab) -> Result:
         for way, cells, method in (("base", main, "base"), ("few-shot", main, "fewshot"), (EVEN, even, "expert")):
             rows.append({"kind": "score", "way": way, **cells.summary(method, task)})
         few, control = main.examples("fewshot", task), even.examples("expert", task)
-        claims.append(higher(f"few-shot scores higher than the even mix on {task}", few, control))
+        claims.append(higher(f"few-shot scores higher than the even mix on {short(task)}", few, control))
     claims = list(judge(claims))
     claims += [_largest(rows, task, skill) for task, skill in tasks.items()]
     notes = ("α is divided by its sum for the picture, as in the paper; the rows have it as found.",)
@@ -73,7 +73,9 @@ def _largest(rows: list[dict[str, Any]], task: str, skill: str) -> Claim:
     seen = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
     own = max(means, key=means.__getitem__)
     return Claim(
-        text=f"the expert of the task's own theme contributes most on {task}", holds=skill in own, seen=f"mean of {len(shares)}: {seen}"
+        text=f"the expert of the task's own theme contributes most on {short(task)}",
+        holds=skill in own,
+        seen=f"mean of {len(shares)}: {seen}",
     )
 
 
@@ -81,13 +83,13 @@ def _ours(result: Result) -> Columns:
     columns: dict[str, dict[str, str]] = {}
     for row in result.rows:
         if row["kind"] == "score":
-            columns.setdefault(str(row["way"]), {})[str(row["task"])] = score(row)
+            columns.setdefault(str(row["way"]), {})[short(str(row["task"]))] = score(row)
     for task in dict.fromkeys(str(row["task"]) for row in result.rows):
         shares = [row["normalised"] for row in result.rows if row["kind"] == "alphas" and row["task"] == task]
         for name in shares[0]:
             values = [share[name] for share in shares]
             spread = f" ({min(values):.2f} – {max(values):.2f})" if len(values) > 1 else ""
-            columns.setdefault(f"α of {name}", {})[task] = f"{sum(values) / len(values):.2f}{spread}"
+            columns.setdefault(f"α of {name}", {})[short(task)] = f"{sum(values) / len(values):.2f}{spread}"
     return columns
 
 
@@ -109,7 +111,12 @@ def _draw(result: Result, figure: Any) -> None:
     axes.axhline(1 / len(names), **BASE)
     axes.annotate("even mix", (1.0, 1 / len(names)), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     runs = len(found) // len(tasks)
-    axes.set(ylabel=f"α / Σα (bar: mean, dots: n = {runs} runs)", ylim=(0, 1.02), xticks=range(len(tasks)), xticklabels=tasks)
+    axes.set(
+        ylabel=f"α / Σα (bar: mean, dots: n = {runs} runs)",
+        ylim=(0, 1.02),
+        xticks=range(len(tasks)),
+        xticklabels=[short(task) for task in tasks],
+    )
     axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 

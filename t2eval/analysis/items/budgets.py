@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import higher, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result
-from t2eval.analysis.report import score
+from t2eval.analysis.markdown import score
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Cells, Lab

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, higher, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.markdown import score, short
 from t2eval.analysis.presets import SKILLS
-from t2eval.analysis.report import score
 from t2eval.errors import T2Error, UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _run(lab: Lab, level: str) -> Result:
     pairs = [(ORDERED, BASE), (ORDERED, SHUFFLED)] + ([(BOTH, BASE), (BOTH, OWN_FEWSHOT)] if level == "unseen" else [])
     claims = [
         higher(
-            f"{first.removeprefix('+ ')} score higher than {second.removeprefix('+ ')} on {task}",
+            f"{first.removeprefix('+ ')} score higher than {second.removeprefix('+ ')} on {short(task)}",
             examples(first, task),
             examples(second, task),
         )
@@ -164,7 +164,7 @@ def _run(lab: Lab, level: str) -> Result:
 def _ours(result: Result) -> Columns:
     columns: dict[str, dict[str, str]] = {}
     for row in result.rows:
-        columns.setdefault(str(row["task"]), {})[str(row["way"])] = score(row)
+        columns.setdefault(f"{short(row['task'])} (n={row['n']})", {})[str(row["way"])] = score(row)
     return columns
 
 
