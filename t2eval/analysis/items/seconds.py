@@ -32,7 +32,8 @@ def run(lab: Lab) -> Result:
                 row[f"{number}_tokens"] = sum(part["tokens"] for part in passes) / len(passes)
             rows.append({**row, "ratio": row["first_seconds"] / row["second_seconds"]})
     claims = tuple(_shorter(row) for row in rows)
-    once = f"Seconds and tokens are for all n questions, the mean of {rows[0]['runs']} runs on this machine; they are not tested."
+    runs = "one run" if rows[0]["runs"] == 1 else f"the mean of {rows[0]['runs']} runs"
+    once = f"Seconds and tokens are for all n questions, {runs} on this machine, with other cells beside them; they are not tested."
     return Result(tuple(rows), claims, (once, "Tokens are those that the model read and wrote in that pass, without padding."))
 
 
