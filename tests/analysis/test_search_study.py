@@ -60,7 +60,9 @@ def test_each_budget_is_a_search_of_its_own(study: Study) -> None:
 
 def test_a_study_resumes(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Study, "references", lambda _self, task, library, others: [_point(task, "base", 0, library, 0, [1.0])])
-    monkeypatch.setattr(Study, "search", lambda _self, task, arm, library, draw, others, budgets: [_point(task, str(arm), 1, library, draw, [0.0])])
+    monkeypatch.setattr(
+        Study, "search", lambda _self, task, arm, library, draw, others, budgets: [_point(task, str(arm), 1, library, draw, [0.0])]
+    )
     said: list[str] = []
     arms = (Arm(), Arm("random"))
     first = run_study(study, tmp_path / "study.jsonl", tasks=["a"], arms=arms[:1], draws=[0], say=said.append)

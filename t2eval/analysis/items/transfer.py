@@ -12,7 +12,6 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ def _both(lab: Lab, libraries: Mapping[int, Path], own: str) -> str:
 
 
 def refusal(lab: Lab) -> str:
-    """The message with which an expert is refused on a base of another width (random weights of the second base's kind, made here).
+    """The message with which an expert is refused on a base of another width: its own base's architecture with random weights, made here.
 
     Returns:
         The message; empty if the expert was not refused.
@@ -92,8 +91,8 @@ def refusal(lab: Lab) -> str:
     from t2eval.base import embedded_base_dir, is_embedded
     from t2eval.svf import attach
 
-    name = _second(lab)
-    config = copy.deepcopy(AutoConfig.from_pretrained(str(embedded_base_dir(name)) if is_embedded(name) else name))
+    name = lab.preset.model
+    config = AutoConfig.from_pretrained(str(embedded_base_dir(name)) if is_embedded(name) else name)
     config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim = 64, 160, 64, 16
     config.num_attention_heads = config.num_key_value_heads = 4
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
