@@ -13,6 +13,8 @@ expert is left out, as it would be for an unseen task.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -232,8 +234,10 @@ def _by_example(group: Sequence[Point]) -> dict[str, float]:
 
 def _centred(group: Sequence[Point], runs: Sequence[float]) -> list[float]:
     """Each run's score less its task's mean: what draws and training seeds change."""
-    means = {task: np.mean([run for point, run in zip(group, runs, strict=True) if point.task == task]) for task in {p.task for p in group}}
-    return [run - float(means[point.task]) for point, run in zip(group, runs, strict=True)]
+    by_task: dict[str, list[float]] = {}
+    for point, run in zip(group, runs, strict=True):
+        by_task.setdefault(point.task, []).append(run)
+    return [run - float(np.mean(by_task[point.task])) for point, run in zip(group, runs, strict=True)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -276,21 +280,11 @@ def run_study(
     finished = read(output)
     done = {(point.task, point.arm, point.others, point.library, point.draw) for point in finished}
     jobs: list[tuple[tuple[Any, ...], Callable[[], list[Point]]]] = []
-    for library in study.libraries:
-        for task in tasks:
-            key = (task, "base", others, library, 0)
-            jobs.append((key, lambda task=task, library=library: study.references(task, library, others)))  # type: ignore[misc]
-    for draw in draws:
-        for library in study.libraries:
-            for task in tasks:
-                for arm in arms:
-                    key = (task, str(arm), others, library, draw)
-                    jobs.append(
-                        (
-                            key,
-                            lambda task=task, arm=arm, library=library, draw=draw: study.search(task, arm, library, draw, others, budgets),
-                        )  # type: ignore[misc]
-                    )
+    for library, task in itertools.product(study.libraries, tasks):
+        jobs.append(((task, "base", others, library, 0), functools.partial(study.references, task, library, others)))
+    for draw, library, task, arm in itertools.product(draws, study.libraries, tasks, arms):
+        run = functools.partial(study.search, task, arm, library, draw, others, budgets)
+        jobs.append(((task, str(arm), others, library, draw), run))
     output.parent.mkdir(parents=True, exist_ok=True)
     for key, job in jobs:
         if key in done:

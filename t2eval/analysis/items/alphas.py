@@ -108,16 +108,15 @@ def _draw(result: Result, figure: Any) -> None:
             label = f"{name} expert" if place == 0 else None
             axes.bar(x, sum(values) / len(values), width * 0.92, label=label, **bar(index))
             axes.plot([x] * len(values), values, linestyle="none", marker="o", markersize=3, color="black", markerfacecolor="white")
-    axes.axhline(1 / len(names), **BASE)
-    axes.annotate("even mix", (1.0, 1 / len(names)), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axes.axhline(1 / len(names), label=EVEN, **BASE)
     runs = len(found) // len(tasks)
     axes.set(
-        ylabel=f"α / Σα (bar: mean, dots: n = {runs} runs)",
+        ylabel=f"α / Σα (bars: mean, dots: each run, n = {runs})",
         ylim=(0, 1.02),
         xticks=range(len(tasks)),
         xticklabels=[short(task) for task in tasks],
     )
-    axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=len(names) + 1, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 ITEMS = (
