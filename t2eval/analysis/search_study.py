@@ -56,7 +56,7 @@ class Arm:
         return f"{self.search} {self.granularity}{' normalised' if self.normalize else ''}{' offset' if self.form == 'offset' else ''}"
 
 
-SEARCHES = tuple(Arm(search, granularity) for granularity in ("task", "layer", "matrix") for search in ("random", "cem", "cmaes"))
+SEARCHES = (Arm("random"), *(Arm(search, granularity) for granularity in ("task", "layer", "matrix") for search in ("cem", "cmaes")))
 FORMS = (Arm(normalize=True), Arm(form="offset"), Arm(normalize=True, form="offset"))
 
 
@@ -117,7 +117,7 @@ class Study:
         libraries: Mapping[int, Mapping[str, Mapping[str, Tensor]]],
         base: tuple[Any, Any] | None = None,
         *,
-        validation: int = 200,
+        validation: int = 100,
         shots: int = 10,
         population: int = 16,
     ) -> None:
@@ -267,12 +267,20 @@ def run_study(
     *,
     tasks: Sequence[str] = TASKS,
     arms: Sequence[Arm] = (*SEARCHES, *FORMS),
-    draws: Sequence[int] = (0, 1),
+    draws: int = 1,
     budgets: Sequence[int] = BUDGETS,
     others: bool = False,
     say: Callable[[str], None] = click.echo,
 ) -> list[Point]:
     """Run what is missing of a study; every finished search is a few lines of `output` (JSON).
+
+    Args:
+        study: what is searched over.
+        output: JSON lines.
+        tasks, arms, budgets: what is compared.
+        draws: of adaptation examples, for each training seed of the experts (no two of them share one).
+        others: without the task's own expert.
+        say: told each search.
 
     Returns:
         All points with this `others`.
@@ -282,7 +290,8 @@ def run_study(
     jobs: list[tuple[tuple[Any, ...], Callable[[], list[Point]]]] = []
     for library, task in itertools.product(study.libraries, tasks):
         jobs.append(((task, "base", others, library, 0), functools.partial(study.references, task, library, others)))
-    for draw, library, task, arm in itertools.product(draws, study.libraries, tasks, arms):
+    for number, library, task, arm in itertools.product(range(draws), study.libraries, tasks, arms):
+        draw = 100 * number + library
         run = functools.partial(study.search, task, arm, library, draw, others, budgets)
         jobs.append(((task, str(arm), others, library, draw), run))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -299,14 +308,14 @@ def run_study(
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="JSON lines; run again to resume.")
-@click.option("--draws", default=2, show_default=True, help="Draws of adaptation examples for each training seed and task.")
+@click.option("--draws", default=1, show_default=True, help="Draws of adaptation examples for each training seed and task.")
 @click.option("--seeds", default=3, show_default=True, help="Training seeds of the experts.")
 @click.option("--others", is_flag=True, help="Leave the task's own expert out.")
 def main(output: Path, draws: int, seeds: int, others: bool) -> None:
     """Run the search study on the embedded base."""
     quiet_lm_eval()
     study = Study(embedded_libraries(range(seeds)))
-    points = run_study(study, output, draws=range(draws), others=others)
+    points = run_study(study, output, draws=draws, others=others)
     click.echo(table(sorted(summary(points), key=lambda row: (row["iterations"], -row["validation"]))))
 
 
