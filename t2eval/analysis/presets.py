@@ -69,9 +69,11 @@ class Preset:
         return {task: skill for tasks in (self.seen, self.unseen) for skill, task in tasks.items()}
 
     @property
-    def search(self) -> dict[str, str]:
-        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere."""
-        return {"preset": "paper"} if self.name == "paper" else {}
+    def search(self) -> dict[str, Any]:
+        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere (`quick`: fewer iterations)."""
+        if self.name == "paper":
+            return {"preset": "paper"}
+        return {"iterations": 4} if self.quick else {}
 
     def describe(self) -> str:
         """One line for reports."""
@@ -124,7 +126,7 @@ def preset(name: str = "embedded", *, quick: bool = False, model: str | None = N
 
     Args:
         name: `embedded` or `paper`.
-        quick: few examples, one seed, short trainings (`embedded` only).
+        quick: few examples, one seed, short trainings and searches (`embedded` only).
         model: another base (`paper` only): a Hugging Face name or folder.
 
     Raises:

@@ -87,7 +87,7 @@ def _run(lab: Lab) -> Result:
     ]
     notes = (
         f"Task {task}; draws of examples and training seeds {', '.join(str(row.seed) for row in found[full].of('fewshot', task))}.",
-        "Candidates are evaluated together as rows of a batch where that is faster, so seconds do not grow as answers do.",
+        "Seconds are of this machine and its load; candidates are evaluated together as rows of a batch where that is faster.",
     )
     return Result(rows=tuple(rows), claims=judge(claims), notes=notes)
 
