@@ -22,14 +22,31 @@ from t2eval import resources
 from t2eval.errors import T2Error, UsageError, unknown
 
 EMBEDDED = "embedded"
+EMBEDDED_SECOND = "embedded-seed-1"
+"""The embedded base of another seed (corpus, tokenizer, first weights): what experts are transferred to."""
+_EMBEDDED_FOLDERS = {EMBEDDED: "base", EMBEDDED_SECOND: "base-seed-1"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
 _FAMILIES = ("math", "code", "reasoning")
 
 
-def embedded_base_dir() -> Path:
-    """The folder of the embedded base model, in the Hub layout. It may be absent in a checkout where it was not built."""
-    return resources.experts_dir() / "base"
+def embedded_base_dir(name: str = EMBEDDED) -> Path:
+    """The folder of an embedded base model, in the Hub layout. It may be absent in a checkout where it was not built.
+
+    Args:
+        name: `embedded`, or `embedded-seed-1`, which has no experts of its own.
+
+    Raises:
+        UsageError: another name.
+    """
+    if name not in _EMBEDDED_FOLDERS:
+        raise unknown("embedded base", name, _EMBEDDED_FOLDERS)
+    return resources.experts_dir() / _EMBEDDED_FOLDERS[name]
+
+
+def is_embedded(name: object) -> bool:
+    """Whether a name stands for an embedded base model; None does, for the first one."""
+    return name is None or name in _EMBEDDED_FOLDERS
 
 
 def embedded_library_dir(seed: int = 0) -> Path:
@@ -66,7 +83,7 @@ def load_base(
     """Load a base model, in evaluation mode, and its tokenizer, which pads on the left.
 
     Args:
-        name: a Hub name, a folder, or None or `embedded` for the embedded base model.
+        name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
         device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
@@ -105,7 +122,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the class name).
+        `id` (`embedded`, `embedded-seed-1`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the
+        class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.
@@ -121,17 +139,18 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     else:
         config, architecture = model_or_name.config, type(model_or_name).__name__
         location = str(config.name_or_path)
-    embedded = bool(location) and Path(location).is_dir() and Path(location).resolve() == embedded_base_dir().resolve()
+    local = Path(location).resolve() if location and Path(location).is_dir() else None
+    embedded = next((name for name in _EMBEDDED_FOLDERS if local == embedded_base_dir(name).resolve()), None)
     return {
-        "id": EMBEDDED if embedded else location or "unnamed",
+        "id": embedded or location or "unnamed",
         "revision": getattr(config, "_commit_hash", None),
         "architecture": architecture,
     }
 
 
 def _source(name: str | None) -> str:
-    if name is None or name == EMBEDDED:
-        folder = embedded_base_dir()
+    if name is None or name in _EMBEDDED_FOLDERS:
+        folder = embedded_base_dir(name or EMBEDDED)
         if not (folder / "config.json").exists():
             raise T2Error(f"The embedded base model is not in {folder}. Build it with `make embedded`, or give another model.")
         return str(folder)

@@ -80,7 +80,7 @@ class Preset:
 
     @property
     def search(self) -> dict[str, Any]:
-        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere."""
+        """Few-shot's `model_args`: the paper's budget with the paper's models, the defaults elsewhere (`quick`: few iterations)."""
         return dict(self.bench.model_args.get("fewshot", {}))
 
     def describe(self) -> str:
@@ -125,6 +125,7 @@ _QUICK: dict[str, Any] = {
     "rates": (5e-4, 2e-3),
     "policy_rates": (5e-4, 2e-2),
 }
+_QUICK_ITERATIONS = 4
 _FILES = {
     "paper": ("paper-llama3-8b", MISTRAL),
     "paper-mistral-7b": ("paper-mistral-7b", None),
@@ -138,7 +139,7 @@ def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
 
     Args:
         name: of `PRESETS`.
-        quick: few examples, one seed, short trainings (`embedded` only).
+        quick: few examples, one seed, short trainings and searches (`embedded` only).
 
     Raises:
         UsageError: an unknown name, or a combination that does not exist.
@@ -148,5 +149,7 @@ def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
     if quick and name != "embedded":
         raise UsageError("--quick is a small form of the preset 'embedded'. A small run on another model is a benchmark: t2 bench --limit.")
     if name == "embedded":
-        return replace(_embedded(name), **_QUICK) if quick else _embedded(name)
+        found = _embedded(name)
+        short = found.bench.model_copy(update={"model_args": {"fewshot": {"iterations": _QUICK_ITERATIONS}}})
+        return replace(found, bench=short, **_QUICK) if quick else found
     return _paper(name, *_FILES[name])

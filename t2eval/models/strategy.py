@@ -21,7 +21,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from t2eval.base import EMBEDDED, embedded_base_dir, embedded_library_dir
+from t2eval.base import EMBEDDED, embedded_base_dir, embedded_library_dir, is_embedded
 from t2eval.chat import Chat
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, load_library
@@ -70,10 +70,10 @@ class Strategy:
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
             self._embedded = pretrained is None or pretrained == EMBEDDED
-            if self._embedded:
-                pretrained = _embedded_base()
-            elif self.options.experts is None:
+            if not self._embedded and self.options.experts is None:
                 raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
+            if pretrained is None or isinstance(pretrained, str) and is_embedded(pretrained):
+                pretrained = _embedded_base(pretrained or EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
             if str(rest.get("device", "cuda")).startswith("cuda") and not torch.cuda.is_available():
@@ -311,8 +311,8 @@ class Strategy:
         return {**info, "t2": self.t2_info()}
 
 
-def _embedded_base() -> str:
-    folder = Path(embedded_base_dir())
+def _embedded_base(name: str) -> str:
+    folder = Path(embedded_base_dir(name))
     if not (folder / "config.json").is_file():
         raise T2Error(
             f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args."
