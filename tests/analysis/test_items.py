@@ -161,6 +161,25 @@ def test_table4(lab):
     assert set(item("table4").reported.columns["GSM8K"]) == {row["label"] for row in result.rows}
 
 
+def test_table6(lab):
+    result = item("table6").run(lab)
+    assert all(claim.holds for claim in result.claims) and len(result.claims) == 10
+    columns = item("table6").ours(result)
+    assert columns["trainings of this report"]["LoRA: learning rate"] == "0.002"
+    assert columns["trainings of this report"]["SVF: batch size"] == "64"
+    reported = item("table6").reported.columns["value"]
+    assert reported["SVF: KL coefficient λ"] == columns["preset=paper"]["SVF: KL coefficient λ"] == "0, 0.1, 0.2, 0.3"
+    assert not lab.folder("settings", 0).exists()
+
+
+def test_a_preset_that_strays_from_table6_is_seen(lab, monkeypatch):
+    from t2eval.training import config
+
+    monkeypatch.setitem(config._PAPER_SVF, "lr", 1e-3)
+    wrong = [claim.text for claim in item("table6").run(lab).claims if not claim.holds]
+    assert wrong == ["preset=paper has Table 6's SVF: learning rate"]
+
+
 def test_figure9(lab):
     result = item("figure9").run(lab)
     assert len(result.rows) == 2 * 2 * (1 + len(STEPS))
