@@ -120,8 +120,8 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
 _QUICK: dict[str, Any] = {
     "quick": True,
     "seeds": (0,),
-    "limit": 60,
-    "training": {"steps": 12, "validation_limit": 64, "validate_every": 4},
+    "limit": 30,
+    "training": {"steps": 8, "validation_limit": 32, "validate_every": 4},
     "rates": (5e-4, 2e-3),
     "policy_rates": (5e-4, 2e-2),
 }

@@ -62,7 +62,7 @@ def test_cells_are_shared_between_items_and_not_repeated(tmp_path):
     said = []
     lab = Lab(tmp_path, preset(quick=True), say=said.append, factory=FakeWorker)
     first = lab.cells(["base", "prompt"], ["t1", "t2"])
-    assert [row.n for row in first.rows] == [60] * 4
+    assert [row.n for row in first.rows] == [30] * 4
     second = lab.cells(["base", "cls"], ["t2", "t3"])
     calls = (tmp_path / "cells" / "main" / "calls.txt").read_text().split()
     assert len(calls) == len(set(calls)) == 7
@@ -108,7 +108,7 @@ def test_a_training_follows_the_recipe_and_the_preset(lab):
 
 def test_a_quick_training_is_short(tmp_path):
     config = Lab(tmp_path, preset(quick=True), say=lambda _: None).training("svf", "math", 0).config
-    assert (config.steps, config.validation_limit) == (12, 64)
+    assert (config.steps, config.validation_limit) == (8, 32)
 
 
 def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes):
