@@ -102,3 +102,27 @@ def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[s
                 indices.append(index)
         kept[split] = rows if len(indices) == len(rows) else rows.select(indices[::-1])
     return {split: kept[split] for split in splits}
+
+
+def question_of(task: Any, doc: Row) -> str:
+    """What a document asks, as dispatch reads it: without the words that the task's prompt puts around a question.
+
+    Those words would tell the task and not the skill. The field that `metadata: {t2: {question_field: …}}` names, else the task's prompt.
+
+    Args:
+        task: lm-eval's task object.
+        doc: one of its documents.
+
+    Raises:
+        T2Error: the document does not have that field.
+    """
+    metadata = task.config.metadata
+    field = ((metadata.get("t2") or {}) if isinstance(metadata, Mapping) else {}).get("question_field")
+    if field is None:
+        return str(task.doc_to_text(doc)).strip()
+    if not isinstance(doc.get(field), str):
+        raise T2Error(
+            f"Task {task.config.task!r}: metadata.t2.question_field names {field!r}, which a document does not have as text; it has: "
+            f"{', '.join(doc)}."
+        )
+    return str(doc[field]).strip()

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from t2eval.chat import tokenizer_chat
 from t2eval.errors import T2Error, UsageError
-from t2eval.loading import checked_config, load_task, make_task_manager
+from t2eval.loading import checked_config, compiled_once, load_task, make_task_manager
 
 __all__ = ["Environment", "Example", "Split", "make_task_manager"]
 
@@ -216,7 +216,8 @@ class Environment:
         if limit is not None and limit < len(indices):
             indices = indices[:limit] if split == "test" else sorted(random.Random(seed).sample(indices, limit))
         self.task.set_fewshot_seed(_FEWSHOT_SEED)
-        built = [self._example(docs[index], source, index) for index in indices]
+        with compiled_once():
+            built = [self._example(docs[index], source, index) for index in indices]
         if split == "adaptation" and source == self._splits()["test"]:
             self._held_out = {example.key for example in built}
         return [example for example in built if example.key not in self._held_out] if split == "test" else built
@@ -237,8 +238,8 @@ class Environment:
         if self._chat is not None:
             extra = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True}
         sampler: Any = getattr(task, "sampler", None)
-        own = self.num_fewshot > 0 and sampler is not None and getattr(task.fewshot_cfg, "split", None) != task.config.test_split
-        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training draws both from one
+        own = self.num_fewshot > 0 and sampler is not None and task.fewshot_cfg.split == source != task.config.test_split
+        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training may draw both from one
             plain = sampler.sample
             sampler.sample = lambda n, eval_doc=None, **kwargs: plain(n, eval_doc=doc, **kwargs)
         try:

@@ -5,10 +5,11 @@ What must be refused is refused before the task's own code is imported.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,19 @@ def make_task_manager(include_path: str | Path | Sequence[str | Path] | None = N
     if task is not None and task in (few := _task_manager(include, False)).all_subtasks:
         return few
     return _task_manager(include, True)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Inside, lm-eval compiles each prompt template once, not once a document: most of the time that prompts take."""
+    from lm_eval import utils
+
+    compiled = utils.env.from_string
+    utils.env.from_string = lru_cache(maxsize=256)(compiled)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        utils.env.from_string = compiled  # type: ignore[method-assign]
 
 
 def checked_config(manager: Any, name: str) -> dict[str, Any]:

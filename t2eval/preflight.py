@@ -128,19 +128,21 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
 
 
 def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> None:
-    """Data sets that cannot be had; where the hub cannot be reached once, it is not asked again."""
+    """Data sets that cannot be had, by reason; where the hub cannot be reached once, it is not asked again."""
     unreachable = ""
+    reasons: dict[str, list[str]] = {}
     for data, names in users.items():
         reason = hub.data_obstacle(data) if not unreachable or hub.cached_data(data) is not None else unreachable
-        if reason is None:
-            continue
-        unreachable = reason if "cannot be reached" in reason else unreachable
+        if reason is not None:
+            unreachable = reason if "cannot be reached" in reason else unreachable
+            reasons.setdefault(reason, []).append(f"{data} (for {', '.join(names)})")
+    for reason, wanted in reasons.items():
         remedy = (
-            " Load the task once where there is a network and copy the folder that HF_HOME names, or unset HF_HUB_OFFLINE."
+            " Load the tasks once where there is a network and copy the folder that HF_HOME names, or unset HF_HUB_OFFLINE."
             if "not in the cache" in reason
             else ""
         )
-        found.obstacles.append(f"The data set {data} of {', '.join(names)}: {reason}.{remedy}")
+        found.obstacles.append(f"Data sets: {'; '.join(wanted)}: {reason}.{remedy}")
 
 
 # ---------------------------------------------------------------------- the machine

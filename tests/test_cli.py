@@ -143,6 +143,23 @@ def test_settings_are_read_as_yaml() -> None:
     }
 
 
+def test_a_plan_is_printed_and_nothing_is_left(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    shown = invoke("bench", "paper-mistral-7b", "--plan", "--output", output, "--methods", "base,expert", "--seeds", "0,1")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("Plan of paper-mistral-7b: mistralai/Mistral-7B-Instruct-v0.3, bfloat16\nCells: 18 (")
+    assert "7.25G (assumed)" in shown.stdout
+    given = ("--assume", "answer_speed=1", "--assume", "read_speed=1e9", "--limit", "3600", "--methods", "base")
+    plan = json.loads(invoke("bench", "paper-mistral-7b", "--plan", "--json", "--output", output, *given).stdout)
+    math = next(work for work in plan["evaluations"] if work["name"] == "base on t2_math")
+    assert math["hours"]["value"] == pytest.approx(200, rel=0.01)
+    assert not (tmp_path / "out").exists()
+    assert invoke("bench", "paper-mistral-7b", "--plan", "--assume", "speed=1").exit_code == 2
+    assert invoke("bench", "paper-mistral-7b", "--plan", "--methods", "bse").exit_code == 2
+    twice = invoke("bench", "paper-mistral-7b", "--plan", "--assume", "read_speed=1", "--assume", "read_speed=2")
+    assert (twice.exit_code, twice.stderr) == (2, "Error: --assume sets read_speed twice.\n")
+
+
 def test_a_full_disk_is_one_message(failing: Any) -> None:
     result = failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/rows.jsonl"))
     assert result.exit_code == 1

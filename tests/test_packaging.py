@@ -52,7 +52,7 @@ def test_wheel_holds_each_file_once(wheel: Path, root: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"t2eval", "t2eval_bridge.py", "t2eval_bridge.pth"}
     assert not any("t2eval/bridge" in name or "__pycache__" in name for name in names)
-    for folder in ("tasks", "experts"):
+    for folder in ("tasks", "experts", "configs"):
         expected = subprocess.run(["git", "ls-files", folder], cwd=root, check=True, capture_output=True, text=True).stdout.split()
         missing = [name for name in expected if f"t2eval/{name}" not in names]
         assert not missing
@@ -136,6 +136,13 @@ def test_files_of_the_wheel_are_found(python: Path, tmp_path: Path) -> None:
     there, experts = run(python, "-c", show, folder=tmp_path).stdout.split()
     assert there == "True"
     assert str(python.parent.parent) in experts
+
+
+def test_a_shipped_benchmark_is_found_by_name_and_by_its_path_in_the_repository(python: Path, tmp_path: Path) -> None:
+    show = "from t2eval.bench.plan import find_file; print(find_file('paper-llama3-8b'), find_file('configs/paper-llama3-8b.yaml'))"
+    first, second = run(python, "-c", show, folder=tmp_path).stdout.split()
+    assert first == second
+    assert str(python.parent.parent) in first
 
 
 def test_t2_lm_eval_works_where_pth_files_are_not_read(python: Path, tmp_path: Path) -> None:

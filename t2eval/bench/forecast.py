@@ -13,6 +13,7 @@ caches and finished rows. It counts as follows:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,6 +146,7 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
     splits["test"] = splits["test"] or splits["validation"]
     sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
     if not sizes and not data:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
         loaded = manager.load([name])["tasks"][name].dataset
         sizes = {split: Figure(float(len(loaded[split])), "measured", "counted") for split in loaded}
     if not sizes and len(data) == 1 and (found := hub.cached_data(data[0])) is not None:
@@ -293,7 +295,9 @@ def _disk(config: BenchConfig, shape: Shape, adapted: tuple[str, str]) -> dict[s
     found = {"download": _download(config, shape)}
     if EXPERT_METHODS & set(config.methods):
         bases = shape.bases(*adapted)
-        found["bases"] = figure(bases and bases * 4, shape.source, note="singular bases, float32, kept in t2eval's cache")
+        found["bases"] = figure(
+            bases and bases * 4, shape.source, note="singular bases, float32, in t2eval's cache, and as much of the host's memory"
+        )
     return found
 
 

@@ -29,6 +29,10 @@ def shown(part: Figure, unit: str = "", source: bool = True) -> str:
     return f"{text} ({part.source})" if source else text
 
 
+def _hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _head(found: Forecast) -> str:
     tasks = len({work.name.split(" on ", 1)[1] for work in found.evaluations})
     seeds = f"seeds {', '.join(map(str, found.seeds))}"
@@ -52,15 +56,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _works(title: str, works: Iterable[Work]) -> str:
-    rows = [("", "tokens read", "written", "trained on", "hours")]
+    rows: list[tuple[str, ...]] = [("", "tokens read", "written", "trained on", "hours")]
     for work in works:
         if work.done:
-            rows.append((work.name, "done", "", "", ""))
             continue
         tokens = [shown(part, source=False) for part in (work.read, work.written, work.trained)]
-        hours = "unknown" if work.hours.value is None else f"{work.hours.value:.2g}"
+        hours = "unknown" if work.hours.value is None else _hours(work.hours.value)
         rows.append((work.name, *tokens, f"{hours} ({work.hours.source})" if work.hours.source == "measured" else hours))
-    return f"{title}\n{_table(rows)}"
+    return f"{title}\n{_table(rows)}" if len(rows) > 1 else title
 
 
 def _trainings(found: Forecast) -> str:
@@ -71,11 +74,11 @@ def _trainings(found: Forecast) -> str:
 
 
 def _evaluations(found: Forecast) -> str:
-    return _works("Evaluation, all seeds", found.evaluations)
+    return _works("Evaluation, of the cells that are not done", found.evaluations)
 
 
 def _data(found: Forecast) -> str:
-    rows = [("task", "train", "validation", "test", "longest answer")]
+    rows: list[tuple[str, ...]] = [("task", "train", "validation", "test", "longest answer")]
     for task in found.tasks:
         sizes = [shown(task.examples[role]) if role in task.examples else "–" for role in ("train", "validation", "test")]
         rows.append((task.name, *sizes, "a choice" if task.longest is None else f"{task.longest} tokens"))
@@ -102,7 +105,13 @@ def _end(found: Forecast) -> str:
     total = (
         "unknown (--assume read_speed=… answer_speed=… train_speed=…, in tokens a second)"
         if hours.value is None
-        else (f"{hours.value:.3g} h ({hours.source})")
+        else (f"{_hours(hours.value)} h ({hours.source})")
     )
     listed = ", ".join(f"{key}={value}" for key, value in found.assumed.items())
+    parts = [
+        (name, sum(work.hours.value or 0 for work in works if not work.done))
+        for name, works in (("training", found.trainings), ("evaluation", found.evaluations))
+    ]
+    if hours.value is not None:
+        total += "".join(f", {name} {_hours(part)} h" for name, part in parts if part)
     return f"Time for all that is left: {total}\nAssumed: {listed}"

@@ -20,6 +20,8 @@ from typing import Any
 
 SECONDS = 3.0
 """Processor time for one question, parsing included. Real pairs take some milliseconds."""
+SECONDS_VARIABLE = "T2EVAL_CHECKER_SECONDS"
+"""Overrides SECONDS."""
 _MEMORY = 2 * 1024**3
 
 
@@ -39,9 +41,13 @@ def _exact(expression: Any) -> Any:
 
 def parsed(answer: str) -> list[Any]:
     """What math-verify reads in one LaTeX answer: expressions, and the text itself where there is none."""
+    from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
-    found = parse(f"$\\boxed{{{answer}}}$", [LatexExtractionConfig(boxed_match_priority=0)], parsing_timeout=None)
+    # Its units are a list of words and letters, among them t, m, s and h: 4t would be 4.
+    spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all", equations=False)
+    form = LatexExtractionConfig(boxed_match_priority=0, normalization_config=spelling)
+    found = parse(f"$\\boxed{{{answer}}}$", [form], parsing_timeout=None)
     return [_exact(item) for item in found]
 
 
@@ -62,12 +68,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    seconds = float(os.environ.get(SECONDS_VARIABLE, SECONDS))
     equal(["1"], ["\\frac{2}{2}"])  # what is imported late is imported now
     replies.write(json.dumps("ready") + "\n")
     replies.flush()
     for line in sys.stdin:
         question = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             verdict = equal(question["golds"], question["answers"])
         except Exception:  # noqa: BLE001 - an answer that the algebra cannot read is not equal

@@ -11,7 +11,7 @@ from fractions import Fraction
 LONGEST = 2_000
 """Characters of an answer; a longer one is no answer. The longest gold answer of MATH has some 160."""
 
-_BOX = re.compile(r"\\f?boxed?(?![A-Za-z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _FONTS = "mathbf|mathrm|mathit|mathsf|mathbb|mathcal|boldsymbol|bm|text|textbf|textit|textrm|textnormal|mbox|operatorname|emph"
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -34,6 +34,17 @@ _REWRITES = [
         (r"^\s*\\approx(?![A-Za-z])", ""),
     )
 ]
+_POWER = r"(?:\s*\^\s*\{?[23]\}?)?\s*$"
+_UNITS = [
+    re.compile(pattern)
+    for pattern in (
+        r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{(?!\s*(?:and|or)\s*\})[A-Za-z.\s]*\}" + _POWER,
+        r"(?<=[\d}])\s*(?:cm|mm|km|kg|mg|gm|mph|ft|lbs?|in|hrs?|min|sec)\.?" + _POWER,
+        r"(?<=[\w})])\s+(?:square\s+|cubic\s+)?[A-Za-z]{4,}\.?" + _POWER,
+    )
+]
+"""What follows a number as its unit, in LaTeX's text or plainly. A single letter never does: `4t` is no 4."""
+_QUANTITY = re.compile(r"\d|\\pi|\\sqrt")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*\{(\d{1,30})\}")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)\s*$")
 _BASE = re.compile(r"^([0-9A-Za-z.]+)_(?:\{\s*(?:\\text\s*\{)?\s*(\w+?)\s*\}?\s*\}|(\d))$")
@@ -69,14 +80,18 @@ def boxed(text: str) -> str | None:
 
 
 def normalised(answer: str) -> str:
-    """One spelling: signs, spaces, thousands separators, currencies and fonts as math-verify reads them."""
+    """One spelling: signs, spaces, thousands separators and fonts as math-verify reads them, without currency and unit."""
     for sign, command in _SIGNS.items():
         answer = answer.replace(sign, command)
     answer = answer.strip()
     for pattern, replacement in _REWRITES:
         answer = pattern.sub(replacement, answer)
     answer = _REPEATING.sub(_repeating, answer.strip())
-    return answer.rstrip(" .,;") if not answer.endswith("\\") else answer
+    answer = answer.rstrip(" .,;") if not answer.endswith("\\") else answer
+    for unit in _UNITS:
+        shorter = unit.sub("", answer)
+        answer = shorter if shorter and _QUANTITY.search(shorter) else answer
+    return answer
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -90,7 +105,7 @@ def words(answer: str) -> str | None:
     plain = _TEXT.sub(lambda match: match.group(1), answer.replace("~", " "))
     if not (_LETTER.search(plain) if plain != answer else _WORDS.search(plain) and "\\" not in plain):
         return None
-    return " ".join(plain.casefold().split()).strip(" .")
+    return " ".join(plain.casefold().replace(",", ", ").split()).strip(" .")
 
 
 def compact(answer: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from t2eval.documents import question_of
 from t2eval.environment import make_task_manager
 from t2eval.errors import T2Error
 
@@ -16,8 +17,8 @@ class Questions:
 
     Args:
         include_path: further folders of task YAMLs.
-        plain: whether a document's own `question` field is the question (the format of the embedded tasks); otherwise it is what the
-            task itself asks, with the choices that it shows.
+        plain: whether a document's own `question` field is the question (the format of the embedded tasks); otherwise it is what
+            the task asks, with the choices that it shows.
     """
 
     def __init__(self, include_path: str | None, *, plain: bool) -> None:
@@ -30,10 +31,8 @@ class Questions:
         if self._plain and isinstance(doc.get("question"), str):
             return str(doc["question"]).strip()
         task = self._task(str(request.task_name))
-        if task is not None:
-            text = task.doc_to_text(doc)
-            if isinstance(text, str) and text.strip():
-                return text.strip()
+        if task is not None and (text := question_of(task, doc)):
+            return text
         if isinstance(doc.get("question"), str):
             return str(doc["question"]).strip()
         blocks = [block for block in str(request.args[0]).split("\n\n") if block.strip()]

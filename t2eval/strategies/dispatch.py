@@ -211,8 +211,8 @@ class Dispatcher:
 def parse_label(answer: str, labels: Sequence[str]) -> str | None:
     """The label that a generated answer names: in its last `\\boxed{…}`, else the first label word; None where it names none."""
     words = {label.lower(): label for label in labels}
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", answer)
-    if boxed and (inside := re.sub(r"\\text|[^\w\- ]", "", boxed[-1]).strip().lower()) in words:
+    boxed = re.findall(r"\\boxed\{(?:\\text\w*\{)?([^{}]*)\}", answer)
+    if boxed and (inside := re.sub(r"[^\w\- ]", "", boxed[-1]).strip().lower()) in words:
         return words[inside]
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     found = re.search(rf"(?<!\w)({pattern})(?!\w)", answer.lower())

@@ -141,10 +141,10 @@ def _claim(config: TrainConfig) -> TrainResult | None:
     settings = config.hyperparameters
     if held and (output / SETTINGS).is_file():
         before = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-        if (name := changed_setting(before, settings)) is not None:
+        if (changed := changed_setting(before, settings)) is not None:
             raise UsageError(
-                f"{output} was begun with {name} = {before.get(name)!r}, and this run has {settings.get(name)!r}. A resumed run keeps "
-                "its settings: give the first ones, or overwrite."
+                f"{output} was begun with {changed} = {before.get(changed)!r}, and this run has {settings.get(changed)!r}. A resumed run "
+                "keeps its settings: give the first ones, or overwrite."
             )
         if (output / RECORD).is_file():
             return _read_result(output)

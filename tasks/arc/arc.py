@@ -11,7 +11,8 @@ INVALID = "[invalid]"
 
 def load(configuration, splits, **_):
     """The splits of one configuration, from `dataset_kwargs` of the YAML."""
-    return load_documents(DATA_SET, configuration, splits=splits, problem=problem, content=content)
+    found = load_documents(DATA_SET, configuration, splits=splits, problem=problem, content=content)
+    return {split: rows.add_column("asked", [asked(row) for row in rows]) for split, rows in found.items()}
 
 
 def problem(row):
@@ -35,6 +36,13 @@ def problem(row):
 def content(row):
     """What a row asks: the question and its options, in any order."""
     return "\n".join([row["question"], *sorted(row["choices"]["text"])])
+
+
+def asked(row):
+    """A row's question and its options, each with its own label."""
+    choices = row["choices"]
+    options = [f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True)]
+    return "\n".join([row["question"], "Options:", *options])
 
 
 def named_label(answer, labels):

@@ -8,7 +8,7 @@ import random
 
 import datasets
 
-from t2eval.documents import check_rows, content_hash
+from t2eval.documents import check_rows, content_hash, question_of
 from t2eval.environment import Environment, make_task_manager
 from t2eval.errors import T2Error
 from t2eval.strategies.dispatch import paper_format, parse_label
@@ -17,7 +17,9 @@ SEED = 16
 OTHERS = "others"
 OTHERS_DATA_SET = "databricks/databricks-dolly-15k"
 OTHERS_CATEGORIES = ("brainstorming", "creative_writing")
-PARTS = {"train": 3, "validation": 1, "test": 1}
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 5
+"""One question in so many is for validation, and as many are for the test."""
 
 
 def load(tasks, per_label, **_):
@@ -32,7 +34,7 @@ def load(tasks, per_label, **_):
     questions = {environment.t2["label"]: _questions(environment) for environment in environments} | {OTHERS: _others()}
     count = min(per_label, *(len(texts) for texts in questions.values()))
     form = paper_format(skills, OTHERS)
-    splits = {split: [] for split in PARTS}
+    splits = {split: [] for split in SPLITS}
     for label, texts in questions.items():
         chosen = random.Random(f"{SEED} {label}").sample(texts, count)
         for split, part in _cut(chosen).items():
@@ -44,8 +46,7 @@ def load(tasks, per_label, **_):
 
 def _questions(environment):
     """Distinct training questions of a seen task, without what its prompts put around them: what the first pass will see."""
-    texts = [environment.task.doc_to_text(example.doc).strip() for example in environment.examples("train")]
-    return _distinct(texts)
+    return _distinct([question_of(environment.task, example.doc) for example in environment.examples("train")])
 
 
 def _others():
@@ -67,14 +68,12 @@ def _distinct(texts):
 
 
 def _cut(questions):
-    """Three parts of one list, by `PARTS`: apart, because the list has no question twice."""
-    total, start, parts = sum(PARTS.values()), 0, {}
-    for place, (split, share) in enumerate(PARTS.items()):
-        end = len(questions) if place == len(PARTS) - 1 else start + len(questions) * share // total
-        parts[split], start = questions[start:end], end
-    if not all(parts.values()):
-        raise T2Error(f"t2_dispatch needs at least 5 questions a label, and has {len(questions)}: one of its data sets is too small.")
-    return parts
+    """Three parts of one list: apart, because the list has no question twice."""
+    held_out = len(questions) // HELD_OUT
+    if not held_out:
+        raise T2Error(f"t2_dispatch needs at least {HELD_OUT} questions a label, and has {len(questions)}: a data set is too small.")
+    train = len(questions) - 2 * held_out
+    return dict(zip(SPLITS, (questions[:train], questions[train:-held_out], questions[-held_out:]), strict=True))
 
 
 def _row(form, question, label):

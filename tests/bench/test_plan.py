@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.bench.plan import BenchConfig, Cell, load_plan, make_plan, task_label
+from t2eval.bench.plan import BenchConfig, Cell, load_plan, make_plan, shipped_files, task_label
 from t2eval.errors import UsageError
 
 
@@ -54,6 +54,9 @@ def test_paths_are_relative_to_the_file(tmp_path):
         ("tasks: []\n", "tasks: Tuple should have at least 1"),
         ("tasks: [t]\nlimit: 0\n", "limit: Input should be greater"),
         ("tasks: [t]\nseeds: [one]\n", "seeds.0"),
+        ("tasks: [t]\ntrain: {skills: [math], recipes: x}\n", "train.recipes: Extra inputs are not permitted"),
+        ("tasks: [t]\ntrain: {skills: {}}\n", "train.skills"),
+        ("tasks: [t]\nassume: {prompt_token: 3}\n", "assume.prompt_token"),
         ("- t\n", "must be a mapping"),
         ("tasks: [t\n", "is not YAML"),
     ],
@@ -67,6 +70,35 @@ def test_mistakes_are_named(tmp_path, text, message):
 def test_missing_file_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="Cannot read the benchmark file"):
         load_plan(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="Did you mean paper-llama3-8b"):
+        load_plan("paper-llama-8b")
+
+
+def test_shipped_files_go_by_name_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "embedded").mkdir()  # a folder is no benchmark file
+    assert {"embedded", "paper-llama3-8b", "paper-mistral-7b", "paper-llama3-70b"} <= shipped_files().keys()
+    for name in ("embedded", "embedded.yaml", "experts/benchmarks/embedded.yaml"):
+        assert load_plan(name).config.name == "embedded"
+    assert load_plan("configs/paper-llama3-8b.yaml").config.model == "meta-llama/Meta-Llama-3-8B-Instruct"
+    with pytest.raises(UsageError, match="Cannot read"):
+        load_plan("mine/paper-llama3-8b.yaml")
+    (tmp_path / "paper-llama3-8b").write_text("tasks: [t]\nname: mine\n")
+    assert load_plan("paper-llama3-8b").config.name == "mine"
+
+
+def test_the_section_for_training(tmp_path):
+    text = "tasks: [t]\ntrain:\n  skills: [math, code]\n  recipe: r/{run}.yaml\n  methods: {lora: {steps: 3}}\n"
+    section = load_plan(write(tmp_path, text)).config.train
+    assert section.skills == {"math": {}, "code": {}}
+    assert section.recipe == str(tmp_path / "r" / "{run}.yaml")
+    assert section.methods == {"lora": {"steps": 3}}
+
+
+def test_assumptions_given_later_win_one_by_one(tmp_path):
+    path = write(tmp_path, "tasks: [t]\nassume: {prompt_tokens: 7, answer_tokens: 8}\n")
+    assume = load_plan(path, {"assume": {"answer_tokens": 9}}).config.assume
+    assert (assume.prompt_tokens, assume.answer_tokens) == (7, 9)
 
 
 def test_another_model_needs_its_own_experts():

@@ -68,6 +68,7 @@ def test_generated_dispatch_is_parsed(lm: HFLM) -> None:
     labels = ["math", "code", "others"]
     assert parse_label("It is code, so \\boxed{Math}", labels) == "math"
     assert parse_label("\\boxed{\\text{code}}", labels) == "code"
+    assert parse_label("\\boxed{code}? No: \\boxed{\\textbf{Math}}", labels) == "math"
     assert parse_label("I say \\boxed{poetry}; perhaps code", labels) == "code"
     assert parse_label("mathematics", labels) is None
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
+from t2eval.documents import question_of
 from t2eval.environment import Environment
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset
@@ -19,16 +20,13 @@ pytestmark = pytest.mark.usefixtures("hub")
 SPLITS = ("train", "validation", "test")
 
 
-def _row(labels: str, split: str = "test", config: str = "ARC-Easy") -> dict[str, Any]:
-    return next(row for row in hub_rows("allenai/ai2_arc", config, split) if "".join(row["choices"]["label"]) == labels)
-
-
 @pytest.mark.parametrize("labels", ["ABCD", "1234", "ABCDE", "ABC"])
 def test_the_prompt_shows_the_row_s_own_labels(environment: Callable[[str], Environment], labels: str) -> None:
     task = environment("t2_arc_easy").task
-    row = _row(labels)
+    row = next(doc for doc in task.test_docs() if "".join(doc["choices"]["label"]) == labels)
     options = "\n".join(f"{label}. {text}" for label, text in zip(labels, row["choices"]["text"], strict=True))
     assert task.doc_to_text(row) == f"Question: {row['question']}\nOptions:\n{options}"
+    assert question_of(task, row) == f"{row['question']}\nOptions:\n{options}"
     assert task.doc_to_target(row) == f"\nThe answer is ({row['answerKey']})."
 
 
@@ -66,11 +64,15 @@ def test_the_label_that_an_answer_names(environment: Callable[[str], Environment
         assert easy.score(replace(example, doc=doc), answer) == float(key == named)
 
 
+def _ids(environment: Environment, split: Any) -> list[str]:
+    return [example.doc["id"] for example in environment.examples(split)]
+
+
 def test_splits_are_the_hub_s_and_the_unseen_task_has_no_training_split(environment: Callable[[str], Environment]) -> None:
     easy, challenge = environment("t2_arc_easy"), environment("t2_arc_challenge")
     for split in SPLITS:
-        assert [example.doc for example in easy.examples(split)] == hub_rows("allenai/ai2_arc", "ARC-Easy", split)  # type: ignore[arg-type]
-    assert [e.doc for e in challenge.examples("adaptation")] == hub_rows("allenai/ai2_arc", "ARC-Challenge", "validation")
+        assert _ids(easy, split) == [row["id"] for row in hub_rows("allenai/ai2_arc", "ARC-Easy", split)]
+    assert _ids(challenge, "adaptation") == [row["id"] for row in hub_rows("allenai/ai2_arc", "ARC-Challenge", "validation")]
     assert challenge.split_source("adaptation") == "validation"
     assert "train" not in challenge.task.dataset
     with pytest.raises(T2Error, match="no training split"):

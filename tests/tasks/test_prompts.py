@@ -5,6 +5,7 @@ After a wanted change: `pytest tests/tasks/test_prompts.py --write-golden`, and 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from tests.tiny import chat_tokenizer, save_library, tiny_model
 pytestmark = pytest.mark.usefixtures("hub")
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompts"
 TEMPLATES = ("plain", "llama3", "mistral")
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2eval.environment.load_task", _load)
+
+
+@lru_cache(maxsize=64)
+def _load(manager: Any, name: str) -> Any:
+    return manager.load([name])["tasks"][name]
 
 
 def _environment(name: str, template: str, **options: Any) -> Environment:

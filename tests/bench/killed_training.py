@@ -1,0 +1,32 @@
+"""A benchmark that kills itself with SIGKILL in the middle of its second training: `python killed_training.py FILE OUTPUT`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+import t2eval.training.train
+from t2eval.bench.execute import run
+from t2eval.bench.plan import load_plan
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+
+    def reporter(progress: Any, title: str) -> Any:
+        def report(row: dict[str, Any]) -> None:
+            if title.startswith("lora") and row["step"] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return report, lambda: None
+
+    t2eval.training.train.reporter = reporter
+    run(load_plan(sys.argv[1]), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
