@@ -70,7 +70,7 @@ class Preset:
 
     @property
     def search(self) -> dict[str, Any]:
-        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's own defaults elsewhere, fewer iterations in `quick`."""
+        """Few-shot's `model_args`: the paper's budget with the paper's models, t2eval's defaults elsewhere, fewer iterations in `quick`."""
         if self.name == "paper":
             return {"preset": "paper"}
         return {"iterations": 4} if self.quick else {}
