@@ -17,7 +17,7 @@ from typing import Any
 
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
-from t2eval.bench.execute import WorkerFactory, run
+from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, make_plan, parse_config
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
 from t2eval.bench.training import LOG, RECORD, Job, train
@@ -161,7 +161,12 @@ class Lab:
         plan = make_plan(parse_config(given, f"the study {study!r}"))
         folder = self.output / "cells" / study
         workers = max(1, min(self.workers, -(-len(plan.cells) // _FEW)))
-        result = run(plan, folder, workers=workers, progress=lambda event: self.say(f"  {study}: {event}"), factory=self._factory)
+
+        def told(event: Progress) -> None:
+            if event.row is not None or event.note or event.done < event.total:  # nothing is said of cells that are all done already
+                self.say(f"  {study}: {event}")
+
+        result = run(plan, folder, workers=workers, progress=told, factory=self._factory)
         if result.failed:
             row = result.failed[0]
             raise T2Error(f"{len(result.failed)} cells of {folder} failed, the first {row.cell}: {row.error}")

@@ -87,7 +87,8 @@ class Preset:
         """One line for reports."""
         examples = "all" if self.limit is None else f"at most {self.limit}"
         seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"seeds {', '.join(map(str, self.seeds))}"
-        return f"preset {self.name}{', quick' if self.quick else ''}: base {self.model}, {seeds}, {examples} test examples a task"
+        steps = f", trainings of {self.training['steps']} steps" if "steps" in self.training else ""
+        return f"preset {self.name}{', quick' if self.quick else ''}: base {self.model}, {seeds}, {examples} test examples a task{steps}"
 
 
 def _embedded(name: str) -> Preset:

@@ -30,7 +30,7 @@ def run(lab: Lab) -> Result:
         text = f"SVF's chosen checkpoint scores higher than the base on {short(task)}"
         claims.append(higher(text, trained.examples("expert", task), base.examples("base", task)))
     steps = max(row["step"] for row in rows if row["kind"] == "validation")
-    text = f"All experts of this figure were trained here, {steps} steps of policy gradient each; tests are on test items."
+    text = f"All experts of this figure were trained here, up to {steps} steps of policy gradient each; tests are on test items."
     return Result(tuple(rows), judge(claims), (text,))
 
 
