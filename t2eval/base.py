@@ -22,17 +22,26 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from t2eval import resources
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.images import text_tokenizer
+from t2eval.resources import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
 
-EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
 LANGUAGE_SKILLS = ("math", "code", "reasoning")
 """The skills of which the embedded base model has experts and baselines."""
 
 
-def embedded_base_dir() -> Path:
-    """The folder of the embedded base model, in the Hub layout. It may be absent in a checkout where it was not built."""
-    return resources.experts_dir() / "base"
+def embedded_base_dir(name: str = EMBEDDED) -> Path:
+    """The folder of an embedded base model, in the Hub layout. It may be absent in a checkout where it was not built.
+
+    Args:
+        name: `embedded`; `embedded-seed-1`, which has no experts of its own; or `embedded-vlm`, whose folder holds a processor too.
+
+    Raises:
+        UsageError: another name.
+    """
+    if name not in EMBEDDED_FOLDERS:
+        raise unknown("embedded base", name, EMBEDDED_FOLDERS)
+    return resources.experts_dir() / EMBEDDED_FOLDERS[name]
 
 
 def embedded_library_dir(seed: int = 0) -> Path:
@@ -56,11 +65,6 @@ def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
     if task_family not in LANGUAGE_SKILLS:
         raise unknown("task family", task_family, LANGUAGE_SKILLS)
     return resources.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
-
-
-def embedded_vlm_dir() -> Path:
-    """The folder of the embedded vision-language model, in the Hub layout, with its processor. It may be absent in a checkout."""
-    return resources.experts_dir() / "vlm"
 
 
 def embedded_vlm_library_dir(seed: int = 0) -> Path:
@@ -90,7 +94,8 @@ def load_base(
     """Load a base model, in evaluation mode, and its tokenizer, which pads on the left; of a vision-language model, its processor.
 
     Args:
-        name: a Hub name, a folder, None or `embedded` for the embedded base model, or `embedded-vlm` for the embedded vision-language one.
+        name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed, or
+            `embedded-vlm` for the embedded vision-language one.
         revision: a Hub revision.
         dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
         device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
@@ -142,7 +147,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and `architecture` (the
+        `id` (`embedded`, `embedded-seed-1`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and
+        `architecture` (the
         class name).
 
     Raises:
@@ -159,8 +165,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     else:
         config, architecture = model_or_name.config, type(model_or_name).__name__
         location = str(config.name_or_path)
-    own = {embedded_base_dir().resolve(): EMBEDDED, embedded_vlm_dir().resolve(): EMBEDDED_VLM}
-    embedded = own.get(Path(location).resolve()) if location and Path(location).is_dir() else None
+    local = Path(location).resolve() if location and Path(location).is_dir() else None
+    embedded = next((name for name in EMBEDDED_FOLDERS if local == embedded_base_dir(name).resolve()), None)
     return {
         "id": embedded or location or "unnamed",
         "revision": getattr(config, "_commit_hash", None),
@@ -169,8 +175,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
 
 
 def _source(name: str | None) -> str:
-    if name in (None, EMBEDDED, EMBEDDED_VLM):
-        folder = embedded_vlm_dir() if name == EMBEDDED_VLM else embedded_base_dir()
+    if name is None or is_embedded(name):
+        folder = embedded_base_dir(name or EMBEDDED)
         if not (folder / "config.json").exists():
             kind = "vision-language" if name == EMBEDDED_VLM else "base"
             raise T2Error(f"The embedded {kind} model is not in {folder}. Build it with `make embedded`, or give another model.")

@@ -153,9 +153,9 @@ def embedded_base() -> Check:
 
 def embedded_vlm() -> Check:
     """Whether the embedded vision-language model and its experts are there."""
-    from t2eval.base import embedded_vlm_dir, embedded_vlm_library_dir
+    from t2eval.base import embedded_base_dir, embedded_vlm_library_dir
 
-    return _shipped("embedded vision-language model", embedded_vlm_dir(), embedded_vlm_library_dir(0))
+    return _shipped("embedded vision-language model", embedded_base_dir(resources.EMBEDDED_VLM), embedded_vlm_library_dir(0))
 
 
 def _shipped(what: str, folder: Path, library: Path) -> Check:

@@ -103,6 +103,16 @@ class Expert:
         """The hash of `expert.safetensors`."""
         return hashlib.sha256(self._content).hexdigest()
 
+    def renamed(self, name: str, label: str | None = None) -> Expert:
+        """The same z under another name, and under another label where one is given.
+
+        Raises:
+            UsageError: a name that is not a plain file name.
+        """
+        _check_name(name)
+        card = self.card.model_copy(update={"name": name, "label": self.label if label is None else label})
+        return Expert(self.z, card, self._content)
+
     @classmethod
     def from_adapted(
         cls,
@@ -131,8 +141,7 @@ class Expert:
         Raises:
             T2Error: z of an unknown matrix, of a wrong length, or not finite; a name that is not a plain file name.
         """
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise UsageError(f"An expert's name is a plain file name (letters, digits, '.', '_', '-'), not {name!r}.")
+        _check_name(name)
         tensors = {path: value.detach().to("cpu", torch.float32).contiguous().clone() for path, value in z.items()}
         if not tensors:
             raise UsageError(f"Expert {name!r} has no z: give at least one matrix.")
@@ -363,6 +372,11 @@ def import_reference(
         z[matrix] = renormalise(torch.sigmoid(p.detach().to("cpu", torch.float32)), adapted.bases[matrix].sigma.cpu(), matrix)
     expert = Expert.from_adapted(adapted, z, name=name, label=label, description=description, base_id=base_id, revision=revision)
     return Expert(expert.z, expert.card.model_copy(update={"parameterisation": "sigmoid-renorm"}), expert._content)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise UsageError(f"An expert's name is a plain file name (letters, digits, '.', '_', '-'), not {name!r}.")
 
 
 def _check_tensor(where: str, path: str, tensor: Tensor, rank: int) -> None:

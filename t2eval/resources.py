@@ -11,6 +11,17 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 
+EMBEDDED, EMBEDDED_SECOND, EMBEDDED_VLM = "embedded", "embedded-seed-1", "embedded-vlm"
+"""The base models that come with t2eval: the embedded one; that of another seed (corpus, tokenizer, first weights), to which experts
+are transferred; the vision-language one around the first."""
+EMBEDDED_FOLDERS = {EMBEDDED: "base", EMBEDDED_SECOND: "base-seed-1", EMBEDDED_VLM: "vlm"}
+"""Name → folder under `experts_dir`."""
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a name stands for a base model that comes with t2eval."""
+    return model in EMBEDDED_FOLDERS
+
 
 def tasks_dir() -> Path:
     """The folder of t2eval's lm-eval task YAMLs."""

@@ -56,6 +56,12 @@ def test_the_embedded_base(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for name in (None, "embedded"):
         model, _ = load_base(name)
         assert base_identity(model) == base_identity(name) == {"id": "embedded", "revision": None, "architecture": "LlamaForCausalLM"}
+    with pytest.raises(T2Error, match=r"embedded base model is not in .*base-seed-1"):
+        load_base("embedded-seed-1")
+    shutil.copytree(folder, embedded_base_dir("embedded-seed-1"))
+    assert base_identity(load_base("embedded-seed-1")[0])["id"] == "embedded-seed-1" == base_identity("embedded-seed-1")["id"]
+    with pytest.raises(UsageError, match="Did you mean 'embedded-seed-1'"):
+        embedded_base_dir("embedded-seed-2")
     assert embedded_library_dir(2) == tmp_path / "library" / "seed-2"
     assert embedded_baseline_dir("ia3", "code", 1) == tmp_path / "baselines" / "seed-1" / "ia3-code"
     with pytest.raises(UsageError, match="Unknown baseline 'lra'. Did you mean 'lora'"):

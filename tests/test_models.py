@@ -280,6 +280,28 @@ def test_presets_and_options_reach_the_search(world: Path) -> None:
     assert (paper.search.population, paper.search.elites, paper.search.iterations, paper.choose) == (32, 6, 100, "mean")
     named = _make("fewshot", world, preset="paper", population=5, choose="best").search
     assert (named.search.population, named.search.elites, named.search.iterations, named.choose) == (5, None, 100, "best")
+    assert (paper.search.method, paper.shots, paper.granularity, paper.normalize, paper.form) == ("cem", 10, "task", False, "paper")
+    other = _make(
+        "fewshot", world, preset="paper", search="random", granularity="matrix", normalize=True, form="offset", adapt_seed=4
+    ).search
+    assert (other.search.method, other.search.seed, other.granularity, other.normalize, other.form) == (
+        "random",
+        4,
+        "matrix",
+        True,
+        "offset",
+    )
+
+
+def test_one_alpha_a_matrix_answers_as_its_mix(world: Path) -> None:
+    lm = _make("fewshot", world, granularity="matrix", search="random", **SMALL)
+    results = _evaluate(lm, ["models_gen"])
+    t2 = results["config"]["t2"]
+    rows, alphas = t2["adaptation"]["models_gen"]["alpha_rows"], t2["alphas"]["models_gen"]
+    experts = [Expert.load(world / "library" / f"e-{label}") for label in ("code", "math", "reasoning")]
+    assert rows == sorted(experts[0].z) and t2["adaptation"]["models_gen"]["search"] == "random"
+    composed = _composed(world, mix(experts, dict(zip(rows, alphas, strict=True))))
+    assert _answers(results, "models_gen") == _answers(_evaluate(composed, ["models_gen"]), "models_gen")
 
 
 @pytest.mark.parametrize(
@@ -432,7 +454,7 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert embedded_base_dir().name == "base" and embedded_library_dir().name == "seed-0"
-    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda: world / "base")
+    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda _name: world / "base")
     monkeypatch.setattr(strategy_module, "embedded_library_dir", lambda _seed: world / "library")
     lm = t2.T2Expert(include_path=str(TASKS), batch_size=4)
     found = _evaluate(lm, ["models_gen"])
@@ -443,6 +465,6 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
         _evaluate(lm, ["models_choice"])
     with pytest.raises(UsageError, match="poetry"):
         _evaluate(lm, ["models_other"])
-    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda: tmp_path)
+    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda _name: tmp_path)
     with pytest.raises(T2Error, match="embedded base model is not at"):
         t2.T2Prompt()

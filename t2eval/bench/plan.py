@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import configs_dir, experts_dir
+from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, is_embedded
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
@@ -29,14 +29,6 @@ STRATEGIES = ("prompt", "cls", "fewshot")
 EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
-EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
-
-
-def is_embedded(model: str) -> bool:
-    """Whether a base model comes with t2eval."""
-    return model == EMBEDDED or model.startswith(f"{EMBEDDED}-")
-
-
 _PATH_FIELDS = ("experts", "baselines", "include_path")
 
 

@@ -55,7 +55,11 @@ class Row(BaseModel):
 
 
 class Sample(BaseModel):
-    """One example of a cell. `doc_hash` is lm-eval's; `score` is None where the metric has no value for a single example."""
+    """One example of a cell.
+
+    `doc_hash` is lm-eval's; `score` is None where the metric has no value for a single example; `dispatch` is the label that the
+    example was given, where the method dispatches.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,6 +67,7 @@ class Sample(BaseModel):
     doc_hash: str
     score: float | None
     response: str
+    dispatch: str | None = None
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2eval import hub
-from t2eval.bench.plan import EMBEDDED, EMBEDDED_VLM, BenchConfig, is_embedded
+from t2eval.bench.plan import BenchConfig
 from t2eval.choice import is_chosen, select_layers
-from t2eval.resources import experts_dir
+from t2eval.resources import EMBEDDED_FOLDERS, experts_dir, is_embedded
 
 Source = Literal["measured", "read", "assumed", "unknown"]
 """Where a figure is from: counted on this machine; read from a file that states it (or computed from such); taken for granted."""
@@ -107,7 +107,7 @@ def model_shape(config: BenchConfig) -> Shape:
 def _folder(config: BenchConfig) -> str:
     if not is_embedded(config.model):
         return config.model
-    return str(experts_dir() / ("vlm" if config.model == EMBEDDED_VLM else f"base{config.model.removeprefix(EMBEDDED)}"))
+    return str(experts_dir() / EMBEDDED_FOLDERS[config.model])
 
 
 def _width(dtype: str, stated: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +166,15 @@ def _response(sample: dict[str, Any]) -> str:
     return first if isinstance(first, str) else json.dumps(first, default=str)
 
 
-def _to_samples(logged: list[dict[str, Any]], metric: str, chosen: str) -> list[Sample]:
+def _to_samples(logged: list[dict[str, Any]], metric: str, chosen: str, labels: Mapping[int, str]) -> list[Sample]:
     samples = []
     for sample in logged:
         if sample["filter"] != chosen:
             continue
         value = sample.get(metric)
         score = float(value) if isinstance(value, bool | int | float) else None
-        samples.append(Sample(doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], score=score, response=_response(sample)))
+        doc = sample["doc_id"]
+        samples.append(Sample(doc_id=doc, doc_hash=sample["doc_hash"], score=score, response=_response(sample), dispatch=labels.get(doc)))
     return samples
 
 
@@ -285,7 +286,7 @@ class Worker:
         passes = _spent(before, after)
         t2 = outcome["config"].get("t2")
         return {
-            **self._scores(cell, task, outcome),
+            **self._scores(cell, task, outcome, lm.dispatched(cell.task) if hasattr(lm, "dispatched") else {}),
             "seconds": round(seconds, 3),
             "first_pass_seconds": passes["first_pass"]["seconds"] if t2 else 0.0,
             "second_pass_seconds": passes["second_pass"]["seconds"] if t2 else round(seconds, 3),
@@ -295,10 +296,10 @@ class Worker:
             "hashes": {"task": object_hash(outcome["configs"][cell.task]), **facts["hashes"]},
         }
 
-    def _scores(self, cell: Cell, task: Any, outcome: dict[str, Any]) -> dict[str, Any]:
+    def _scores(self, cell: Cell, task: Any, outcome: dict[str, Any], labels: Mapping[int, str]) -> dict[str, Any]:
         results = outcome["results"][cell.task]
         metric, chosen = main_metric(task, results)
-        samples = _to_samples(outcome["samples"][cell.task], metric, chosen)
+        samples = _to_samples(outcome["samples"][cell.task], metric, chosen, labels)
         values = [sample.score for sample in samples if sample.score is not None]
         # A corpus-level metric (perplexity, BLEU) is no mean over examples: it has a score but no error bar of this kind.
         averaged = len(values) == len(samples) and bool(values)

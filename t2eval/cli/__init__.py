@@ -17,6 +17,7 @@ from t2eval import __version__
 from t2eval.cli.bench import bench, demo, leaderboard
 from t2eval.cli.expert import expert
 from t2eval.cli.machine import doctor, lm_eval, sandbox
+from t2eval.cli.paper import paper
 from t2eval.cli.tasks import tasks
 from t2eval.cli.train import train_expert
 from t2eval.errors import T2Error, UsageError
@@ -89,5 +90,5 @@ def main() -> None:
     """
 
 
-for _command in (doctor, demo, tasks, train_expert, expert, bench, leaderboard, sandbox, lm_eval):
+for _command in (doctor, demo, tasks, train_expert, expert, bench, leaderboard, paper, sandbox, lm_eval):
     main.add_command(_command)

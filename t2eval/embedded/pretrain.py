@@ -168,10 +168,11 @@ def pretrain(
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The folder of the model.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--steps", default=3400, show_default=True)
+@click.option("--tokens", default=5000, show_default=True, help="Tokens a step.")
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile (needs a C++ compiler).")
-def main(output: Path, seed: int, steps: int, compiled: bool) -> None:
+def main(output: Path, seed: int, steps: int, tokens: int, compiled: bool) -> None:
     """Pretrain the embedded base model."""
-    pretrain(output, seed=seed, steps=steps, compiled=compiled)
+    pretrain(output, seed=seed, steps=steps, tokens=tokens, compiled=compiled)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ class Adapting(Strategy):
             "seed": search.seed,
             "ties": self.search.ties,
             "granularity": self.search.granularity,
+            "alpha_rows": self._coefficients.groups,
             "normalize": self.search.normalize,
             "form": self.search.form,
             "chosen": found.chosen,

@@ -134,6 +134,10 @@ class Dispatching(Strategy):
         ids, _ = self.tok_batch_encode([context], left_truncate_len=room, truncation=self.truncation)
         return tuple(ids[0].tolist())
 
+    def dispatched(self, task: str) -> dict[int, str]:
+        """The label that each document of a task was given so far: doc_id → label."""
+        return {document: label for (name, document), label in self._chosen.items() if name == task}
+
     def report(self) -> dict[str, Any]:
         return {
             "chosen": [[task, document, label] for (task, document), label in self._chosen.items()],

@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from t2eval.base import EMBEDDED_VLM, embedded_library_dir, embedded_vlm_dir, embedded_vlm_library_dir
+from t2eval.base import embedded_library_dir, embedded_vlm_library_dir
 from t2eval.errors import UsageError
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
@@ -21,6 +21,7 @@ from t2eval.models.options import ClsVlmOptions, PromptVlmOptions
 from t2eval.models.strategy import Strategy
 from t2eval.multimodal import MultimodalLM
 from t2eval.reading import Reader
+from t2eval.resources import EMBEDDED_VLM
 from t2eval.strategies.first_pass import Encoding
 
 __all__ = ["T2ClsVlm", "T2ExpertVlm", "T2FewshotVlm", "T2PromptVlm"]
@@ -41,9 +42,6 @@ class WithImages(Strategy):
         if self._chat and not self.interleave:
             raise UsageError("interleave=false changes the prompts in a way that t2-fewshot-vlm's search does not follow: leave it out.")
         return self.processor
-
-    def embedded_base(self) -> Path:
-        return embedded_vlm_dir()
 
     def embedded_library(self) -> list[Path]:
         """The experts of the language model, which is the embedded base's own, and those that were trained with images."""

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.strategies.fewshot import FewshotConfig
-from t2eval.strategies.search import SearchConfig
+from t2eval.strategies.fewshot import FewshotConfig, Form, Granularity
+from t2eval.strategies.search import Method
 
 
 class Options(BaseModel):
@@ -44,7 +44,7 @@ class ExpertOptions(Options):
 
     strategy: ClassVar[str] = "expert"
     alphas: tuple[float, ...] | None = None
-    form: Literal["paper", "offset"] = "paper"
+    form: Form = "paper"
 
     @field_validator("alphas", mode="before")
     @classmethod
@@ -97,38 +97,33 @@ class ClsVlmOptions(ClsOptions):
 
 
 class FewshotOptions(Options):
-    """`t2-fewshot`: α by search. See `FewshotConfig` and `SearchConfig` for what the values mean."""
+    """`t2-fewshot`: α by search. What is left out comes from the preset, else from `FewshotConfig` and `SearchConfig`, which say what
+    the values mean."""
 
     strategy: ClassVar[str] = "fewshot"
-    shots: int = Field(default=10, ge=1)
-    granularity: Literal["task", "layer"] = "task"
-    normalize: bool = False
-    search: Literal["cem", "cmaes"] = "cem"
+    shots: int | None = Field(default=None, ge=1)
+    granularity: Granularity | None = None
+    normalize: bool | None = None
+    search: Method | None = None
     population: int | None = Field(default=None, ge=2)
     iterations: int | None = Field(default=None, ge=1)
     adapt_seed: int = 0
-    ties: Literal["own", "reference"] = "own"
+    ties: Literal["own", "reference"] | None = None
     choose: Literal["auto", "mean", "best"] | None = None
-    form: Literal["paper", "offset"] = "paper"
+    form: Form | None = None
     preset: Literal["paper"] | None = None
 
     def config(self) -> FewshotConfig:
-        """The search with its preset: `preset=paper` sets the budget and `choose=mean`, and what is given by name wins."""
-        base = SearchConfig.paper() if self.preset == "paper" else SearchConfig()
-        given: dict[str, Any] = {"method": self.search, "seed": self.adapt_seed}
+        """The search with its preset; what is given by name wins."""
+        base = FewshotConfig.paper() if self.preset == "paper" else FewshotConfig()
+        named = {"shots", "granularity", "normalize", "ties", "choose", "form"}
+        given = self.model_dump(include=named, exclude_none=True)
+        search: dict[str, Any] = self.model_dump(include={"population", "iterations"}, exclude_none=True) | {"seed": self.adapt_seed}
+        if self.search is not None:
+            search["method"] = self.search
         if self.population is not None:
-            given |= {"population": self.population, "elites": None}
-        if self.iterations is not None:
-            given["iterations"] = self.iterations
-        return FewshotConfig(
-            shots=self.shots,
-            granularity=self.granularity,
-            normalize=self.normalize,
-            ties=self.ties,
-            choose=self.choose or ("mean" if self.preset == "paper" else "auto"),
-            form=self.form,
-            search=base.model_copy(update=given),
-        )
+            search["elites"] = None
+        return base.model_copy(update={**given, "search": base.search.model_copy(update=search)})
 
 
 _ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions, PromptVlmOptions, ClsVlmOptions)

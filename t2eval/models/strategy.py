@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,13 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from t2eval.base import EMBEDDED, embedded_base_dir, embedded_library_dir
+from t2eval.base import embedded_base_dir, embedded_library_dir
 from t2eval.chat import Chat
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, load_library
 from t2eval.models.launch import command_line_flags, one_message
 from t2eval.models.options import Options, split_arguments
+from t2eval.resources import EMBEDDED, is_embedded
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.strategies.first_pass import Encoding, Meter, Runner
@@ -73,10 +73,10 @@ class Strategy:
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
             self._embedded = pretrained is None or pretrained == self.EMBEDDED
-            if self._embedded:
-                pretrained = self._checked_embedded()
-            elif self.options.experts is None:
+            if not self._embedded and self.options.experts is None:
                 raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
+            if pretrained is None or isinstance(pretrained, str) and is_embedded(pretrained):
+                pretrained = _checked_embedded(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
             if str(rest.get("device", "cuda")).startswith("cuda") and not torch.cuda.is_available():
@@ -228,21 +228,9 @@ class Strategy:
             return self.options.experts
         return self.embedded_library()
 
-    def embedded_base(self) -> Path:
-        """The folder of the base model that a bare command takes."""
-        return Path(embedded_base_dir())
-
     def embedded_library(self) -> Path | list[Path]:
         """The folder of its experts, or several."""
         return Path(embedded_library_dir(0))
-
-    def _checked_embedded(self) -> str:
-        folder = self.embedded_base()
-        if not (folder / "config.json").is_file():
-            raise T2Error(
-                f"The embedded base model is not at {os.fspath(folder)}: reinstall t2eval, or give pretrained= and experts= in model_args."
-            )
-        return str(folder)
 
     def _load_base(self, pretrained: Any, rest: dict[str, Any]) -> None:
         try:
@@ -338,6 +326,14 @@ class Strategy:
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
+
+
+def _checked_embedded(name: str) -> str:
+    """The folder of a base model that comes with t2eval."""
+    folder = embedded_base_dir(name)
+    if not (folder / "config.json").is_file():
+        raise T2Error(f"The base model {name!r} is not at {folder}: reinstall t2eval, or give pretrained= and experts= in model_args.")
+    return str(folder)
 
 
 def _floating(module: Any) -> bool:

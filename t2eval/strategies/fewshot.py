@@ -11,6 +11,7 @@ Deviations from the paper:
    whichever scores better on the adaptation examples; the mean is evaluated as one more candidate. `choose=mean` is the paper's.
 3. A search stops early when it has converged and its elites tie.
 4. `form=offset` mixes 1 + Σ α_k (z_k - 1).
+5. `granularity=matrix`, one α for each adapted matrix, is ours; the paper has one α an expert, or one an expert and layer.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from t2eval.reading import Features, fitted
 from t2eval.strategies.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.search import Array, SearchConfig, start_search
 
+Granularity = Literal["task", "layer", "matrix"]
+Form = Literal["paper", "offset"]
+
 _LAYER = re.compile(r"\.(\d+)\.")
 _SAME = 9
 """Decimals to which two scores are the same."""
@@ -44,12 +48,17 @@ class FewshotConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shots: int = Field(default=10, ge=1)
-    granularity: Literal["task", "layer"] = "task"
+    granularity: Granularity = "task"
     normalize: bool = False
     ties: Literal["own", "reference"] = "own"
     choose: Literal["auto", "mean", "best"] = "auto"
-    form: Literal["paper", "offset"] = "paper"
+    form: Form = "paper"
     search: SearchConfig = SearchConfig()
+
+    @classmethod
+    def paper(cls, seed: int = 0) -> FewshotConfig:
+        """Ten examples, one free α an expert, the cross-entropy method with the paper's budget, and the mean of its end."""
+        return cls(shots=10, granularity="task", normalize=False, form="paper", choose="mean", search=SearchConfig.paper(seed))
 
 
 @dataclass(frozen=True)
@@ -100,43 +109,49 @@ class Coefficients:
 
     Attributes:
         scales: the experts' z by matrix path, in the order of α.
-        granularity: one α an expert, or one an expert and decoder layer.
-        normalize: divide by the sum (per layer), so that Σ α = 1.
+        granularity: one α an expert (`task`), one an expert and decoder layer, or one an expert and matrix.
+        normalize: divide by the sum (per layer or matrix), so that Σ α = 1.
         form: `paper` or `offset`, as `basis.mix_scales`.
     """
 
     scales: Sequence[Mapping[str, Tensor]]
-    granularity: Literal["task", "layer"] = "task"
+    granularity: Granularity = "task"
     normalize: bool = False
-    form: Literal["paper", "offset"] = "paper"
+    form: Form = "paper"
 
     @property
     def paths(self) -> list[str]:
         return sorted({path for scale in self.scales for path in scale})
 
     @property
-    def layers(self) -> list[int]:
-        return sorted({_layer(path) for path in self.paths})
+    def groups(self) -> list[str]:
+        """What each row of α is for, in order: layer numbers, matrix paths, or nothing where α holds for the whole task."""
+        if self.granularity == "task":
+            return []
+        if self.granularity == "layer":
+            return [str(layer) for layer in sorted({_layer(path) for path in self.paths})]
+        return self.paths
 
     @property
     def dimensions(self) -> int:
-        return len(self.scales) * (len(self.layers) if self.granularity == "layer" else 1)
+        return len(self.scales) * max(1, len(self.groups))
 
     def alphas(self, vector: Array) -> Array:
-        """(K,) for a task, (layers, K) for layers."""
+        """(K,) for a task, (layers, K) for layers, (matrices, K) for matrices."""
         matrix = np.asarray(vector, dtype=np.float64).reshape(-1, len(self.scales))
         if self.normalize:
             total = matrix.sum(axis=1, keepdims=True)
             matrix = np.where(total > 1e-9, matrix / np.maximum(total, 1e-9), 1.0 / len(self.scales))
-        return matrix if self.granularity == "layer" else matrix[0]
+        return matrix[0] if self.granularity == "task" else matrix
 
     def z(self, vector: Array) -> dict[str, Tensor]:
         """z' of every matrix, float32."""
         alphas = self.alphas(vector)
         if self.granularity == "task":
             return mix_scales(self.scales, alphas.tolist(), self.form)
-        place = {layer: row for row, layer in enumerate(self.layers)}
-        return mix_scales(self.scales, {path: alphas[place[_layer(path)]].tolist() for path in self.paths}, self.form)
+        place = {group: row for row, group in enumerate(self.groups)}
+        groups = {path: path if self.granularity == "matrix" else str(_layer(path)) for path in self.paths}
+        return mix_scales(self.scales, {path: alphas[place[group]].tolist() for path, group in groups.items()}, self.form)
 
 
 def _layer(path: str) -> int:

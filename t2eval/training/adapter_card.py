@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from t2eval.base import EMBEDDED
+from t2eval.base import embedded_base_dir, is_embedded
 
 _CARD = """---
 base_model: {base}
@@ -40,7 +40,7 @@ def adapter_card(name: str, record: Mapping[str, Any]) -> str:
     Returns:
         Markdown with the Hub's metadata on top.
     """
-    scores = record["scores"]
+    scores, base = record["scores"], record["base_model"]["id"]
     rows = [
         f"| {split} | {when} | {score['score']:.4f} | {'' if score['stderr'] is None else format(score['stderr'], '.4f')} | {score['n']} |"
         for split in ("validation", "test")
@@ -49,8 +49,8 @@ def adapter_card(name: str, record: Mapping[str, Any]) -> str:
     ]
     return _CARD.format(
         name=name,
-        base=record["base_model"]["id"],
-        where="experts/base" if record["base_model"]["id"] == EMBEDDED else record["base_model"]["id"],
+        base=base,
+        where=f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else base,
         method=record["method"],
         task=record["task"],
         objective=record["objective"],

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,16 @@ def test_row_reports_passes_parameters_and_hashes(done, settings):
     assert set(prompt.hashes["experts"]) == {"math", "code"}
     assert list(rows["lora", "bench_choice"].hashes["adapter"]) == ["lora-math"]
     assert rows["fewshot", "bench_choice"].t2["adaptation"].keys() == {"bench_choice"}
+
+
+def test_samples_say_which_label_each_example_was_given(done):
+    worker, _, rows, _ = done
+    for method in ("prompt", "cls"):
+        for task in ("bench_generate", "bench_choice"):
+            given = Counter(sample.dispatch for sample in read_samples(worker.output, rows[method, task]))
+            assert given == rows[method, task].t2["dispatch"][task]
+    for method in ("base", "fewshot", "lora"):
+        assert {sample.dispatch for sample in read_samples(worker.output, rows[method, "bench_generate"])} == {None}
 
 
 def test_broken_cells_say_what_is_missing(settings, tmp_path, done):

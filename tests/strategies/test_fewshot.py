@@ -48,7 +48,14 @@ def test_coefficients_mean_what_the_paper_says() -> None:
     layer = Coefficients([one, two], "layer", form="offset")
     z = layer.z(np.array([1.0, 0.0, 0.0, 0.5]))
     assert layer.dimensions == 4 and torch.allclose(z["model.layers.0.q"], one["model.layers.0.q"])
-    assert torch.allclose(z[path], 1 + 0.5 * (two[path] - 1))
+    assert torch.allclose(z[path], 1 + 0.5 * (two[path] - 1)) and layer.groups == ["0", "1"]
+    matrix = Coefficients([one, two], "matrix")
+    vector = np.array([1.0, 0.0, 0.5, 0.5, 0.2, 0.7])
+    assert matrix.groups == matrix.paths == sorted(one) and matrix.dimensions == 6 and matrix.alphas(vector).shape == (3, 2)
+    for row, path in enumerate(matrix.groups):
+        a, b = vector[2 * row : 2 * row + 2]
+        assert torch.allclose(matrix.z(vector)[path], a * one[path] + b * two[path])
+    assert np.allclose(Coefficients([one, two], "matrix", normalize=True).alphas(vector).sum(axis=1), 1)
 
 
 def _peak(vectors: Sequence[np.ndarray]) -> list[Outcome]:

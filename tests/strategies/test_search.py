@@ -1,13 +1,19 @@
-"""The searchers: the cross-entropy method against an independent one, and both on functions with a known optimum."""
+"""The searchers: the cross-entropy method against an independent one, and all of them on functions with a known optimum."""
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t2eval.errors import UsageError
-from t2eval.strategies.search import CrossEntropy, SearchConfig, start_search
+from t2eval.strategies.search import CrossEntropy, Method, RandomSearch, SearchConfig, start_search
 
+METHODS = typing.get_args(Method)
 TARGET = np.array([0.8, 0.1, 0.45])
 
 
@@ -31,6 +37,15 @@ def test_cem_matches_a_plain_implementation() -> None:
         assert np.allclose(search.mean, mean) and np.allclose(search.sigma, sigma)
 
 
+def test_the_papers_preset_is_the_papers() -> None:
+    preset = SearchConfig.paper(seed=7)
+    assert (preset.method, preset.population, preset.elites, preset.iterations, preset.sigma) == ("cem", 32, 6, 100, 0.5)
+    search = start_search(3, 3, preset)
+    assert np.allclose(search.mean, 1 / 3)
+    first = np.random.default_rng(7).standard_normal((32, 3)) * 0.5 + 1 / 3
+    assert np.allclose(search.ask(), first.clip(0, 1))
+
+
 @pytest.mark.parametrize("method", ["cem", "cmaes"])
 def test_reaches_the_optimum_of_a_quadratic_and_converges(method: str) -> None:
     search = start_search(3, 3, SearchConfig.paper(seed=1).model_copy(update={"method": method}))
@@ -52,15 +67,71 @@ def test_the_floor_keeps_the_spread_alive() -> None:
         assert len(np.unique(population)) > 1 and (search.sigma >= 0.2).all()
 
 
-@pytest.mark.parametrize("method", ["cem", "cmaes"])
-def test_the_same_seed_asks_the_same(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_asks_the_same_and_another_seed_something_else(method: Method) -> None:
     config = SearchConfig(method=method, seed=3)
     one, other = start_search(4, 2, config), start_search(4, 2, config)
+    stranger = start_search(4, 2, config.model_copy(update={"seed": 4}))
     for _ in range(3):
         population = one.ask()
-        assert np.array_equal(population, other.ask())
+        assert np.array_equal(population, other.ask()) and not np.array_equal(population, stranger.ask())
         for search in (one, other):
             search.tell(population, list(range(len(population))))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    method=st.sampled_from(METHODS),
+    dimensions=st.integers(2, 12),
+    population=st.integers(4, 12),
+    seed=st.integers(0, 10_000),
+    target=st.floats(-0.5, 1.5),
+)
+def test_every_candidate_and_mean_stays_in_the_box(method: Method, dimensions: int, population: int, seed: int, target: float) -> None:
+    search = start_search(dimensions, 3, SearchConfig(method=method, population=population, seed=seed))
+    for _ in range(5):
+        asked = search.ask()
+        assert asked.shape == (population, dimensions) and asked.dtype == np.float64
+        assert asked.min() >= 0 and asked.max() <= 1
+        search.tell(asked, [int(row) for row in np.argsort(np.abs(asked - target).sum(axis=1), kind="stable")])
+        assert search.mean.shape == (dimensions,) and search.mean.min() >= 0 and search.mean.max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("transform", [np.exp, lambda scores: 3 * scores - 7, lambda scores: scores**3])
+def test_increasing_transforms_of_the_scores_change_nothing(method: Method, transform: Callable[[np.ndarray], np.ndarray]) -> None:
+    plain, transformed = (start_search(3, 3, SearchConfig(method=method, seed=2)) for _ in range(2))
+    for _ in range(6):
+        population = plain.ask()
+        assert np.array_equal(population, transformed.ask())
+        scores = -((population - TARGET) ** 2).sum(axis=1)
+        plain.tell(population, [int(row) for row in np.argsort(-scores, kind="stable")])
+        transformed.tell(population, [int(row) for row in np.argsort(-transform(scores), kind="stable")])
+
+
+def test_random_search_keeps_the_best_it_has_seen() -> None:
+    search = RandomSearch(np.full(3, 1 / 3), SearchConfig(population=8, seed=1))
+    best = float(((search.mean - TARGET) ** 2).sum())
+    for round_ in range(40):
+        population = search.ask()
+        assert np.array_equal(population[0], search.mean)
+        distances = ((population - TARGET) ** 2).sum(axis=1)
+        best = min(best, float(distances.min()))
+        search.tell(population, _ranking(population))
+        assert float(((search.mean - TARGET) ** 2).sum()) == best
+        assert not search.converged or round_ < 0
+    assert best < 0.02
+
+
+def test_both_optimisers_beat_random_search_at_the_same_budget() -> None:
+    def distance(method: Method, seed: int) -> float:
+        search = start_search(3, 3, SearchConfig(method=method, seed=seed))
+        for _ in range(10):
+            search.tell(population := search.ask(), _ranking(population))
+        return float(np.abs(search.mean - TARGET).max())
+
+    means = {method: np.mean([distance(method, seed) for seed in range(10)]) for method in METHODS}
+    assert means["cem"] < 0.5 * means["random"] and means["cmaes"] < 0.5 * means["random"]
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -1,0 +1,88 @@
+"""Derived experts: libraries on disk that are made of other libraries, so that a benchmark's cells can run them.
+
+Shuffled experts (tables 5 and 9), even mixes (figure 7), and the experts of two base models in one library (table 5). A library is
+written once; it is complete when its marker is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2eval.base import base_identity, load_base
+from t2eval.expert import Expert, load_library, mix
+from t2eval.strategies.dispatch import DISPATCH_LABEL
+from t2eval.svf import Adapted, attach
+
+_MARKER = ".complete"
+
+
+def skills(library: str | Path) -> list[Expert]:
+    """The experts of a library without its classification expert."""
+    return [expert for expert in load_library(library) if expert.label != DISPATCH_LABEL]
+
+
+def shuffle(z: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """z with the values of each matrix in a random order: what it would be if the order of the singular values meant nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    return {path: z[path][torch.randperm(len(z[path]), generator=generator)] for path in sorted(z)}
+
+
+def write_library(folder: Path, experts: Callable[[], Sequence[Expert]]) -> Path:
+    """Save experts under `folder`, unless that was finished before.
+
+    Args:
+        folder: of the library.
+        experts: makes them.
+
+    Returns:
+        `folder`.
+    """
+    if not (folder / _MARKER).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        for expert in experts():
+            expert.save(folder / expert.name)
+        (folder / _MARKER).touch()
+    return folder
+
+
+class Deriving:
+    """Makes experts of a base model's experts. The base is loaded when it is first needed.
+
+    Args:
+        model: the base model's name or folder.
+        experts: some of its experts: their matrices are attached.
+    """
+
+    def __init__(self, model: str, experts: Sequence[Expert]) -> None:
+        self._model, self._paths = model, sorted({path for expert in experts for path in expert.z})
+        self._adapted: Adapted | None = None
+        self._identity: Mapping[str, Any] = {}
+
+    @property
+    def adapted(self) -> Adapted:
+        if self._adapted is None:
+            model, _ = load_base(self._model)
+            self._identity = base_identity(model)
+            self._adapted = attach(model, paths=self._paths)
+        return self._adapted
+
+    def expert(self, z: Mapping[str, Tensor], name: str, label: str, description: str) -> Expert:
+        """An expert with the given z and the base's fingerprint."""
+        adapted = self.adapted
+        identity = {"base_id": self._identity["id"], "revision": self._identity["revision"]}
+        return Expert.from_adapted(adapted, z, name=name, label=label, description=description, **identity)
+
+    def shuffled(self, experts: Sequence[Expert], seed: int) -> list[Expert]:
+        """Each expert with its z shuffled."""
+        return [self.expert(shuffle(e.z, seed), e.name, e.label, f"{e.description} z shuffled, seed {seed}.") for e in experts]
+
+    def even(self, experts: Sequence[Expert]) -> list[Expert]:
+        """The even mix of the experts, once under each of their labels: each task finds it as its own."""
+        z = mix(experts, [1 / len(experts)] * len(experts))
+        return [self.expert(z, f"even-{e.label}", e.label, f"The even mix of {len(experts)} experts.") for e in experts]

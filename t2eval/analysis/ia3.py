@@ -1,0 +1,137 @@
+"""IA3 on a few examples: table 8's baseline, trained on the same adaptation examples that few-shot search gets.
+
+Full batch, AdamW, constant rate, as the paper has it. One run of 1000 steps gives the adapter of 100 steps on its way, so both are of the
+same run. Runs are independent: they are divided among processes of one thread each.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2eval.environment import Environment, Example, Split
+
+_RECORD = "adapter_config.json"  # written last
+_VALIDATION = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on the examples of one draw.
+
+    Attributes:
+        model: the base. chat: prompts in its chat template.
+        task, split, shots, draw: `Environment(task).examples(split, limit=shots, seed=draw)`.
+        rate: of AdamW.
+        steps: after which the adapter is kept, in ascending order.
+        folders: for each of `steps`, where it is saved; empty: it is scored on the task's validation split instead.
+        device: None: a GPU where there is one.
+    """
+
+    model: str
+    task: str
+    split: Split
+    shots: int
+    draw: int
+    rate: float
+    steps: tuple[int, ...]
+    folders: tuple[str, ...] = ()
+    chat: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every adapter is there."""
+        return bool(self.folders) and all((Path(folder) / _RECORD).is_file() for folder in self.folders)
+
+
+@functools.lru_cache(maxsize=1)
+def _base(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
+    import torch
+
+    from t2eval.base import load_base
+
+    return load_base(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def train(run: Run) -> list[float]:
+    """Do one run.
+
+    Returns:
+        The validation score after each of `run.steps`; nothing where the adapters are saved.
+    """
+    import torch
+
+    from t2eval.base import base_identity
+    from t2eval.loading import quiet_lm_eval
+    from t2eval.training.config import TrainConfig
+    from t2eval.training.methods import PeftTrainable
+    from t2eval.training.scores import summarise, validate
+    from t2eval.training.supervised import Supervised
+
+    quiet_lm_eval()
+    model, tokenizer = _base(run.model, run.dtype, run.device)
+    identity = base_identity(model)
+    environment = Environment(run.task, tokenizer=tokenizer, apply_chat_template=run.chat)
+    config = TrainConfig(task=run.task, output=Path("unused"), method="ia3", objective="supervised", lr=run.rate, seed=run.draw)
+    trainable = PeftTrainable(model, config)
+    objective = Supervised(environment, tokenizer, config)
+    examples = environment.examples(run.split, limit=run.shots, seed=run.draw)
+    held_out = [] if run.folders else environment.examples("validation", limit=_VALIDATION, seed=0)
+    optimizer = torch.optim.AdamW(trainable.parameters().values(), lr=run.rate, weight_decay=0.0)
+    scores = []
+    try:
+        for place, _ in enumerate(_reached(run.steps, lambda: _step(trainable, objective, examples, optimizer))):
+            if run.folders:
+                folder = Path(run.folders[place])
+                folder.mkdir(parents=True, exist_ok=True)
+                trainable.save(folder, identity)
+            else:
+                scores.append(summarise(validate(trainable, environment, tokenizer, held_out, config)).score)
+    finally:
+        plain = trainable.model.unload()
+        if hasattr(plain, "peft_config"):
+            del plain.peft_config
+    return scores
+
+
+def _reached(steps: Sequence[int], step: Any) -> Iterator[int]:
+    """Each of `steps` once it is reached."""
+    for number in range(1, steps[-1] + 1):
+        step()
+        if number in steps:
+            yield number
+
+
+def _step(trainable: Any, objective: Any, examples: Sequence[Example], optimizer: Any) -> None:
+    optimizer.zero_grad()
+    objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    optimizer.step()
+
+
+def train_all(runs: Iterable[Run], workers: int) -> list[list[float]]:
+    """Do runs, several at a time where there is no GPU.
+
+    Returns:
+        What `train` returns for each, in order.
+    """
+    import torch
+
+    todo = list(runs)
+    if workers < 2 or len(todo) < 2 or torch.cuda.is_available():
+        return [train(run) for run in todo]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
+        return list(pool.map(train, todo))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,147 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from t2eval import cli
+from t2eval.analysis import report, style
+from t2eval.analysis.item import item
+from t2eval.analysis.markdown import NONE, beside, score, table
+from t2eval.bench.report import LATENT_SKILL
+from t2eval.errors import T2Error
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_ours_and_the_papers_are_never_in_one_column(lab):
+    for name in ("table1", "table2", "table4", "table7"):
+        entry = item(name)
+        text = report.render(entry, entry.run(lab), lab)
+        lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
+        heads = lines[0]
+        assert all(head.startswith(("ours: ", "paper, Llama-3-8B-Instruct: ")) for head in heads[1:])
+        papers = {figure for column in entry.reported.columns.values() for figure in column.values()}
+        for line in lines[2:]:
+            if len(line) != len(heads):
+                break
+            for head, cell in zip(heads[1:], line[1:], strict=True):
+                assert (cell in papers or cell == NONE) if head.startswith("paper") else cell not in papers - {NONE}
+        for slip in entry.reported.slips:
+            assert f"A slip in the paper: {slip}" in text
+
+
+def test_a_table_has_every_label_once():
+    made = table(beside({"x": {"a": "1", "b": "2"}}, {"y": {"b": "3", "c": "4"}}, "M"))
+    assert made.splitlines() == ["|  | ours: x | paper, M: y |", "| --- | ---: | ---: |", "| a | 1 | – |", "| b | 2 | 3 |", "| c | – | 4 |"]
+    assert score({"score": 0.25, "stderr": 0.01}) == "0.250 ± 0.010"
+    assert score({"score": 0.25, "stderr": None}) == "0.250"
+    assert score({"score": None}) == NONE
+
+
+def test_the_report_goes_item_by_item(lab):
+    chosen = [item(name) for name in ("table1", "table3", "figure6")]
+    done = report.run_all(lab, chosen)
+    text = (lab.output / "REPORT.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## {name}. {entry.title}" for name, entry in zip(("Table 1", "Table 3", "Figure 6"), chosen, strict=True)
+    ]
+    assert LATENT_SKILL in text
+    assert "](figure6/figure.png)" in text
+    assert re.search(r"commit ([0-9a-f]{12}(\+changes)?|unknown); t2eval \d", text)
+    assert "torch 2" in text and "lm_eval 0" in text
+    assert "Not finished yet" not in text
+    supported = sum(claim.verdict == "supported" for claim in done[0].result.claims)
+    assert f"| Table 1. {chosen[0].title} | {supported} | " in text
+
+
+def test_an_interrupted_report_says_what_is_missing(lab):
+    entries = [item("table3"), item("figure6")]
+    done = report.run_all(lab, entries[:1])
+    assert "Not finished yet: figure6. Run the same command again." in report.report(lab, done, entries)
+
+
+def test_an_item_that_fails_is_named_and_the_others_go_on(lab):
+    def broken(lab):
+        raise T2Error("The second base is not there.")
+
+    entries = [replace(item("table3"), run=broken), item("figure6")]
+    done = report.run_all(lab, entries)
+    assert [entry.error for entry in done] == ["The second base is not there.", None]
+    text = (lab.output / "REPORT.md").read_text()
+    assert "FAILED: table3: The second base is not there." in text
+    assert "## Figure 6." in text
+
+
+def test_ctrl_c_ends_the_report(lab):
+    def interrupted(lab):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise T2Error("Interrupted: 3 of 9 cells are done.") from None
+
+    with pytest.raises(T2Error, match="Interrupted"):
+        report.run_all(lab, [replace(item("table3"), run=interrupted), item("figure6")])
+    assert not (lab.output / "figure6").exists()
+
+
+def test_series_differ_without_colour():
+    lines = [style.line(index) for index in range(7)]
+    bars = [style.bar(index) for index in range(7)]
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(line[key]) for line in lines}) == 7
+    assert len({bar["hatch"] for bar in bars}) == 7
+
+
+def test_a_picture_that_fails_leaves_nothing(tmp_path):
+    def broken(figure):
+        figure.subplots()
+        raise ValueError("no data")
+
+    with pytest.raises(ValueError, match="no data"):
+        style.picture(tmp_path / "a.png", broken)
+    assert list(tmp_path.iterdir()) == []
+    style.picture(tmp_path / "a.png", lambda figure: figure.subplots().plot([1, 2]), size=(2, 1))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.main, ["paper", *map(str, arguments)])
+
+
+def test_the_list():
+    result = invoke("--list")
+    assert result.exit_code == 0
+    assert "table1    SVF and LoRA" in result.output
+    assert {"name", "title", "measures"} == set(json.loads(invoke("--list", "--json").output)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which item?"),
+        (["tabel1", "--output", "x"], "Did you mean 'table1'"),
+        (["table1"], "Where to? `t2 paper table1 --output runs/paper`"),
+        (["table1", "--output", "x", "--preset", "papre"], "Did you mean 'paper'"),
+        (["table1", "--output", "x", "--preset", "paper", "--quick"], "--quick is a small form"),
+    ],
+)
+def test_a_wrong_command_is_one_message(arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_the_command_writes_an_item(tmp_path, fakes):
+    result = invoke("table3", "--output", tmp_path / "out", "--quick")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("## Table 3.")
+    assert (tmp_path / "out" / "table3" / "table.md").read_text() in result.stdout
+    again = invoke("table3", "--output", tmp_path / "out", "--quick", "--json")
+    assert len(json.loads(again.stdout)["table3"]["rows"]) == 6
+    other = invoke("table3", "--output", tmp_path / "out")
+    assert other.exit_code == 2
+    assert "Choose another --output" in other.stderr

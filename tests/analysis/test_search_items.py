@@ -1,0 +1,271 @@
+"""Tables 5, 8, 9 and 10 and figure 7 on cells from a formula: their numbers against the files', read another way, and what is run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from t2eval.analysis import ia3
+from t2eval.analysis import lab as lab_module
+from t2eval.analysis.item import item
+from t2eval.analysis.items import budgets, shots, transfer
+from t2eval.analysis.lab import Lab
+from t2eval.analysis.report import run_item
+from t2eval.base import embedded_library_dir
+from t2eval.bench.rows import Row
+from t2eval.expert import load_library
+from tests.analysis import conftest
+from tests.bench.fakes import number
+
+SKILLS = ("math", "code", "reasoning")
+REASONING = "embedded_reasoning_unseen"
+
+
+def alphas(cell: str) -> list[float]:
+    return [number(cell, name) % 100 / 100 for name in ("code", "math", "reasoning")]
+
+
+def spent(study: str, cell: str) -> dict[str, Any]:
+    return {"evaluations": number(study, cell, "e") % 500, "iterations": number(study, cell, "i") % 100, "examples": 3, "search": "cem"}
+
+
+@pytest.fixture
+def searched(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """The lab, whose few-shot cells say what they found and spent, and whose trainings leave the shipped experts."""
+    plain = conftest.fake_row
+
+    def with_search(plan: Any, output: Path, cell: Any) -> Row:
+        row = plain(plan, output, cell)
+        if cell.method != "fewshot":
+            return row
+        t2 = {"alphas": {cell.task: alphas(cell.key)}, "alpha_order": ["code", "math", "reasoning"]}
+        adaptation = {"adaptation": {cell.task: spent(plan.config.name, cell.key)}}
+        seconds = number(plan.config.name, cell.key, "s") % 90
+        return row.model_copy(update={"t2": {**(row.t2 or {}), **t2, **adaptation}, "first_pass_seconds": float(seconds)})
+
+    def train(trainings: Any, workers: int, say: Any, log: Any) -> None:
+        for training in trainings:
+            assert training.config.model == "embedded-seed-1" and training.config.method == "svf"
+            shutil.copytree(embedded_library_dir(training.seed) / training.config.label, training.output)
+
+    monkeypatch.setattr(conftest, "fake_row", with_search)
+    monkeypatch.setattr(lab_module, "train", train)
+    return lab
+
+
+def scores(lab: Lab, study: str, method: str, task: str, seeds: Sequence[int] = (0, 1), model: str = "embedded") -> np.ndarray:
+    """Scores by example, averaged over seeds, read from the files themselves."""
+    folder = lab.output / "cells" / study / "samples"
+    read = []
+    for seed in (0,) if method == "base" else seeds:
+        with gzip.open(folder / f"{model}__{method}__{task}__seed{seed}.jsonl.gz", "rt") as file:
+            read.append([json.loads(line)["score"] for line in file])
+    return np.mean(read, axis=0)
+
+
+def config(lab: Lab, study: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((lab.output / "cells" / study / "config.json").read_text())
+    return found
+
+
+def check(row: Any, expected: np.ndarray) -> None:
+    assert row["score"] == pytest.approx(expected.mean()) and row["stderr"] == pytest.approx(stats.sem(expected))
+
+
+@pytest.mark.parametrize(("name", "level"), [("table5", "unseen"), ("table9", "seen")])
+def test_transfer(searched: Lab, monkeypatch: pytest.MonkeyPatch, name: str, level: str) -> None:
+    monkeypatch.setattr(transfer, "SHUFFLES", 3)
+    monkeypatch.setattr(transfer, "refusal", lambda _lab: "matrix x has shape (64, 64)")
+    result = item(name).run(searched)
+    rows = {(row["way"], row["task"]): row for row in result.rows}
+    studies = {
+        transfer.BASE: ("base", "base", (0, 1)),
+        transfer.ORDERED: ("ordered", "expert", (0, 1)),
+        transfer.SHUFFLED: ("shuffled", "expert", (0, 1, 2)),
+        transfer.OWN: ("own", "expert", (0, 1)),
+    }
+    if level == "unseen":
+        studies |= {transfer.OWN_FEWSHOT: ("fewshot-own", "fewshot", (0, 1)), transfer.BOTH: ("fewshot-both", "fewshot", (0, 1))}
+    assert len(rows) == 3 * len(studies)
+    for way, (study, method, seeds) in studies.items():
+        told = config(searched, f"transfer-{study}")
+        assert told["model"] == "embedded-seed-1"
+        assert way == transfer.BASE or told["model_args"][method] == {"allow_basis_mismatch": True}
+        for skill in SKILLS:
+            task = f"embedded_{skill}_{level}"
+            check(rows[way, task], scores(searched, f"transfer-{study}", method, task, seeds, "embedded-seed-1"))
+    task = f"embedded_math_{level}"
+    claim = next(c for c in result.claims if c.text == f"first base's experts, ordered score higher than second base on math_{level}")
+    ordered, base = rows[transfer.ORDERED, task]["score"], rows[transfer.BASE, task]["score"]
+    assert claim.difference == pytest.approx(ordered - base) and claim.adjusted is not None
+    assert result.claims[-1].holds and "shape" in str(result.claims[-1])
+    columns = item(name).ours(result)
+    assert columns[f"math_{level} (n=40)"][transfer.ORDERED].startswith(f"{ordered:.3f}")
+
+
+def test_shuffled_experts_keep_their_values_and_both_libraries_their_experts(searched: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "SHUFFLES", 3)
+    monkeypatch.setattr(transfer, "refusal", lambda _lab: "refused")
+    item("table5").run(searched)
+    template = config(searched, "transfer-shuffled")["experts"]
+    orders = []
+    for shuffle in range(3):
+        shuffled = {expert.label: expert for expert in load_library(template.replace("{seed}", str(shuffle)))}
+        original = {expert.label: expert for expert in load_library(embedded_library_dir(shuffle % 2))}
+        assert set(shuffled) == set(SKILLS)
+        path = next(iter(shuffled["math"].z))
+        mine, theirs = shuffled["math"].z[path], original["math"].z[path]
+        assert torch.equal(mine.sort().values, theirs.sort().values) and not torch.equal(mine, theirs)
+        assert shuffled["math"].card.basis_fingerprint[path] != original["math"].card.basis_fingerprint[path]
+        orders.append(mine)
+    assert not torch.equal(orders[0], orders[2])  # two shuffles of one expert
+    both = load_library(config(searched, "transfer-fewshot-both")["experts"].replace("{seed}", "1"))
+    assert sorted(expert.name for expert in both) == sorted([*SKILLS, *(f"first-{skill}" for skill in SKILLS)])
+    first = next(expert for expert in both if expert.name == "first-code")
+    assert first.sha256 == next(e for e in load_library(embedded_library_dir(1)) if e.name == "code").sha256
+
+
+def test_an_expert_is_refused_on_another_width_with_the_reason(lab: Lab) -> None:
+    message = transfer.refusal(lab)
+    assert "has shape (128, 384)" in message or "has shape (128, 128)" in message
+    assert "64" in message and "in this model" in message
+
+
+def test_table10_counts_what_was_spent(searched: Lab) -> None:
+    result = item("table10").run(searched)
+    rows = {row["budget"]: row for row in result.rows}
+    assert list(rows) == ["base", *(budget.label for budget in budgets._FULL)]
+    check(rows["base"], scores(searched, "main", "base", REASONING))
+    for budget in budgets._FULL:
+        told = config(searched, budget.study)["model_args"]["fewshot"]
+        assert told["shots"] == budget.shots
+        assert told.get("iterations") == budget.iterations and (told.get("preset") == "paper") == (budget.iterations is not None)
+        row = rows[budget.label]
+        check(row, scores(searched, budget.study, "fewshot", REASONING))
+        each = [spent(budget.study, f"embedded__fewshot__{REASONING}__seed{seed}") for seed in (0, 1)]
+        assert row["evaluations"] == np.mean([e["evaluations"] for e in each]) and row["answers"] == 3 * row["evaluations"]
+        seconds = [number(budget.study, f"embedded__fewshot__{REASONING}__seed{seed}", "s") % 90 for seed in (0, 1)]
+        assert row["first_pass_seconds"] == np.mean(seconds)
+    columns = item("table10").ours(result)
+    assert columns["candidates"]["CEM, 3 shots"] == f"{rows['CEM, 3 shots']['evaluations']:.0f}"
+    light, full = rows["CEM light, 3 shots, 10 iterations"]["score"], rows["CEM, 10 shots"]["score"]
+    assert result.claims[-2].difference == pytest.approx(full - light)
+
+
+def test_figure7_shows_alphas_and_scores_the_even_mix(searched: Lab, tmp_path: Path) -> None:
+    done = run_item(item("figure7"), searched)
+    assert (searched.output / "figure7" / "figure.png").stat().st_size > 10_000
+    found = [row for row in done.result.rows if row["kind"] == "alphas"]
+    assert len(found) == 6
+    for row in found:
+        given = alphas(f"embedded__fewshot__{row['task']}__seed{row['seed']}")
+        assert list(row["alphas"].values()) == given
+        assert list(row["normalised"].values()) == pytest.approx(np.array(given) / sum(given))
+    for skill in SKILLS:
+        task = f"embedded_{skill}_unseen"
+        (row,) = [r for r in done.result.rows if r["kind"] == "score" and (r["way"], r["task"]) == ("even mix", task)]
+        check(row, scores(searched, "even-mix", "expert", task))
+        means = {name: np.mean([r["normalised"][name] for r in found if r["task"] == task]) for name in sorted(SKILLS)}
+        (claim,) = [c for c in done.result.claims if c.text == f"the expert of the task's own theme contributes most on {skill}_unseen"]
+        assert claim.holds == (max(means, key=means.get) == skill)  # type: ignore[arg-type]
+    even = load_library(config(searched, "even-mix")["experts"].replace("{seed}", "1"))
+    shipped = [expert for expert in load_library(embedded_library_dir(1)) if expert.label != "dispatch"]
+    for expert in even:
+        for path, z in expert.z.items():
+            assert torch.allclose(z, sum(each.z[path] for each in shipped) / 3)
+
+
+def test_table8_trains_and_searches_on_the_same_draws(searched: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[ia3.Run] = []
+
+    def train_all(runs: Sequence[ia3.Run], workers: int) -> list[list[float]]:
+        trained.extend(runs)
+        for run in runs:
+            for folder in run.folders:
+                Path(folder).mkdir(parents=True)
+                (Path(folder) / "adapter_config.json").touch()
+        return [
+            [0.5 + (run.rate == 5e-3) * 0.1 * (step == 40) + (run.rate == 5e-5) * 0.1 * (step == 10) for step in run.steps] for run in runs
+        ]
+
+    monkeypatch.setattr(ia3, "train_all", train_all)
+    monkeypatch.setattr(shots, "Sizes", lambda: shots._QUICK)
+    result = item("table8").run(searched)
+    choice = [run for run in trained if not run.folders]
+    assert {run.task for run in choice} == {"embedded_reasoning_seen"} and {run.split for run in choice} == {"train"}
+    final = [run for run in trained if run.folders]
+    assert {(run.shots, run.draw, run.rate) for run in final} == {(n, d, r) for n in (3, 10) for d in (0, 1) for r in (5e-5, 5e-3)}
+    assert {(run.rate, run.steps) for run in final} == {(5e-5, (10, 40)), (5e-3, (40,))}  # 5e-5 is the choice for 10 steps
+    rows = {(row["way"], row["shots"]): row for row in result.rows}
+    assert set(rows) == {("base", 0)} | {(way, n) for way in (*_IA3, "few-shot") for n in (3, 10)}
+    for n in (3, 10):
+        told = config(searched, f"shots-{n}")
+        assert told["model_args"] == {"fewshot": {"shots": n}} and told["seeds"] == [0, 1] and told["experts"].endswith("library/seed-0")
+        check(rows["few-shot", n], scores(searched, f"shots-{n}", "fewshot", REASONING))
+        check(rows["IA3, 40 steps, rate chosen on validation", n], scores(searched, f"shots-{n}-ia3-40-steps-rate-0.005", "ia3", REASONING))
+        folder = config(searched, f"shots-{n}-ia3-40-steps-rate-0.005")["baselines"]
+        assert (Path(folder.replace("{seed}", "1").replace("{label}", "reasoning")) / "adapter_config.json").exists()
+    assert "3 examples" in item("table8").ours(result)["few-shot"]
+    before = len(trained)
+    item("table8").run(searched)
+    assert len(trained) == before  # nothing is trained twice
+
+
+_IA3 = ("IA3, 10 steps, the paper rate", "IA3, 40 steps, the paper rate", "IA3, 40 steps, rate chosen on validation")
+
+
+def test_ia3_learns_from_the_very_examples(tmp_path: Path) -> None:
+    """The first AdamW step moves each value by the rate against the sign of the gradient, here of transformers' own loss."""
+    from peft import IA3Config, get_peft_model
+    from safetensors.torch import load_file
+
+    from t2eval.base import load_base
+    from t2eval.environment import Environment
+
+    folders = tuple(str(tmp_path / name) for name in ("one", "three"))
+    run = ia3.Run("embedded", REASONING, "adaptation", 3, 5, 1e-3, (1, 3), folders, device="cpu")
+    assert not run.finished and ia3.train(run) == [] and run.finished
+    model, tokenizer = load_base()
+    targets = {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    peft = get_peft_model(model, IA3Config(task_type="CAUSAL_LM", **targets))
+    examples = Environment(REASONING).examples("adaptation", limit=3, seed=5)
+    total, loss = 0, torch.zeros(())
+    for example in examples:
+        prompt = tokenizer(example.prompt)["input_ids"]
+        answer = tokenizer(" " + example.doc["answer"] + "\n\n")["input_ids"]
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        loss = loss + peft(input_ids=torch.tensor([prompt + answer]), labels=labels).loss * len(answer)
+        total += len(answer)
+    (loss / total).backward()
+    saved = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    later = load_file(tmp_path / "three" / "adapter_model.safetensors")
+    compared = 0
+    for name, parameter in peft.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found = saved[name.replace(".default", "")].flatten()
+        gradient = parameter.grad.flatten()  # type: ignore[union-attr]
+        clear = gradient.abs() > 1e-4
+        assert torch.allclose(found[clear], 1 - 1e-3 * gradient[clear].sign(), atol=2e-5)
+        assert not torch.equal(found, later[name.replace(".default", "")].flatten())
+        compared += int(clear.sum())
+    assert compared > 500
+
+
+def test_ia3_is_scored_on_validation_where_nothing_is_saved() -> None:
+    run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 2, 0, 5e-5, (1, 2), device="cpu")
+    ia3._VALIDATION, kept = 8, ia3._VALIDATION
+    try:
+        found = ia3.train(run)
+    finally:
+        ia3._VALIDATION = kept
+    assert len(found) == 2 and all(score * 8 == round(score * 8) for score in found)
