@@ -62,6 +62,7 @@ def draw_curve(axes: Any, rows: Sequence[Mapping[str, Any]], index: int, label: 
     steps = [step for step, *_ in curve]
     look = style.line(index)
     axes.plot(steps, [mean for _, mean, *_ in curve], label=label, **look)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if len({row["seed"] for row in rows}) > 1:
         axes.fill_between(steps, [low for *_, low, _ in curve], [high for *_, high in curve], color=look["color"], alpha=0.15, linewidth=0)
 
