@@ -43,7 +43,7 @@ def has_images(task: Any) -> bool:
     """
     if task.config.doc_to_audio is not None:
         raise T2Error(f"Task {task.config.task!r} has sound: experts work with text and images.")
-    return bool(task.MULTIMODAL)
+    return task.config.doc_to_image is not None
 
 
 def refuse_with_images(name: str, kind: str, num_fewshot: int) -> None:

@@ -53,7 +53,7 @@ def image_arguments(features: Sequence[Features | None]) -> dict[str, Any]:
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=rows[None] if found[0].stacked else [rows])}}
 
 
-def fitted(ids: list[int], features: Features | None, room: int) -> list[int]:
+def within(ids: list[int], features: Features | None, room: int) -> list[int]:
     """The last `room` tokens of a prompt.
 
     Raises:
@@ -73,7 +73,6 @@ class Reader:
     Args:
         model: a vision-language model, or a PEFT model of one.
         processor: its processor.
-
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -104,7 +103,6 @@ class Reader:
                 f"{type(self.model).__name__} {reason}: training with images, t2-fewshot-vlm and dispatch_image=true do not work with it. "
                 "LLaVA, LLaVA-NeXT and Idefics3 work; t2-expert-vlm works with every model that hf-multimodal loads."
             )
-
         encode: Callable[..., Any] = self.model.base_model.get_image_features
         return encode
 

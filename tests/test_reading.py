@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from t2eval import reading
 from t2eval.errors import T2Error, UsageError
 from t2eval.images import structured, text_tokenizer
-from t2eval.reading import Features, Reader, fitted, image_arguments
+from t2eval.reading import Features, Reader, image_arguments, within
 from t2eval.strategies.first_pass import Meter, Runner
 from t2eval.training.rollouts import Sampler, answer_logits, pad_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -105,9 +105,9 @@ def test_a_wrong_number_of_places_is_named() -> None:
 
 
 def test_a_prompt_with_images_is_never_cut() -> None:
-    assert fitted([1, 2, 3], None, 2) == [2, 3]
+    assert within([1, 2, 3], None, 2) == [2, 3]
     with pytest.raises(T2Error, match="has 3 tokens, and the model has room for 2"):
-        fitted([1, 2, 3], Features(torch.zeros(1, 4)), 2)
+        within([1, 2, 3], Features(torch.zeros(1, 4)), 2)
     model, processor = tiny_vlm(max_position_embeddings=24), tiny_processor()
     ids, features = Reader(model, processor).read(TEXT, lambda: [picture(3)], 0)
     with pytest.raises(T2Error, match="cannot be shortened"):

@@ -30,8 +30,13 @@ EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 EMBEDDED, EMBEDDED_VLM = "embedded", "embedded-vlm"
-SHIPPED = (EMBEDDED, EMBEDDED_VLM)
-"""The base models that come with t2eval, whose experts and baselines lie beside them."""
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a base model comes with t2eval."""
+    return model == EMBEDDED or model.startswith(f"{EMBEDDED}-")
+
+
 _PATH_FIELDS = ("experts", "baselines", "include_path")
 
 
@@ -245,7 +250,7 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(train, Mapping) and isinstance(train.get("recipe"), str):
         settings["train"] = {**train, "recipe": _anchor(train["recipe"], folder)}
     model = settings.get("model")
-    if isinstance(model, str) and model not in SHIPPED and (folder / model).is_dir():
+    if isinstance(model, str) and not is_embedded(model) and (folder / model).is_dir():
         settings["model"] = _anchor(model, folder)
     return settings
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, SHIPPED, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
 from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
 from t2eval.bench.worker import default_device
 from t2eval.errors import T2Error, UsageError
@@ -210,7 +210,7 @@ def _device(job: Job) -> str:
     """Where a run takes place: the embedded models are too small to gain from a GPU, and their recipes are reproducible on a CPU."""
     if job.config.device is not None:
         return job.config.device
-    return "cpu" if job.config.model in (None, *SHIPPED) else default_device()
+    return "cpu" if job.config.model is None or is_embedded(job.config.model) else default_device()
 
 
 def _placed(job: Job) -> TrainConfig:

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.errors import T2Error, UsageError
 from t2eval.images import PLACEHOLDER
-from t2eval.reading import Features, fitted
+from t2eval.reading import Features, within
 from t2eval.strategies.first_pass import Encoding, Runner
 
 DISPATCH_LABEL = "dispatch"
@@ -171,7 +171,7 @@ class Dispatcher:
         if new:
             with self._runner.meter.timed():
                 found = self._scored(new) if self._mode == "score" else self._generated(new)
-            self._known.update(zip(new, found, strict=True))
+            self._known.update((replace(question, images=None), choice) for question, choice in zip(new, found, strict=True))
         return [self._known[question] for question in asked]
 
     def _read(self, question: Question, room: int) -> tuple[list[int], Features | None]:
@@ -183,7 +183,7 @@ class Dispatcher:
             raise UsageError("Dispatch cannot see images with a model that reads text only.")
         context = self.prompt(PLACEHOLDER * len(images) + "\n" + question.text)
         ids, features = self._encoding.reader.read(context, lambda: images, question.key)
-        return fitted(ids, features, room), features
+        return within(ids, features, room), features
 
     # ------------------------------------------------------------------ scored
     def _scored(self, questions: list[Question]) -> list[Choice]:

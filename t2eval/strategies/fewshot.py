@@ -29,7 +29,7 @@ from torch import Tensor
 
 from t2eval.basis import mix_scales
 from t2eval.environment import Environment, Example
-from t2eval.reading import Features, fitted
+from t2eval.reading import Features, within
 from t2eval.strategies.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.search import Array, SearchConfig, start_search
 
@@ -305,7 +305,7 @@ class Candidates:
         if self._encoding.reader is None or not self._environment.images:
             return self._encoding.text(text)[-room:], None
         ids, features = self._encoding.reader.read(text, lambda: self._environment.images_of(example), (example.split, example.index))
-        return fitted(ids, features, room), features
+        return within(ids, features, room), features
 
     def __call__(self, vectors: Sequence[Array]) -> list[Outcome]:
         scales = [self._coefficients.z(vector) for vector in vectors]

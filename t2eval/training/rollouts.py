@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from t2eval.environment import Environment, Example
-from t2eval.reading import Features, Reader, fitted, image_arguments
+from t2eval.reading import Features, Reader, image_arguments, within
 
 _DEAD_ROWS = 0.25
 """The share of ended rows at which a batch is made smaller: doing it for each row costs more than it saves."""
@@ -154,7 +154,7 @@ class Sampler:
         """
         room = self._room()
         seen = list(images) if images is not None else [None] * len(prompts)
-        cut = [fitted(prompt, features, room) for prompt, features in zip(prompts, seen, strict=True)]
+        cut = [within(prompt, features, room) for prompt, features in zip(prompts, seen, strict=True)]
         order = sorted(range(len(cut)), key=lambda index: -len(cut[index]))
         answers: dict[int, list[int]] = {}
         for start in range(0, len(order), batch_size):
