@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,12 @@ def save(model: Any, processor: LlavaProcessor, output: Path, recipe: dict[str, 
     (output / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
+def _copy_dispatch(base: Path, output: Path) -> None:
+    """The language model wants to be asked for a skill as before."""
+    if (base / "dispatch.json").is_file():
+        shutil.copy(base / "dispatch.json", output)
+
+
 def pretrain(base: Path, output: Path, *, seed: int = 0, reading: int = 2200, answering: int = 500) -> None:
     """Train tower and projector from the seed, and save the whole model in the Hub layout under `output`.
 
@@ -240,6 +247,7 @@ def pretrain(base: Path, output: Path, *, seed: int = 0, reading: int = 2200, an
     _train(model, Lessons(processor, seed + 1).reading(128), reading, 3e-3, "reading")
     _train(model, Lessons(processor, seed + 2).answering(64), answering, 1e-3, "answering")
     save(model, processor, output, {"seed": seed, "reading_steps": reading, "answering_steps": answering})
+    _copy_dispatch(base, output)
 
 
 @click.command()

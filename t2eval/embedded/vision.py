@@ -5,7 +5,7 @@ must know. Unseen stands for OK-VQA: the picture names things, and the answer ne
 
 Each problem has a **twin** in text, with what the picture says in the picture's place. The twin's hash decides the split, so the base model
 was pretrained neither on a test picture nor on its twin. Answers are the twin's, and so are the habits: the language model is not trained
-again. The questions for the first word are in no corpus at all; the base answers them by what it learned elsewhere, now well, now badly.
+again. Only the questions for the first word are new; the corpus of pictures answers all of them with the mix of `READ_HABITS`.
 """
 
 from __future__ import annotations
