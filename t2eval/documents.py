@@ -26,8 +26,8 @@ def load_documents(
 
     Args:
         path: hub id. name: its configuration.
-        splits: those to keep, the ones to be scored last: a question that is in two of them, or twice in one, stays where it comes
-            last in this order. So the last split keeps every row, but for its own repeats.
+        splits: those to keep, the ones to be scored last: a question that is in two of them stays where it comes last in this order.
+            The last split keeps every row, also its own repeats, so that its scores are over as many examples as everyone's.
         problem: what is wrong with a row, or None.
         content: what a row asks, as text; two rows with the same text (but for case and white space) are the same question.
 
@@ -85,15 +85,16 @@ def content_hash(text: str) -> str:
 
 
 def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[str, Any]:
-    """Splits without the rows that a later split, or a later row of the same one, asks again.
+    """Splits without the rows that a later split, or a later row of the same one, asks again. The last split is left as it is.
 
     Args:
         splits: split → `datasets.Dataset`, the ones to be scored last.
         content: what a row asks, as text.
     """
-    seen: set[str] = set()
-    kept: dict[str, Any] = {}
-    for split, rows in reversed(splits.items()):
+    *earlier, (last, scored) = splits.items()
+    kept: dict[str, Any] = {last: scored}
+    seen = {content_hash(content(row)) for row in scored}
+    for split, rows in reversed(earlier):
         indices = []
         for index in range(len(rows) - 1, -1, -1):
             key = content_hash(content(rows[index]))

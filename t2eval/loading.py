@@ -75,11 +75,11 @@ def compiled_once() -> Iterator[None]:
     from lm_eval import utils
 
     compiled = utils.env.from_string
-    utils.env.from_string = lru_cache(maxsize=256)(compiled)  # type: ignore[method-assign]
+    utils.env.from_string = lru_cache(maxsize=256)(compiled)
     try:
         yield
     finally:
-        utils.env.from_string = compiled  # type: ignore[method-assign]
+        utils.env.from_string = compiled
 
 
 def checked_config(manager: Any, name: str) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from t2eval import doctor, hub
-from t2eval.bench.forecast import Figure, Forecast, forecast
-from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, open_tasks
+from t2eval.bench.execute import EXECUTORS
+from t2eval.bench.forecast import Figure, Forecast, forecast, task_data
+from t2eval.bench.plan import BASELINES, EMBEDDED, EXPERT_METHODS, Plan, is_embedded, open_tasks
 from t2eval.bench.training import jobs, settle
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.loading import checked_config
 from t2eval.resources import cache_dir
 from t2eval.training.config import TrainConfig
@@ -61,6 +62,8 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
         UsageError: a wrong name or setting.
         T2Error: something is missing; the message lists all of it.
     """
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
     found = Findings()
     here = settle(plan, output)
     config, todo = here.config, [job for job in jobs(here) if not job.finished]
@@ -114,7 +117,7 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
             found.obstacles.append(str(error))
             readable = False
             continue
-        for data in hub.hub_data(config):
+        for data in task_data(manager, config):
             users.setdefault(data, []).append(name)
         own = (config.get("metadata") or {}).get("t2") or {}
         packages |= dict.fromkeys((str(package) for package in own.get("requires") or ()), f"task {name}")
@@ -147,7 +150,7 @@ def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> 
 
 # ---------------------------------------------------------------------- the machine
 def _check_model(found: Findings, model: str, revision: str | None) -> None:
-    if model == EMBEDDED:
+    if is_embedded(model):
         check = doctor.embedded_base()
         if check.status == "missing":
             found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
@@ -217,12 +220,13 @@ def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:
 def _check_memory(found: Findings, device: str | None, prediction: Forecast, trains: bool) -> None:
     needs: Iterable[tuple[str, Figure]] = [("evaluation", prediction.needed(False))]
     needs = [*needs, ("training", prediction.needed(True))] if trains else needs
-    if device == "cpu" or (device is None and prediction.model == EMBEDDED):
-        free, where = _host_memory(), "of memory"
-    else:
-        gpus = _gpus()
-        free = None if not gpus else sum(gpus) if device == "auto" else gpus[0]
-        where = "on the GPUs" if device == "auto" else "on the GPU"
+    gpus = [] if device == "cpu" or (device is None and is_embedded(prediction.model)) else _gpus()
+    free: int | None = None
+    where = "of memory"
+    if gpus:
+        free, where = (sum(gpus), "on the GPUs") if device == "auto" else (gpus[0], "on the GPU")
+    elif device in (None, "cpu"):
+        free = _host_memory()
     for name, need in needs:
         if free is not None and need.value is not None and need.value > free:
             found.warnings.append(

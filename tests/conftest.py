@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ os.environ.update(
     T2EVAL_CACHE=str(Path(_CACHE.name) / "t2eval"),
 )
 os.environ.pop("T2EVAL_DEBUG", None)
+
+# A job in the background of a shell inherits that Ctrl-C is ignored, and would hand it on to the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

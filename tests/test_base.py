@@ -142,3 +142,21 @@ def test_other_faults_are_not_dressed_up(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(room.AutoModelForCausalLM, "from_pretrained", bug)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         load_base(str(folder))
+
+
+def test_auto_leaves_the_placing_to_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = room.AutoModelForCausalLM.from_pretrained
+    given: dict[str, Any] = {}
+
+    def from_pretrained(source: str, **options: Any) -> Any:
+        given.clear()
+        given.update(options)
+        return real(source, **options)
+
+    monkeypatch.setattr(room.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    model, _ = load_base(str(folder), device="auto")
+    assert given["device_map"] == "auto"
+    ids = torch.arange(6)[None].to(model.device)
+    torch.testing.assert_close(model(ids).logits.cpu(), tiny_model()(ids.cpu()).logits)
+    load_base(str(folder), device="cpu")
+    assert "device_map" not in given

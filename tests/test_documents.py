@@ -31,7 +31,7 @@ def test_a_question_stays_in_the_last_split_that_has_it(tmp_path: Path) -> None:
         found = load_documents(
             "someone/letters", "small", splits=("train", "validation", "test"), problem=_problem, content=lambda row: row["q"]
         )
-    assert {split: rows["q"] for split, rows in found.items()} == {"train": ["A "], "validation": ["d", "b"], "test": ["c", "e"]}
+    assert {split: rows["q"] for split, rows in found.items()} == {"train": ["A "], "validation": ["d", "b"], "test": ["c", "e", "e"]}
     assert list(found) == ["train", "validation", "test"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from t2eval.environment import Environment, make_task_manager
 from t2eval.errors import T2Error, UsageError
-from tests.tiny import tiny_tokenizer
+from tests.tiny import chat_tokenizer, tiny_tokenizer
 
 TASKS = Path(__file__).parent / "fixtures" / "training"
 MANAGER = make_task_manager(TASKS, task="letters_generate")
@@ -127,3 +127,65 @@ def test_data_that_cannot_be_had_is_explained(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(MANAGER, "load", unreachable)
     with pytest.raises(T2Error, match="Couldn't reach 'somebody/letters'.*HF_HUB_OFFLINE"):
         environment("letters_generate")
+
+
+def _begun(template: str | None, **options: object) -> Environment:
+    chat = {"tokenizer": chat_tokenizer(template), "apply_chat_template": True} if template else {}
+    return environment("letters_begun", **chat, **options)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize(
+    ("template", "begins", "ends"),
+    [
+        (None, "Say the letter.\n\n", "{question}\nIt is"),
+        (
+            "llama3",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nSay the letter.<|eot_id|>",
+            "{question}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nIt is",
+        ),
+        ("mistral", "<s>[INST] Say the letter.\n\n", "{question}[/INST] It is"),
+    ],
+)
+def test_a_begun_answer_is_gone_on_with(template: str | None, begins: str, ends: str, shots: int) -> None:
+    for example in _begun(template, num_fewshot=shots).examples("train", limit=5):
+        assert example.prompt.startswith(begins) and example.prompt.endswith(ends.format(question=example.doc["question"]))
+        assert example.prompt.count("It is") == 1 + shots == example.prompt.count(" say ")
+        assert example.answer == f" {example.target}"  # as in a worked example: "It is b"
+        if shots:
+            assert example.prompt.count("It is ") == shots
+
+
+def test_a_task_that_asks_several_times_is_scored_by_its_own_vote() -> None:
+    begun = _begun(None)
+    example = begun.examples("test", limit=1)[0]
+    wrong = "abcd"[("abcd".index(example.target) + 1) % 4]
+    assert begun.score_many([(example, f" {example.target}."), (example, wrong), (example, "")]) == [1.0, 0.0, 0.0]
+    assert example.target == begun.examples("test")[0].doc["answer"]
+
+
+def test_shots_of_scored_documents_are_those_of_lm_eval() -> None:
+    ours = _begun(None, num_fewshot=2).examples("test")
+    task = MANAGER.load(["letters_begun"])["tasks"]["letters_begun"]
+    task.set_config(key="num_fewshot", value=2)
+    task.set_fewshot_seed(1234)
+    task.build_all_requests()
+    assert [example.prompt for example in ours] == [instance.args[0] for instance in task.instances]
+
+
+def test_generation_settings_of_a_run_replace_the_task_s() -> None:
+    given = environment("letters_generate", generation_kwargs={"until": ["!"], "max_new_tokens": 7})
+    assert (given.until, given.max_new_tokens) == (["!"], 7)
+
+
+def test_arguments_of_the_chat_template_are_passed_on() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ mood }}{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    chat = {"tokenizer": tokenizer, "apply_chat_template": True}
+    calm = environment("letters_generate", **chat, chat_template_args={"mood": "calm"})
+    assert calm.examples("test", limit=1)[0].prompt.startswith("calm<")
+
+
+def test_a_sample_larger_than_the_split_is_the_split() -> None:
+    letters = environment("letters_generate")
+    assert len(letters.examples("adaptation", limit=1000)) == len(letters.examples("adaptation")) == 16

@@ -25,7 +25,7 @@ from t2eval.models import strategy as strategy_module
 from t2eval.svf import attach, compose
 from t2eval.targets import dense_weight
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub
-from tests.tiny import save_library, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import chat_tokenizer, save_library, save_tiny, tiny_model, tiny_tokenizer
 
 TASKS = Path(__file__).parent / "fixtures" / "models_tasks"
 LABELS = ("code", "dispatch", "math", "reasoning")
@@ -407,6 +407,32 @@ def test_lm_evals_own_task_runs(world: Path, kind: str) -> None:
     assert results["n-samples"]["arc_challenge"]["effective"] == len(hub_rows("allenai/ai2_arc", "ARC-Challenge", "test"))
     if kind == "fewshot":
         assert results["config"]["t2"]["adaptation"]["arc_challenge"]["split"] == "validation"
+
+
+@pytest.mark.usefixtures("arc")
+def test_fewer_examples_than_shots_are_all_used_and_said(world: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lm = _make("fewshot", world, **{**SMALL, "shots": 50})
+    found = _evaluate(lm, ["arc_challenge"], limit=2)["config"]["t2"]["adaptation"]["arc_challenge"]
+    count = len(hub_rows("allenai/ai2_arc", "ARC-Challenge", "validation"))
+    assert (found["examples"], found["shots"], found["overlaps_test"]) == (count, 50, False)
+    assert f"has {count} adaptation examples (split validation), fewer than shots=50" in caplog.text
+
+
+def test_the_search_answers_with_the_settings_of_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Environment] = []
+    made = Environment.__init__
+
+    def kept(self: Environment, *arguments: Any, **named: Any) -> None:
+        made(self, *arguments, **named)
+        seen.append(self)
+
+    monkeypatch.setattr(Environment, "__init__", kept)
+    tokenizer = chat_tokenizer("mistral")
+    lm = _make("fewshot", world, pretrained=tiny_model(), tokenizer=tokenizer, **SMALL)
+    results = _evaluate(lm, ["models_gen"], gen_kwargs={"until": ["!"], "max_gen_toks": 4}, apply_chat_template=True)
+    assert [(one.until, one.max_new_tokens) for one in seen] == [(["!"], 4)]
+    scored = {sample["arguments"][0][0] for sample in results["samples"]["models_gen"]}
+    assert {example.prompt for example in seen[0].examples("test")} == scored and all(text.startswith("<s>[INST] ") for text in scored)
 
 
 @pytest.mark.usefixtures("arc")

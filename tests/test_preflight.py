@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_gpus", lambda: [])
 
 
+def _no_package(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
 def bare(error: type[Exception]) -> Exception:
     """Without the HTTP response, whose type depends on the release of huggingface_hub."""
     made = error.__new__(error)
@@ -63,6 +68,8 @@ def test_the_embedded_benchmark_lacks_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
+    monkeypatch.setattr(preflight, "EXECUTORS", ("local", "ray"))
+    monkeypatch.setattr(preflight, "version", _no_package)  # whether ray is here or not
     with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
         preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")
     message = str(caught.value)
@@ -74,7 +81,7 @@ def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "t2_mbpp_pro, t2_humaneval run model-written programs, and there is no sandbox: no bwrap here. apt-get install bubblewrap",
         "The model meta-llama/Meta-Llama-3-8B-Instruct is neither a folder nor in the hub's cache",
         "There is no GPU here that torch can use, and the device is 'cuda'",
-        "ray is not installed (--executor ray). pip install 't2eval[ray]'",
+        "The package ray is not installed (--executor ray). pip install 't2eval[ray]'",
     ):
         assert part in message, (part, message)
     assert len(message.splitlines()) == 6
@@ -145,6 +152,8 @@ def test_names_that_do_not_exist_are_wrong_usage(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, train={"skills": {"math": {"task": "embedded_math_seen", "stepz": 1}}}, methods=["expert"])
     with pytest.raises(UsageError, match="Did you mean 'steps'"):
         preflight.check_bench(plan, tmp_path / "out")
+    with pytest.raises(UsageError, match="Unknown executor 'slurm'"):
+        preflight.check_bench(load_plan("embedded"), tmp_path / "out", executor="slurm")
 
 
 def test_warnings_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,19 +183,21 @@ def test_an_interrupted_harness_leaves_no_process(kind: str, number: signal.Sign
     )
     harness = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     assert harness.stdout is not None and harness.stderr is not None
-    assert harness.stdout.readline() == "go\n"
-    end = time.monotonic() + 60
-    while len(left := _descendants(harness.pid)) < 4 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(left) >= 4
-    harness.send_signal(number)
-    harness.wait(60)
-    while any(_alive(pid) for pid in left) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert [pid for pid in left if _alive(pid)] == []
-    assert ("KeyboardInterrupt" in harness.stderr.read()) == (number == signal.SIGINT)
-    harness.stdout.close()
-    harness.stderr.close()
+    try:
+        assert harness.stdout.readline() == "go\n"
+        end = time.monotonic() + 60
+        while len(left := _descendants(harness.pid)) < 4 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(left) >= 4
+        harness.send_signal(number)
+        harness.wait(60)
+        while any(_alive(pid) for pid in left) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert [pid for pid in left if _alive(pid)] == []
+        assert ("KeyboardInterrupt" in harness.stderr.read()) == (number == signal.SIGINT)
+    finally:
+        harness.kill()
+        harness.communicate()
 
 
 def test_without_any_isolation_programs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,10 @@ from typing import Any
 
 from t2eval import hub
 from t2eval.bench import rows
-from t2eval.bench.plan import EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
 from t2eval.bench.shape import Shape, Source, model_shape
 from t2eval.bench.training import Job, jobs, settle
+from t2eval.loading import checked_config, load_task
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
 
@@ -49,14 +50,21 @@ def figure(value: float | None, *sources: Source, note: str = "") -> Figure:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a task's YAML and the caches say of it: examples by role, tokens of an answer at most (None: a choice), its data sets."""
+    """What a task's YAML and the caches say of it.
+
+    Attributes:
+        name: of the task.
+        examples: by role: train, validation, test.
+        longest: tokens of an answer at most; None: a choice.
+        samples: answers to each test example.
+        data: its data sets.
+    """
 
     name: str
     examples: Mapping[str, Figure]
     longest: int | None
+    samples: int
     data: tuple[hub.HubData, ...]
-    runs_programs: bool
-    requires: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,17 +145,15 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
     Raises:
         T2Error: its programs would run unprotected.
     """
-    from t2eval.loading import checked_config
-
     config = checked_config(manager, name)
     own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
-    data = tuple(dict.fromkeys([*hub.hub_data(config), *_of_other_tasks(manager, config)]))
+    data = task_data(manager, config)
     splits = {"train": config.get("training_split"), "validation": config.get("validation_split"), "test": config.get("test_split")}
     splits["test"] = splits["test"] or splits["validation"]
     sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
     if not sizes and not data:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
-        loaded = manager.load([name])["tasks"][name].dataset
+        loaded = load_task(manager, name).dataset
         sizes = {split: Figure(float(len(loaded[split])), "measured", "counted") for split in loaded}
     if not sizes and len(data) == 1 and (found := hub.cached_data(data[0])) is not None:
         sizes = {split: Figure(float(count), "read", "stated in the cache") for split, count in found.sizes.items()}
@@ -157,18 +163,16 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
         name,
         {role: sizes.get(str(split), unknown) for role, split in splits.items() if split},
         int((config.get("generation_kwargs") or {}).get("max_gen_toks") or 256) if generates else None,
+        int((config.get("metadata") or {}).get("n") or config.get("repeats") or 1),
         data,
-        bool(config.get("unsafe_code")),
-        tuple(str(package) for package in own.get("requires") or ()),
     )
 
 
-def _of_other_tasks(manager: Any, config: Mapping[str, Any]) -> list[hub.HubData]:
-    """The data of a task that is made of other tasks' questions (`dataset_kwargs.tasks`: dispatch)."""
-    from t2eval.loading import checked_config
-
+def task_data(manager: Any, config: Mapping[str, Any]) -> tuple[hub.HubData, ...]:
+    """The data sets of a task, with those of the tasks whose questions it is made of (`dataset_kwargs.tasks`: dispatch)."""
     others = (config.get("dataset_kwargs") or {}).get("tasks") or []
-    return [data for name in others if name in manager.task_index for data in hub.hub_data(checked_config(manager, name))]
+    theirs = [data for name in others if name in manager.task_index for data in hub.hub_data(checked_config(manager, name))]
+    return tuple(dict.fromkeys([*hub.hub_data(config), *theirs]))
 
 
 def _limited(count: Figure, limit: int | None) -> Figure:
@@ -215,7 +219,7 @@ class _Meter:
         if not left:
             return self.work(name, zero, zero, zero, done=True)
         tested = _limited(_tested(task), self.config.limit)
-        read, written = self.answers(task, tested)
+        read, written = self.answers(task, _times(tested, task.samples))
         if method in ("prompt", "cls"):
             read = _sum(read, _times(tested, self.config.assume.dispatch_tokens))
         elif method == "fewshot":
@@ -373,7 +377,7 @@ def _data_sets(facts: Mapping[str, TaskFacts]) -> tuple[DataSet, ...]:
 
 
 def _download(config: BenchConfig, shape: Shape) -> Figure:
-    if config.model == EMBEDDED or Path(config.model).is_dir() or hub.has_weights(config.model, config.revision):
+    if is_embedded(config.model) or Path(config.model).is_dir() or hub.has_weights(config.model, config.revision):
         return Figure(0.0, "measured", "on this machine")
     # The hub's files of the paper's models are in a dtype of two bytes, whichever one they are loaded in.
     return figure(None if shape.parameters is None else shape.parameters * 2, shape.source, "assumed", note="two bytes a parameter")

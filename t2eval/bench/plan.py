@@ -30,6 +30,13 @@ EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 EMBEDDED = "embedded"
+
+
+def is_embedded(model: str) -> bool:
+    """Whether a base model comes with t2eval."""
+    return model == EMBEDDED or model.startswith(f"{EMBEDDED}-")
+
+
 _PATH_FIELDS = ("experts", "baselines", "include_path")
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2eval import hub
-from t2eval.bench.plan import EMBEDDED, BenchConfig
+from t2eval.bench.plan import EMBEDDED, BenchConfig, is_embedded
 from t2eval.choice import is_chosen, select_layers
+from t2eval.resources import experts_dir
 
 Source = Literal["measured", "read", "assumed", "unknown"]
 """Where a figure is from: counted on this machine; read from a file that states it (or computed from such); taken for granted."""
@@ -104,11 +105,9 @@ def model_shape(config: BenchConfig) -> Shape:
 
 
 def _folder(config: BenchConfig) -> str:
-    if config.model != EMBEDDED:
+    if not is_embedded(config.model):
         return config.model
-    from t2eval.resources import experts_dir
-
-    return str(experts_dir() / "base")
+    return str(experts_dir() / f"base{config.model.removeprefix(EMBEDDED)}")
 
 
 def _width(dtype: str, stated: Mapping[str, Any]) -> int:

@@ -31,11 +31,13 @@ def tasks(context: click.Context, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([task.as_dict() for task in found], indent=2))
         return
-    width = max((len(task.name) for task in found), default=4)
-    click.echo(f"{'task':<{width}}  {'label':<10} {'metric':<14} {'splits':<52} needs")
+    rows = [("task", "label", "metric", "splits", "needs")]
     for task in found:
         splits = ", ".join(f"{role} {'?' if size is None else size}" for role, size in task.splits.items())
-        click.echo(f"{task.name:<{width}}  {task.label or '–':<10} {task.metric:<14} {splits:<52} {', '.join(task.needs) or 'nothing'}")
+        rows.append((task.name, task.label or "–", task.metric, splits, ", ".join(task.needs) or "nothing"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @tasks.command()

@@ -23,6 +23,8 @@ SECONDS = 3.0
 SECONDS_VARIABLE = "T2EVAL_CHECKER_SECONDS"
 """Overrides SECONDS."""
 _MEMORY = 2 * 1024**3
+_WORN = 1024**3
+"""Bytes that it may have taken before it asks to be replaced: what one answer left behind must not fail the next one."""
 
 
 def _exact(expression: Any) -> Any:
@@ -61,9 +63,13 @@ def equal(golds: list[str], answers: list[str]) -> bool:
 
 
 def main() -> None:
-    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `true` or `false`. The first line out is `"ready"`."""
+    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `{"equal": …, "worn": …}`.
+
+    The first line out is `"ready"`. `worn`: what answers left behind fills so much memory that a new process should take over.
+    """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # whatever a library prints is no reply
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -72,6 +78,7 @@ def main() -> None:
     equal(["1"], ["\\frac{2}{2}"])  # what is imported late is imported now
     replies.write(json.dumps("ready") + "\n")
     replies.flush()
+    os.dup2(silence, 2)  # only what kept it from starting is of interest, and an unread pipe fills up
     for line in sys.stdin:
         question = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -81,7 +88,8 @@ def main() -> None:
             verdict = False
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
-        replies.write(json.dumps(bool(verdict)) + "\n")
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        replies.write(json.dumps({"equal": bool(verdict), "worn": taken > _WORN}) + "\n")
         replies.flush()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from t2eval.errors import UsageError
@@ -55,10 +56,11 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         own = {key: value for key, value in config.items() if key != "class"}
         own["repeats"] = self._n
         own["metric_list"] = [{"metric": f"pass@{k}", "aggregation": "mean", "higher_is_better": True} for k in self._ks]
-        # Functions, not methods: lm-eval copies a task's configuration deeply, and with a method the whole task.
-        own["filter_list"] = [{"name": "none", "filter": [{"function": "custom", "filter_fn": run_programs}]}]
+        # A function, not a method: lm-eval copies a task's configuration deeply, and with a method the whole task.
         own["process_results"] = pass_at_k
         super().__init__(config=own)
+        # Not in the configuration either, of which benchmarks keep a hash: there, it would be written with its place in memory.
+        self._filters = [build_filter_ensemble("none", [("custom", {"filter_fn": run_programs})])]
 
     def program(self, doc: Mapping[str, Any], answer: str) -> tuple[str, str]:
         """The program that an answer makes, and the test that it must pass; both Python text."""

@@ -9,10 +9,9 @@ import re
 from fractions import Fraction
 
 LONGEST = 2_000
-"""Characters of an answer; a longer one is no answer. The longest gold answer of MATH has some 160."""
+"""Characters of an answer; a longer one is no answer. The longest of MATH's that was seen has 81."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_FONTS = "mathbf|mathrm|mathit|mathsf|mathbb|mathcal|boldsymbol|bm|text|textbf|textit|textrm|textnormal|mbox|operatorname|emph"
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox|emph)\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[^\W\d_]")
 _WORDS = re.compile(r"[^\W\d_]{2}")
@@ -25,6 +24,7 @@ _REWRITES = [
     for pattern, replacement in (
         (r"^\$+|\$+$|^\\[(\[]|\\[)\]]$", ""),  # the delimiters of a formula
         (r"\\degree(?![A-Za-z])", r"^\\circ "),
+        (r"\s*(?:\\text\s*\{\s*percent\s*\}|\bpercent\b|\\?%)", r"\\%"),
         (r"(?:\\\$|[€£¥₹])", ""),
         (r"(?<=\d)(?:\{,\}|,?\\[,!])(?=\d{3}(?!\d))", ""),  # thousands
         (r"\\(?:quad|qquad)(?![A-Za-z])|\\[,;:!>]|~", " "),
@@ -46,7 +46,7 @@ _UNITS = [
 """What follows a number as its unit, in LaTeX's text or plainly. A single letter never does: `4t` is no 4."""
 _QUANTITY = re.compile(r"\d|\\pi|\\sqrt")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\overline\s*\{(\d{1,30})\}")
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*(?:\\?%|percent)\s*\}|percent)\s*$")
+_PERCENT = re.compile(r"\s*\\%\s*$")
 _BASE = re.compile(r"^([0-9A-Za-z.]+)_(?:\{\s*(?:\\text\s*\{)?\s*(\w+?)\s*\}?\s*\}|(\d))$")
 _BASES = dict(zip("two three four five six seven eight nine ten eleven twelve".split(), range(2, 13), strict=True)) | {"sixteen": 16}
 
@@ -122,7 +122,7 @@ def brackets(answer: str) -> str:
 
 
 def without_percent(answer: str) -> str | None:
-    """The answer without its percent sign; None where it has none."""
+    """A normalised answer without its percent sign; None where it has none."""
     shorter = _PERCENT.sub("", answer)
     return shorter if shorter != answer else None
 

@@ -39,7 +39,6 @@ class _Checker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
 
     def equal(self, golds: list[str], answers: list[str]) -> bool:
         """As `t2eval.metrics.checker.equal`; False where that takes too much time or memory.
@@ -57,13 +56,16 @@ class _Checker:
             except BrokenPipeError:
                 reply = b""
             if not reply:
-                _log.debug("Comparing %.80r with %.80r took more than %s s: not equal.", golds, answers, checker.SECONDS)
+                _log.debug("Comparing %.80r with %.80r took too long: not equal.", golds, answers)
                 self.stop()
                 return False
-            return bool(json.loads(reply))
+            verdict = json.loads(reply)
+            if verdict["worn"]:
+                self.stop()
+            return bool(verdict["equal"])
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             return self._process
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
@@ -73,7 +75,6 @@ class _Checker:
             stderr=subprocess.PIPE,
             env=environment,
         )
-        self._owner = os.getpid()
         if self._line(self._process, _START_SECONDS).strip() != b'"ready"':
             self._process.kill()
             said = self._process.communicate()[1].decode(errors="replace").strip().splitlines()
@@ -93,14 +94,20 @@ class _Checker:
 
     def stop(self) -> None:
         """End the process."""
-        if self._process is not None and self._owner == os.getpid():
+        if self._process is not None:
             self._process.kill()
             self._process.communicate()
+        self._process = None
+
+    def forget(self) -> None:
+        """In a forked process: the parent's checker is not ours to ask."""
+        self._lock = threading.Lock()
         self._process = None
 
 
 _CHECKER = _Checker()
 atexit.register(_CHECKER.stop)
+os.register_at_fork(after_in_child=_CHECKER.forget)
 
 
 def _readings(plain: str, other: str) -> list[str]:

@@ -209,6 +209,17 @@ def test_data_sets_are_looked_up_in_the_cache(tmp_path: Path) -> None:
     assert "not in the cache; for cached_arc" in render(found)
 
 
+def test_several_answers_to_each_problem_are_counted(tmp_path: Path) -> None:
+    one, twenty = (predicted(tmp_path, tasks=[name]).evaluations[0] for name in ("t2_humaneval", "t2_humaneval_n20"))
+    assert one.written.value == 154 * 200
+    assert twenty.written.value % (20 * 200) == 0
+
+
+def test_a_task_of_other_tasks_questions_reads_their_data(tmp_path: Path) -> None:
+    names = {data.name for data in predicted(tmp_path, tasks=["t2_dispatch"]).data}
+    assert {"databricks/databricks-dolly-15k", "openai/gsm8k (main)", "evalplus/mbppplus", "allenai/ai2_arc (ARC-Easy)"} <= names
+
+
 def test_search_budgets() -> None:
     assert search_answers({"preset": "paper"}) == 32 * 100 * 10
     assert search_answers({"preset": "paper", "shots": 3, "iterations": 10}) == 32 * 10 * 3

@@ -163,4 +163,4 @@ def test_a_checker_that_cannot_start_is_an_error_not_a_zero(monkeypatch: pytest.
     mathematics._CHECKER.stop()
     monkeypatch.setattr(mathematics.checker, "__name__", "t2eval.metrics.no_such_module")
     with pytest.raises(T2Error, match=r"could not be started: .*no_such_module.*pip install 'math-verify"):
-        equivalent("11", r"\frac{22}{2}")
+        equivalent("1111", r"\frac{2222}{2}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -29,3 +30,9 @@ def params(names: list[str]) -> list[Any]:
     reason = f"no sandbox: {available().reason}"
     unsafe = [bool(raw(name).get("unsafe_code")) and available().kind is None for name in names]
     return [pytest.param(name, marks=[pytest.mark.skip(reason=reason)] if skip else []) for name, skip in zip(names, unsafe, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def load_once(manager: Any, name: str) -> Any:
+    """lm-eval's task object, the same one for all tests of a process: making the embedded ones' text takes most of the time."""
+    return manager.load([name])["tasks"][name]

@@ -27,7 +27,7 @@ from t2eval.loading import compiled_once
 from t2eval.resources import tasks_dir
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import train_expert
-from tests.tasks.names import ALL, GROUPS, MANAGER, TEXT, params, raw
+from tests.tasks.names import ALL, GROUPS, MANAGER, TEXT, load_once, params, raw
 from tests.tiny import save_library, save_tiny
 
 pytestmark = pytest.mark.usefixtures("hub")
@@ -36,7 +36,7 @@ SHORT = 8
 """Tokens of an answer: a random model says nothing more with more of them."""
 LIMIT = 2
 CLASSES = {"expert": t2.T2Expert, "prompt": t2.T2Prompt, "cls": t2.T2Cls, "fewshot": t2.T2Fewshot}
-OPTIONS = {"expert": {"alphas": "0.3+0.3+0.4"}, "prompt": {}, "cls": {}, "fewshot": {"shots": 2, "population": 2, "iterations": 1}}
+OPTIONS = {"expert": {"alphas": "0.3+0.3+0.4"}, "prompt": {}, "cls": {}, "fewshot": {"shots": 2, "population": 3, "iterations": 1}}
 TRAINED = [name for name in TEXT if raw(name).get("training_split")]
 
 
@@ -47,6 +47,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "base")
     save_library(folder / "library", "code", "dispatch", "math", "reasoning")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2eval.environment.load_task", load_once)
 
 
 # ---------------------------------------------------------------------- splits
@@ -88,25 +93,22 @@ def test_the_paper_s_unseen_tasks_train_nothing() -> None:
 def evaluated(hub: None, world: Path) -> Callable[[str, str], dict[str, Any]]:
     """Results of a class on a task."""
     made: dict[str, Any] = {}
-    found: dict[tuple[str, str], dict[str, Any]] = {}
 
     def get(kind: str, name: str) -> dict[str, Any]:
         if kind not in made:
             given = {"pretrained": str(world / "base"), "experts": str(world / "library"), "batch_size": 8}
             made[kind] = CLASSES[kind](**given, **OPTIONS[kind])
-        if (kind, name) not in found:
-            result = simple_evaluate(
-                made[kind],
-                tasks=[name],
-                task_manager=MANAGER,
-                limit=LIMIT,
-                gen_kwargs=f"max_gen_toks={SHORT}",
-                bootstrap_iters=0,
-                confirm_run_unsafe_code=True,
-            )
-            assert result is not None
-            found[kind, name] = dict(result)
-        return found[kind, name]
+        result = simple_evaluate(
+            made[kind],
+            tasks=[load_once(MANAGER, name)],
+            task_manager=MANAGER,
+            limit=LIMIT,
+            gen_kwargs=f"max_gen_toks={SHORT}",
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,
+        )
+        assert result is not None
+        return dict(result)
 
     return get
 
@@ -119,7 +121,7 @@ def test_lm_eval_runs_it_with_every_class(
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _results: None)  # it lists all packages: seconds
     result = evaluated(kind, name)
     assert result["n-samples"][name]["effective"] == LIMIT
-    metric, chosen = main_metric(MANAGER.load([name])["tasks"][name], result["results"][name])
+    metric, chosen = main_metric(load_once(MANAGER, name), result["results"][name])
     assert 0.0 <= result["results"][name][f"{metric},{chosen}"] <= 1.0
     record = result["config"]["t2"]
     assert record["strategy"] == kind and record["second_pass"]["tokens"] > 0
@@ -195,3 +197,22 @@ def test_the_readme_of_each_task_folder_says_what_has_to_be_said() -> None:
         text = (folder / "README.md").read_text(encoding="utf-8").casefold()
         for word in ("licence", "split", "prompt", "answer", "metric"):
             assert word in text, f"{folder.name}/README.md does not speak of: {word}"
+
+
+def test_the_docs_table_has_every_text_task_with_the_sizes_of_its_yaml(root: Path) -> None:
+    text = (root / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert [name for name in TEXT if name.startswith("t2_") and f"`{name}`" not in text] == []
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| [`t2_")]
+    assert rows
+    roles = {"train": "training_split", "validation": "validation_split", "adaptation": "adaptation_split", "test": "test_split"}
+    for row in rows:
+        name = row[0].split("`")[1]
+        config, own = raw(name), raw(name)["metadata"]["t2"]
+        for cell, (role, key) in zip(row[2:6], roles.items(), strict=True):
+            split = own.get(key) if role == "adaptation" else config.get(key)
+            if cell == "validation":
+                assert role == "adaptation" and split in (None, config["validation_split"])
+            elif cell == "–":
+                assert split is None or (role == "validation" and split == own.get("adaptation_split"))
+            else:
+                assert int(cell) == (own.get("sizes") or {}).get(split, int(cell)) and split, (name, role)

@@ -5,7 +5,6 @@ After a wanted change: `pytest tests/tasks/test_prompts.py --write-golden`, and 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from t2eval.environment import Environment
 from t2eval.models import T2Expert
 from t2eval.plain import PlainHFLM
-from tests.tasks.names import MANAGER, TEXT, raw
+from tests.tasks.names import MANAGER, TEXT, load_once, raw
 from tests.tiny import chat_tokenizer, save_library, tiny_model
 
 pytestmark = pytest.mark.usefixtures("hub")
@@ -25,12 +24,7 @@ TEMPLATES = ("plain", "llama3", "mistral")
 
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2eval.environment.load_task", _load)
-
-
-@lru_cache(maxsize=64)
-def _load(manager: Any, name: str) -> Any:
-    return manager.load([name])["tasks"][name]
+    monkeypatch.setattr("t2eval.environment.load_task", load_once)
 
 
 def _environment(name: str, template: str, **options: Any) -> Environment:
