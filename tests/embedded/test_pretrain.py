@@ -8,9 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from t2eval.base import embedded_base_dir
+from t2eval.base import embedded_base_dir, embedded_library_dir, load_base
 from t2eval.embedded import corpus
 from t2eval.embedded.pretrain import QUESTION_WEIGHT, TokenBatches, pretrain, train_tokenizer
+from t2eval.errors import T2Error
+from t2eval.expert import Expert
+from t2eval.svf import attach
 
 
 def test_batches_weigh_questions_less_and_padding_not_at_all() -> None:
@@ -44,12 +47,22 @@ def test_the_recipe_is_reproducible(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "dispatch.json").is_file()
 
 
-def test_the_shipped_base_is_small_and_is_what_the_recipe_says() -> None:
-    folder = embedded_base_dir()
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 2**20
+@pytest.mark.parametrize("name", ["embedded", "embedded-seed-1"])
+def test_the_shipped_bases_are_small_and_what_the_recipe_says(name: str) -> None:
+    folder = embedded_base_dir(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4 * 2**20
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) == 768
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (128, 4)
     text = "Q: solve x + 5 = 12 for x\nA:"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_an_expert_of_the_one_base_is_refused_on_the_other_unless_by_name() -> None:
+    expert = Expert.load(embedded_library_dir(0) / "math")
+    adapted = attach(load_base("embedded-seed-1")[0], paths=list(expert.z))
+    with pytest.raises(T2Error, match=r"singular basis of .* differs .*allow-basis-mismatch"):
+        adapted.set_expert(expert)
+    with pytest.warns(UserWarning, match="singular basis of"):
+        adapted.set_expert(expert, allow_basis_mismatch=True)
