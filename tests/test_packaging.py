@@ -118,7 +118,7 @@ def test_unmodified_lm_eval_finds_models_and_tasks(python: Path, tmp_path: Path)
     assert alone == ["/elsewhere"]
     assert found["include_path"] is None
     assert "Unknown model 't2-nonsense'" in found["message"]
-    assert "t2-fewshot" in found["message"]
+    assert "t2-expert" in found["message"]
 
 
 def test_the_bridge_costs_one_small_module(python: Path, tmp_path: Path) -> None:

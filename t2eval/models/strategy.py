@@ -332,7 +332,7 @@ def _checked_embedded(name: str) -> str:
     """The folder of a base model that comes with t2eval."""
     folder = embedded_base_dir(name)
     if not (folder / "config.json").is_file():
-        raise T2Error(f"The base model {name!r} is not at {folder}: reinstall t2eval, or give pretrained= and experts= in model_args.")
+        raise T2Error(f"The {name} base model is not at {folder}: reinstall t2eval, or give pretrained= and experts= in model_args.")
     return str(folder)
 
 

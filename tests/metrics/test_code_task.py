@@ -174,7 +174,7 @@ def test_environment_and_benchmark_take_pass_at_1(folder: Path, tmp_path: Path) 
     assert main_metric(task, {"pass@2,none": 1.0, "pass@1,none": 0.5}) == ("pass@1", "none")
     config = BenchConfig(tasks=("sums_n4",), methods=("base",), include_path=str(folder))
     outcome = _evaluate(folder, "sums_n4")
-    scored = Worker(config, tmp_path)._scores(Cell("m", "base", "sums_n4", 0), task, outcome)
+    scored = Worker(config, tmp_path)._scores(Cell("m", "base", "sums_n4", 0), task, outcome, {})
     assert scored["metric"] == "pass@1" and scored["n"] == 6 and scored["score"] == pytest.approx(1 / 6)
 
 

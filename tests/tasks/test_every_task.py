@@ -145,6 +145,8 @@ def test_lm_eval_s_validator_accepts_every_task_and_group(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_loads_with_all_its_tasks(group: str) -> None:
+    if any("doc_to_image" in str(raw(name)) for name in raw(group)["task"]):
+        pytest.skip("tasks with images have their own tests and fixture rows")
     loaded = MANAGER.load([group])
     assert sorted(loaded["group_map"][group]) == sorted(raw(group)["task"]) and set(loaded["tasks"]) == set(raw(group)["task"])
 
