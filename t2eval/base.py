@@ -22,8 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from t2eval import resources
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.images import text_tokenizer
-from t2eval.resources import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM
-from t2eval.resources import is_embedded as is_embedded
+from t2eval.resources import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")

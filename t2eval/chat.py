@@ -50,11 +50,12 @@ class Chat:
             return self._rendered(history, add_generation_prompt)
         if shape not in self._loses:
             try:
-                text = self._apply(copy.deepcopy(history), add_generation_prompt)
-                if str(history[0]["content"]).strip() in text:
-                    return text
-            except jinja2.TemplateError:
-                pass
+                text: str | None = self._apply(copy.deepcopy(history), add_generation_prompt)
+            except jinja2.TemplateError as error:
+                _log.debug("The chat template refuses a system message: %s", error)
+                text = None
+            if text is not None and str(history[0]["content"]).strip() in text:
+                return text
             self._loses.add(shape)
             _log.info("The chat template has no place for the task's instruction: it is put before the first user turn.")
         return self._rendered(folded(history), add_generation_prompt)

@@ -17,11 +17,11 @@ from typing import Any
 from t2eval import doctor, hub
 from t2eval.bench.execute import EXECUTORS
 from t2eval.bench.forecast import Figure, Forecast, forecast, task_data
-from t2eval.bench.plan import BASELINES, EMBEDDED, EMBEDDED_VLM, EXPERT_METHODS, Plan, is_embedded, open_tasks
+from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Plan, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.loading import checked_config
-from t2eval.resources import cache_dir
+from t2eval.resources import EMBEDDED, EMBEDDED_VLM, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
 
 _EXTRAS = {"ray": "t2eval[ray]", "wandb": "t2eval[wandb]"}

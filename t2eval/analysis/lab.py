@@ -18,11 +18,12 @@ from typing import Any
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
 from t2eval.bench.execute import Progress, WorkerFactory, run
-from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, make_plan, parse_config
+from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, parse_config
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
 from t2eval.bench.training import LOG, RECORD, Job, train
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
+from t2eval.resources import EMBEDDED
 from t2eval.training.config import TrainConfig
 
 MAIN = "main"

@@ -20,11 +20,11 @@ from t2eval.analysis.item import Item, Result, items
 from t2eval.analysis.lab import Lab
 from t2eval.analysis.markdown import beside, table
 from t2eval.analysis.style import picture
-from t2eval.bench.plan import EMBEDDED
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.bench.rows import write_atomically
 from t2eval.bench.worker import versions
 from t2eval.errors import T2Error
+from t2eval.resources import EMBEDDED
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"

@@ -21,10 +21,11 @@ from typing import Any
 
 from t2eval import hub
 from t2eval.bench import rows
-from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
+from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
 from t2eval.bench.shape import Shape, Source, model_shape
 from t2eval.bench.training import Job, jobs, settle
 from t2eval.loading import checked_config, load_task
+from t2eval.resources import is_embedded
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
 

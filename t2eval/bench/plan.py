@@ -21,10 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import EMBEDDED as EMBEDDED
-from t2eval.resources import EMBEDDED_VLM as EMBEDDED_VLM
-from t2eval.resources import configs_dir, experts_dir
-from t2eval.resources import is_embedded as is_embedded
+from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, is_embedded
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")

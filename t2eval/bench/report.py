@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from t2eval.bench.compare import LEVEL, Paired, average_seeds, holm, mean_stderr, paired, unpaired
-from t2eval.bench.plan import EMBEDDED, METHODS
+from t2eval.bench.plan import METHODS
 from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
 from t2eval.errors import UsageError, unknown
+from t2eval.resources import EMBEDDED
 
 LATENT_SKILL = (
     "The embedded base model has latent skill by construction: its corpus answers some questions well and some badly, and it follows "

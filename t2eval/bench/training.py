@@ -18,12 +18,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.plan import BASELINES, DISPATCH, EMBEDDED, EXPERT_METHODS, BenchConfig, Cell, Plan, is_embedded, open_tasks
+from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
 from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
 from t2eval.bench.worker import default_device
 from t2eval.errors import T2Error, UsageError
 from t2eval.loading import quiet_lm_eval
-from t2eval.resources import experts_dir
+from t2eval.resources import EMBEDDED, experts_dir, is_embedded
 from t2eval.training.config import TrainConfig, changed_setting
 
 RECORD, SETTINGS = "training.json", "settings.json"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from t2eval.base import embedded_base_dir, is_embedded
+from t2eval.base import embedded_base_dir
+from t2eval.resources import is_embedded
 
 _CARD = """---
 base_model: {base}

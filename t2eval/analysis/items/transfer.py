@@ -88,7 +88,8 @@ def refusal(lab: Lab) -> str:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from t2eval.analysis.derived import skills
-    from t2eval.base import embedded_base_dir, is_embedded
+    from t2eval.base import embedded_base_dir
+    from t2eval.resources import is_embedded
     from t2eval.svf import attach
 
     name = lab.preset.model
