@@ -31,8 +31,9 @@ from t2eval.bench.compare import average_seeds, holm, mean_stderr, paired
 from t2eval.environment import Environment, Example
 from t2eval.expert import load_library
 from t2eval.loading import quiet_lm_eval
+from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.dispatch import DISPATCH_LABEL
-from t2eval.strategies.fewshot import Candidates, Coefficients, FewshotConfig, Form, Granularity, Outcome, adapt
+from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, adapt
 from t2eval.strategies.first_pass import Encoding, Meter, Runner
 from t2eval.strategies.search import Array, Method, SearchConfig
 from t2eval.svf import attach

@@ -13,7 +13,8 @@ from t2eval.environment import Environment, Example
 from t2eval.errors import T2Error
 from t2eval.models.options import FewshotOptions
 from t2eval.models.strategy import Strategy
-from t2eval.strategies.fewshot import Adaptation, Candidates, Coefficients, adapt
+from t2eval.strategies.alpha import Coefficients
+from t2eval.strategies.fewshot import Adaptation, Candidates, adapt
 
 _log = logging.getLogger(__name__)
 

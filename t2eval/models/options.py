@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.strategies.fewshot import FewshotConfig, Form, Granularity
+from t2eval.strategies.alpha import Form, Granularity
+from t2eval.strategies.fewshot import FewshotConfig
 from t2eval.strategies.search import Method
 
 

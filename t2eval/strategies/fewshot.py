@@ -10,15 +10,14 @@ Deviations from the paper:
 2. The α that is used at the end is the mean of the last elites (the paper's "end of optimisation") or the best candidate seen,
    whichever scores better on the adaptation examples; the mean is evaluated as one more candidate. `choose=mean` is the paper's.
 3. A search stops early when it has converged and its elites tie.
-4. `form=offset` mixes 1 + Σ α_k (z_k - 1).
-5. `granularity=matrix`, one α for each adapted matrix, is ours; the paper has one α an expert, or one an expert and layer.
+
+How a vector of coefficients becomes z' is in `alpha.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,16 +27,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from t2eval.basis import mix_scales
 from t2eval.environment import Environment, Example
 from t2eval.reading import Features, within
+from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.search import Array, SearchConfig, start_search
 
-Granularity = Literal["task", "layer", "matrix"]
-Form = Literal["paper", "offset"]
-
-_LAYER = re.compile(r"\.(\d+)\.")
 _SAME = 9
 """Decimals to which two scores are the same."""
 
@@ -101,62 +96,6 @@ def rank(outcomes: Sequence[Outcome], ties: Literal["own", "reference"] = "own")
             keys = {index: math.fsum(outcomes[index].own[s] for s in common) for index in group}
         order.extend(sorted(group, key=lambda index: -keys[index]))
     return order
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """How a flat vector of a searcher becomes the α of every matrix.
-
-    Attributes:
-        scales: the experts' z by matrix path, in the order of α.
-        granularity: one α an expert (`task`), one an expert and decoder layer, or one an expert and matrix.
-        normalize: divide by the sum (per layer or matrix), so that Σ α = 1.
-        form: `paper` or `offset`, as `basis.mix_scales`.
-    """
-
-    scales: Sequence[Mapping[str, Tensor]]
-    granularity: Granularity = "task"
-    normalize: bool = False
-    form: Form = "paper"
-
-    @property
-    def paths(self) -> list[str]:
-        return sorted({path for scale in self.scales for path in scale})
-
-    @property
-    def groups(self) -> list[str]:
-        """What each row of α is for, in order: layer numbers, matrix paths, or nothing where α holds for the whole task."""
-        if self.granularity == "task":
-            return []
-        if self.granularity == "layer":
-            return [str(layer) for layer in sorted({_layer(path) for path in self.paths})]
-        return self.paths
-
-    @property
-    def dimensions(self) -> int:
-        return len(self.scales) * max(1, len(self.groups))
-
-    def alphas(self, vector: Array) -> Array:
-        """(K,) for a task, (layers, K) for layers, (matrices, K) for matrices."""
-        matrix = np.asarray(vector, dtype=np.float64).reshape(-1, len(self.scales))
-        if self.normalize:
-            total = matrix.sum(axis=1, keepdims=True)
-            matrix = np.where(total > 1e-9, matrix / np.maximum(total, 1e-9), 1.0 / len(self.scales))
-        return matrix[0] if self.granularity == "task" else matrix
-
-    def z(self, vector: Array) -> dict[str, Tensor]:
-        """z' of every matrix, float32."""
-        alphas = self.alphas(vector)
-        if self.granularity == "task":
-            return mix_scales(self.scales, alphas.tolist(), self.form)
-        place = {group: row for row, group in enumerate(self.groups)}
-        groups = {path: path if self.granularity == "matrix" else str(_layer(path)) for path in self.paths}
-        return mix_scales(self.scales, {path: alphas[place[group]].tolist() for path, group in groups.items()}, self.form)
-
-
-def _layer(path: str) -> int:
-    found = _LAYER.search(path)
-    return int(found.group(1)) if found else -1
 
 
 @dataclass

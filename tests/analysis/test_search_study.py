@@ -14,7 +14,8 @@ from t2eval.base import load_base
 from t2eval.bench.compare import holm, paired
 from t2eval.environment import Environment
 from t2eval.loading import quiet_lm_eval
-from t2eval.strategies.fewshot import Coefficients, FewshotConfig, adapt
+from t2eval.strategies.alpha import Coefficients
+from t2eval.strategies.fewshot import FewshotConfig, adapt
 from t2eval.strategies.search import SearchConfig
 
 TASK = "embedded_math_seen"
