@@ -148,8 +148,7 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
 
     Returns:
         `id` (`embedded`, `embedded-seed-1`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and
-        `architecture` (the
-        class name).
+        `architecture` (the class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.

@@ -111,7 +111,7 @@ class Expert:
         """
         _check_name(name)
         card = self.card.model_copy(update={"name": name, "label": self.label if label is None else label})
-        return Expert(self.z, card, self._content)
+        return replace(self, card=card)
 
     @classmethod
     def from_adapted(
