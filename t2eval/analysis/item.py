@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from t2eval.errors import unknown
+from t2eval.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from t2eval.analysis.claims import Claim
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Columns = Mapping[str, Mapping[str, str]]
 """Header → row label → the cell's text."""
+
+
+class Unavailable(UsageError):
+    """The preset lacks what an item is about. A report of all items says so, and is no less complete."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,32 @@ from typing import Any
 
 from t2eval.bench.plan import BenchConfig, load_plan
 from t2eval.errors import UsageError, unknown
+from t2eval.resources import EMBEDDED_VLM, experts_dir
 
 SKILLS = ("math", "code", "reasoning")
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
 _RATES = (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6)
 _POLICY_RATES = (2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The vision-language part of a preset (figure 5).
+
+    Attributes:
+        model: a vision-language model around the preset's base.
+        seen, unseen: tasks with images.
+        experts: the library of the vision experts, with `{seed}` in it; None: the lab trains them.
+        baselines: the folder of an adapter, with `{seed}`, `{method}` and `{label}`; None: the lab trains them.
+        foreign: whether the language model in it was trained further, so that the base's experts are not of its basis.
+    """
+
+    model: str
+    seen: str
+    unseen: str
+    experts: str | None = None
+    baselines: str | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,7 @@ class Preset:
         limit: test examples a task; None: all.
         shipped: whether experts and baselines of `seeds` come with t2eval; else the lab trains them.
         training: settings of every training, over the recipes'.
+        vision: a vision-language model and its tasks; None: the preset has none.
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
     """
 
@@ -50,6 +72,7 @@ class Preset:
     limit: int | None = None
     shipped: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
+    vision: Vision | None = None
     rates: tuple[float, ...] = _RATES
     policy_rates: tuple[float, ...] = _POLICY_RATES
 
@@ -91,6 +114,16 @@ class Preset:
         return f"preset {self.name}{', quick' if self.quick else ''}: base {self.model}, {seeds}, {examples} test examples a task{steps}"
 
 
+_EMBEDDED_VISION = Vision(
+    model=EMBEDDED_VLM,
+    seen="embedded_vqa_seen",
+    unseen="embedded_vqa_unseen",
+    experts=str(experts_dir() / "vlm-library" / "seed-{seed}"),
+    baselines=str(experts_dir() / "vlm-baselines" / "seed-{seed}" / "{method}-{label}"),
+)
+_PAPER_VISION = Vision(model="llava-hf/llama3-llava-next-8b-hf", seen="t2_textvqa", unseen="t2_okvqa", foreign=True)
+
+
 def _embedded(name: str) -> Preset:
     bench = load_plan("embedded").config
     return Preset(
@@ -101,6 +134,7 @@ def _embedded(name: str) -> Preset:
         seen={skill: f"embedded_{skill}_seen" for skill in SKILLS},
         unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
         shipped=True,
+        vision=_EMBEDDED_VISION,
         rates=(5e-4, 2e-3, 8e-3),
     )
 
@@ -115,6 +149,7 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
         seen={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
         unseen={"math": "t2_math", "code": "t2_humaneval", "reasoning": "t2_arc_challenge"},
         seeds=bench.seeds,
+        vision=_PAPER_VISION if name == "paper" else None,
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2eval.analysis.claims import Claim, sentence
-from t2eval.analysis.item import Item, Result, items
+from t2eval.analysis.item import Item, Result, Unavailable, items
 from t2eval.analysis.lab import Lab
 from t2eval.analysis.markdown import beside, table
 from t2eval.analysis.style import picture
@@ -32,13 +32,17 @@ ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.p
 
 @dataclass(frozen=True)
 class Done:
-    """An item that has been run; `error` says why it could not be finished, and then there is no result."""
+    """An item that has been run.
+
+    There is no result where `error` says why it failed, or `left_out` why the preset cannot run it.
+    """
 
     item: Item
     result: Result
     markdown: str
     seconds: float
     error: str | None = None
+    left_out: str | None = None
 
 
 def render(item: Item, result: Result, lab: Lab) -> str:
@@ -93,7 +97,7 @@ def run_item(item: Item, lab: Lab) -> Done:
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished.
 
-    An item that fails is named in the report, and the others go on.
+    An item that fails, or that the preset cannot run, is named in the report, and the others go on.
 
     Raises:
         T2Error: Ctrl-C.
@@ -103,11 +107,18 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     for number, item in enumerate(todo, start=1):
         try:
             done.append(run_item(item, lab))
+        except Unavailable as reason:
+            done.append(
+                Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nLeft out: {reason}\n", 0.0, left_out=str(reason))
+            )
         except T2Error as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
             done.append(Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nFAILED: {error}\n", 0.0, str(error)))
-        outcome = f"FAILED: {done[-1].error}" if done[-1].error else f"done in {done[-1].seconds:.0f} s"
+        last = done[-1]
+        outcome = (
+            f"FAILED: {last.error}" if last.error else f"left out: {last.left_out}" if last.left_out else f"done in {last.seconds:.0f} s"
+        )
         lab.say(f"[{number}/{len(todo)}] {item.name} {outcome}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
@@ -135,6 +146,7 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     if missing:
         parts.append(f"Not finished yet: {', '.join(missing)}. Run the same command again.")
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
+    parts += [f"Left out: {entry.item.name}: {entry.left_out}" for entry in done if entry.left_out]
     parts.append(_overview(done))
     body = [entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").rstrip() for entry in done]
     return "\n\n".join([*parts, *body]) + "\n"

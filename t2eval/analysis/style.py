@@ -17,6 +17,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo")
 BASE: dict[str, Any] = {"color": "0.25", "linestyle": (0, (4, 2)), "linewidth": 1.1, "zorder": 1}
 """How the base model's score is drawn: a thin dashed line."""
+ERRORS: dict[str, Any] = {"ecolor": "black", "elinewidth": 1.0, "capsize": 2.5, "capthick": 1.0}
+"""How a bar's standard error is drawn (`error_kw`)."""
 
 _RC = {
     "figure.dpi": 130,

@@ -2,7 +2,8 @@
 
 The answer is the task's own target, or the field with a worked solution that the task's YAML names, followed by what ends an answer: the
 task's first stop string if that is white space, else the end-of-sequence token. For a choice task it is the right choice's continuation.
-The loss is the mean over all counted tokens of the batch; `mask_prompt=False` counts the prompt too (Figure 8 of the paper).
+The loss is the mean over all counted tokens of the batch. The prompt carries none, as in Figure 8 of the paper; `mask_prompt=False`
+counts it too.
 """
 
 from __future__ import annotations

@@ -243,3 +243,36 @@ def test_an_items_files(lab, name):
         assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     again = run_item(item(name), lab)
     assert again.markdown == done.markdown
+
+
+def test_figure8_counts_the_tokens_of_the_prompt_and_of_the_solution(lab):
+    from transformers import AutoTokenizer
+
+    from t2eval.base import embedded_base_dir
+    from t2eval.environment import Environment
+
+    done = run_item(item("figure8"), lab)
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_base_dir("embedded")))
+    for skill in SKILLS:
+        task = f"embedded_{skill}_seen"
+        own = {row["index"]: row for row in done.result.rows if row["task"] == task}
+        read = solutions = 0
+        for example in Environment(task).examples("train", limit=64):
+            prompt = f"Q: {example.doc['question']}\nA:"
+            before, whole = (len(tokenizer(text)["input_ids"]) for text in (prompt, f"{prompt} {example.doc['answer']}\n\n"))
+            row = own[example.index]
+            assert (len(row["tokens_without_loss"]), len(row["tokens_with_loss"])) == (before, whole - before)
+            assert "".join(row["tokens_with_loss"]) == f" {example.doc['answer']}\n\n"
+            read, solutions = read + before, solutions + whole - before
+        column = item("figure8").ours(done.result)[f"{skill}_seen (n=64)"]
+        assert column["solution tokens, with loss"] == f"{solutions / 64:.1f}"
+        assert column["share with loss"] == f"{solutions / (read + solutions):.0%}"
+    assert all(claim.holds for claim in done.result.claims)
+
+
+def test_figure8_sees_a_prompt_that_carries_loss(lab, monkeypatch):
+    from t2eval.training import supervised
+
+    plain = supervised.encode_pair
+    monkeypatch.setattr(supervised, "encode_pair", lambda tokenizer, context, answer: ([0], sum(plain(tokenizer, context, answer), [])))
+    assert not any(claim.holds for claim in item("figure8").run(lab).claims)

@@ -76,6 +76,18 @@ def test_an_item_that_fails_is_named_and_the_others_go_on(lab):
     assert "## Figure 6." in text
 
 
+def test_an_item_that_the_preset_cannot_run_is_left_out_by_name(lab):
+    lab.preset = replace(lab.preset, vision=None)
+    lines = []
+    lab.say = lines.append
+    done = report.run_all(lab, [item("figure5"), item("figure6")])
+    assert [(entry.error, bool(entry.left_out)) for entry in done] == [(None, True), (None, False)]
+    text = (lab.output / "REPORT.md").read_text()
+    assert "Left out: figure5: The preset 'embedded' has no vision-language model" in text
+    assert "FAILED" not in text and "## Figure 6." in text
+    assert any(line.startswith("[1/2] figure5 left out: ") for line in lines)
+
+
 def test_ctrl_c_ends_the_report(lab):
     def interrupted(lab):
         try:

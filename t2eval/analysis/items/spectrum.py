@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis import style
 from t2eval.analysis.claims import Claim
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, Unavailable
 from t2eval.analysis.lab import Lab
-from t2eval.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +129,7 @@ def run_base(lab: Lab) -> Result:
 def run_other(lab: Lab) -> Result:
     """The preset's second base model."""
     if lab.preset.other is None:
-        raise UsageError(f"The preset {lab.preset.name!r} has no second base model, which this figure is about.")
+        raise Unavailable(f"The preset {lab.preset.name!r} has no second base model, which this figure is about.")
     return _result(lab, lab.preset.other, "auto")
 
 

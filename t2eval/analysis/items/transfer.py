@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, higher, judge
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, Unavailable
 from t2eval.analysis.markdown import score, short
 from t2eval.analysis.presets import SKILLS
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Cells, Lab
@@ -34,7 +34,7 @@ BOTH, OWN_FEWSHOT = "few-shot over both bases' experts", "few-shot over its own 
 
 def _second(lab: Lab) -> str:
     if lab.preset.other is None:
-        raise UsageError(f"The preset {lab.preset.name!r} has no second base model to transfer experts to.")
+        raise Unavailable(f"The preset {lab.preset.name!r} has no second base model to transfer experts to.")
     return lab.preset.other
 
 
