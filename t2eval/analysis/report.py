@@ -4,21 +4,23 @@
 <output>/<item>/claims.json   what the paper says, with the tests
 <output>/<item>/table.md      the table, the sentence in words, the notes
 <output>/<item>/figure.png    the picture, where the item has one
+<output>/<item>/seconds.json  the time of all runs of the item so far
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2eval.analysis.claims import Claim, sentence
+from t2eval.analysis.claims import sentence
 from t2eval.analysis.item import Item, Result, Unavailable, items
 from t2eval.analysis.lab import Lab
-from t2eval.analysis.markdown import beside, table
+from t2eval.analysis.markdown import NONE, beside, table
 from t2eval.analysis.style import picture
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.bench.rows import write_atomically
@@ -28,11 +30,12 @@ from t2eval.resources import EMBEDDED
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"
+SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
 class Done:
-    """An item that has been run.
+    """An item that has been run. `seconds` are those of all its runs in this folder.
 
     There is no result where `error` says why it failed, or `left_out` why the preset cannot run it.
     """
@@ -56,9 +59,13 @@ def render(item: Item, result: Result, lab: Lab) -> str:
     if item.draw is not None:
         parts.append(f"![{item.title}]({FIGURE})")
     parts.append(f"**In words.** {sentence(result.claims)}")
-    notes = [*result.notes, f"This is {lab.preset.describe()}.", *(f"A slip in the paper: {slip}" for slip in paper.slips)]
-    parts.append("\n".join(f"- {note}" for note in notes))
+    notes = [*(f"- {note}" for note in result.notes), _preset_note(lab), *(f"- A slip in the paper: {slip}" for slip in paper.slips)]
+    parts.append("\n".join(notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _preset_note(lab: Lab) -> str:
+    return f"- This is {lab.preset.describe()}."
 
 
 def _heading(name: str) -> str:
@@ -75,23 +82,53 @@ def run_item(item: Item, lab: Lab) -> Done:
     Raises:
         T2Error: a cell or training failed, the disk is full, or Ctrl-C; what is finished stays.
     """
-    started = time.perf_counter()
     lab.say(f"{item.name}: {item.title}")
-    result = item.run(lab)
     folder = lab.output / item.name
+    with _timed(folder / SECONDS):
+        result = item.run(lab)
     text = render(item, result, lab)
-    try:
-        write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows).encode())
-        claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
-        write_atomically(folder / CLAIMS, json.dumps(claims, indent=1).encode() + b"\n")
-        if item.draw is not None:
+    claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
+    _write(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows))
+    _write(folder / CLAIMS, json.dumps(claims, indent=1) + "\n")
+    if item.draw is not None:
+        try:
             picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
-        write_atomically(folder / TABLE, text.encode())
+        except OSError as error:
+            raise _unwritten(folder, error) from error
+    _write(folder / TABLE, text)
+    return Done(item, result, text, json.loads((folder / SECONDS).read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def _timed(path: Path) -> Iterator[None]:
+    """Add the seconds of the block, finished or not, to those in a file: an interrupted run's work is found again, and so is its time."""
+    started = time.perf_counter()
+    begun = True
+    try:
+        yield
+    except Unavailable:
+        begun = False
+        raise
+    finally:
+        if begun:
+            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+            _write(path, json.dumps(round(before + time.perf_counter() - started, 1)) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text file whole.
+
+    Raises:
+        T2Error: it cannot be written.
+    """
+    try:
+        write_atomically(path, text.encode())
     except OSError as error:
-        raise T2Error(
-            f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
-        ) from error
-    return Done(item, result, text, time.perf_counter() - started)
+        raise _unwritten(path.parent, error) from error
+
+
+def _unwritten(folder: Path, error: OSError) -> T2Error:
+    return T2Error(f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again.")
 
 
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
@@ -120,7 +157,7 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
             f"FAILED: {last.error}" if last.error else f"left out: {last.left_out}" if last.left_out else f"done in {last.seconds:.0f} s"
         )
         lab.say(f"[{number}/{len(todo)}] {item.name} {outcome}")
-        write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
+        _write(lab.output / REPORT, report(lab, done, todo))
     return done
 
 
@@ -132,13 +169,13 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         done: the items so far.
         todo: all items of the run.
     """
-    commit = git_commit()
     made = ", ".join(f"{package} {version}" for package, version in versions().items())
+    run = lab.preset.describe()
     parts = [
         "# The paper, table by table",
-        f"Made by `t2 paper all` ({lab.preset.describe()}), commit {commit or 'unknown'}; {made}.",
-        "The paper's figures are of other models on other tasks: they stand beside ours to be read, not to be compared number by number. "
-        "Ours are accuracies from 0 to 1 with the standard error over examples; the paper's are percentages.",
+        "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
+        f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n- {_time(done)}",
+        _READING,
     ]
     if lab.preset.model == EMBEDDED:
         parts.append(LATENT_SKILL)
@@ -147,22 +184,44 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         parts.append(f"Not finished yet: {', '.join(missing)}. Run the same command again.")
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
     parts += [f"Left out: {entry.item.name}: {entry.left_out}" for entry in done if entry.left_out]
-    parts.append(_overview(done))
-    body = [entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").rstrip() for entry in done]
-    return "\n\n".join([*parts, *body]) + "\n"
+    return "\n\n".join([*parts, "## Contents", _contents(done), *(_section(entry, lab) for entry in done)]) + "\n"
 
 
-def _overview(done: Sequence[Done]) -> str:
-    """One line an item: how many of the paper's claims our data support."""
+_READING = (
+    "Columns that begin with `ours` are accuracies from 0 to 1 with the standard error over examples (or what their head says); those that "
+    "begin with `paper` are the paper's, as percentages. They are of other models on other tasks, and stand beside ours to be read, not to "
+    "be compared number by number: what can be compared is which method is ahead.\n\n"
+    "What the paper says is put into claims, each with its effect in the claim's direction, 95% interval, n and corrected p. "
+    "**Supported**: significant, and as the paper says. **Contradicted**: significant, the other way round. **Not supported**: the data "
+    "do not tell. A claim that is counted, not sampled, has what was counted in brackets, and no p."
+)
 
-    def count(verdict: str) -> Callable[[Sequence[Claim]], str]:
-        return lambda claims: str(sum(claim.verdict == verdict for claim in claims))
 
-    labels = {entry.item.name: f"{_heading(entry.item.name)}. {entry.item.title}" for entry in done}
+def _time(done: Sequence[Done]) -> str:
+    """The time of all items, in words."""
+    minutes = sum(entry.seconds for entry in done) / 60
+    spent = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    return f"{spent} in all; what items share counts where it was first needed."
+
+
+def _section(entry: Done, lab: Lab) -> str:
+    """An item's part, with an anchor and the way back; what is said of the preset on top is not said again."""
+    text = entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").replace(f"{_preset_note(lab)}\n", "")
+    return f'<a id="{entry.item.name}"></a>\n\n{text.rstrip()}\n\n[Contents](#contents)'
+
+
+def _contents(done: Sequence[Done]) -> str:
+    """One line an item: a link to it, how many claims our data support, and its seconds."""
+    labels = [f"[{_heading(entry.item.name)}](#{entry.item.name}). {entry.item.title}" for entry in done]
     columns: dict[str, dict[str, str]] = {}
+    totals = {}
     for verdict in ("supported", "not supported", "contradicted"):
-        columns[verdict] = {labels[entry.item.name]: count(verdict)(entry.result.claims) for entry in done}
-    columns["seconds"] = {labels[entry.item.name]: f"{entry.seconds:.0f}" for entry in done}
+        counts = [sum(claim.verdict == verdict for claim in entry.result.claims) for entry in done]
+        shown = [NONE if entry.error or entry.left_out else str(count) for entry, count in zip(done, counts, strict=True)]
+        totals[verdict] = sum(counts)
+        columns[verdict] = {**dict(zip(labels, shown, strict=True)), "**all**": f"**{totals[verdict]}**"}
+    states = ["failed" if entry.error else "left out" if entry.left_out else f"{entry.seconds:.0f}" for entry in done]
+    columns["seconds"] = {**dict(zip(labels, states, strict=True)), "**all**": f"**{sum(entry.seconds for entry in done):.0f}**"}
     return table(columns)
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -46,16 +47,45 @@ def test_the_report_goes_item_by_item(lab):
     chosen = [item(name) for name in ("table1", "table3", "figure6")]
     done = report.run_all(lab, chosen)
     text = (lab.output / "REPORT.md").read_text()
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Contents"] + [
         f"## {name}. {entry.title}" for name, entry in zip(("Table 1", "Table 3", "Figure 6"), chosen, strict=True)
     ]
     assert LATENT_SKILL in text
     assert "](figure6/figure.png)" in text
-    assert re.search(r"commit ([0-9a-f]{12}(\+changes)?|unknown); t2eval \d", text)
+    assert re.search(r"\n- Commit ([0-9a-f]{12}(\+changes)?|unknown)\.\n- Versions: t2eval \d", text)
+    assert text.count(lab.preset.describe()[1:]) == 1
     assert "torch 2" in text and "lm_eval 0" in text
     assert "Not finished yet" not in text
     supported = sum(claim.verdict == "supported" for claim in done[0].result.claims)
-    assert f"| Table 1. {chosen[0].title} | {supported} | " in text
+    assert f"| [Table 1](#table1). {chosen[0].title} | {supported} | " in text
+    links = re.findall(r"\]\(#(\w+)\)", text)
+    assert set(links) == {"table1", "table3", "figure6", "contents"}
+    assert all(f'<a id="{link}"></a>' in text for link in links if link != "contents")
+    supported_in_all = sum(claim.verdict == "supported" for entry in done for claim in entry.result.claims)
+    assert f"| **all** | **{supported_in_all}** | " in text
+
+
+def test_the_seconds_are_of_all_runs_of_an_item(lab):
+    def slow(lab):
+        time.sleep(0.2)
+        return item("table3").run(lab)
+
+    def broken(lab):
+        time.sleep(0.2)
+        raise T2Error("A cell failed.")
+
+    entry = item("table3")
+    report.run_all(lab, [replace(entry, run=broken)])
+    (done,) = report.run_all(lab, [replace(entry, run=slow)])
+    assert done.seconds >= 0.4
+    assert f"| {done.seconds:.0f} |" in (lab.output / "REPORT.md").read_text()
+    assert not (lab.output / "table9").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(lab):
+    lab.output.joinpath("table3").write_text("in the way")
+    with pytest.raises(T2Error, match=r"Could not write to .*table3: .*Free some space"):
+        report.run_item(item("table3"), lab)
 
 
 def test_an_interrupted_report_says_what_is_missing(lab):
@@ -85,6 +115,8 @@ def test_an_item_that_the_preset_cannot_run_is_left_out_by_name(lab):
     text = (lab.output / "REPORT.md").read_text()
     assert "Left out: figure5: The preset 'embedded' has no vision-language model" in text
     assert "FAILED" not in text and "## Figure 6." in text
+    assert re.search(r"\| \[Figure 5\]\(#figure5\)\. .* \| – \| – \| – \| left out \|", text)
+    assert not (lab.output / "figure5").exists()
     assert any(line.startswith("[1/2] figure5 left out: ") for line in lines)
 
 

@@ -104,7 +104,9 @@ def test_transfer(searched: Lab, monkeypatch: pytest.MonkeyPatch, name: str, lev
             task = f"embedded_{skill}_{level}"
             check(rows[way, task], scores(searched, f"transfer-{study}", method, task, seeds, "embedded-seed-1"))
     task = f"embedded_math_{level}"
-    claim = next(c for c in result.claims if c.text == f"first base's experts, ordered score higher than second base on math_{level}")
+    claim = next(
+        c for c in result.claims if c.text == f"the first base's experts in order score higher than the second base on math_{level}"
+    )
     ordered, base = rows[transfer.ORDERED, task]["score"], rows[transfer.BASE, task]["score"]
     assert claim.difference == pytest.approx(ordered - base) and claim.adjusted is not None
     assert result.claims[-1].holds and "shape" in str(result.claims[-1])

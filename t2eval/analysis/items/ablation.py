@@ -178,14 +178,24 @@ def ours_figure(result: Result) -> Columns:
 
 
 def draw_figure(result: Result, figure: Any) -> None:
-    """One line a learning rate."""
-    axes = figure.subplots()
-    draw_base(axes, result.rows)
-    for index, rate in enumerate(dict.fromkeys(row["rate"] for row in result.rows)):
-        draw_curve(axes, [row for row in result.rows if row["rate"] == rate], index, f"{rate:g}")
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(f"validation accuracy (n={result.rows[0]['n']})")
-    axes.legend(title="learning rate", loc="center left", bbox_to_anchor=(1, 0.5))
+    """A panel a learning rate: in one, the seeds' ranges would cover each other."""
+    rates = list(dict.fromkeys(row["rate"] for row in result.rows))
+    columns = min(3, len(rates))
+    lines = -(-len(rates) // columns)
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    seeds = len({row["seed"] for row in result.rows})
+    for panel, rate in zip(panels.flat, rates, strict=False):
+        own = [row for row in result.rows if row["rate"] == rate]
+        draw_base(panel, own)
+        draw_curve(panel, own, 0, "LoRA, policy gradient" if seeds == 1 else f"LoRA, policy gradient, mean and range of {seeds} seeds")
+        panel.set_title(f"learning rate {rate:g}")
+    for panel in panels.flat[len(rates) :]:
+        panel.set_axis_off()
+    for panel in panels[:, 0]:
+        panel.set_ylabel(f"validation accuracy\n(n={result.rows[0]['n']})")
+    for panel in panels[-1]:
+        panel.set_xlabel("optimiser step")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 ITEMS = (
@@ -221,6 +231,6 @@ ITEMS = (
         run=run_figure,
         ours=ours_figure,
         draw=draw_figure,
-        size=(7.2, 3.8),
+        size=(7.6, 4.2),
     ),
 )

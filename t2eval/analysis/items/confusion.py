@@ -93,6 +93,7 @@ def draw(result: Result, figure: Any) -> None:
         panel.set_title(method)
         panel.set_xlabel("chosen label")
         panel.grid(False)
+        panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
     figure.colorbar(shown, ax=panels, shrink=0.9, label="share of questions")
 

@@ -56,9 +56,9 @@ def _read(lab: Lab) -> list[dict[str, Any]]:
         objective = Supervised(environment, tokenizer, config)
         for example in environment.examples("train", limit=EXAMPLES):
             prompt, predicted = objective.encoded(example)
-            choice = example.choices is not None and example.gold is not None
             texts = {key: [tokenizer.decode([token]) for token in ids] for key, ids in ((WITHOUT, prompt), (WITH, predicted))}
-            answer = example.requests[example.gold][1] if choice else example.answer
+            choice = example.choices is not None and example.gold is not None
+            answer = example.requests[example.gold or 0][1] if choice else example.answer
             learnt = {"answer": answer, "learnt": tokenizer.decode(predicted)}
             rows.append({"skill": skill, "task": config.task, "index": example.index, **texts, **learnt})
     return rows
@@ -120,7 +120,7 @@ def draw(result: Result, figure: Any) -> None:
 
     row = result.rows[0]
     placed = _placed([(text, False) for text in row[WITHOUT]] + [(text, True) for text in row[WITH]])
-    looks = {
+    looks: dict[bool, dict[str, Any]] = {
         False: {"facecolor": "white", "edgecolor": "0.75", "linewidth": 0.6},
         True: {"facecolor": COLOURS[5], "edgecolor": "black", "linewidth": 0.9},
     }

@@ -131,6 +131,15 @@ def _ways(lab: Lab, level: str) -> dict[str, Cells]:
 
 _METHOD = {BASE: "base", ORDERED: "expert", SHUFFLED: "expert", OWN: "expert", OWN_FEWSHOT: "fewshot", BOTH: "fewshot"}
 
+_WORDS = {
+    BASE: "the second base",
+    ORDERED: "the first base's experts in order score",
+    SHUFFLED: "the same experts shuffled",
+    OWN_FEWSHOT: "few-shot over its own experts",
+    BOTH: "few-shot over both bases' experts scores",
+}
+"""Row label → in a sentence; with a verb where it is a claim's subject."""
+
 
 def _run(lab: Lab, level: str) -> Result:
     ways = _ways(lab, level)
@@ -143,7 +152,7 @@ def _run(lab: Lab, level: str) -> Result:
     pairs = [(ORDERED, BASE), (ORDERED, SHUFFLED)] + ([(BOTH, BASE), (BOTH, OWN_FEWSHOT)] if level == "unseen" else [])
     claims = [
         higher(
-            f"{first.removeprefix('+ ')} score higher than {second.removeprefix('+ ')} on {short(task)}",
+            f"{_WORDS[first]} higher than {_WORDS[second]} on {short(task)}",
             examples(first, task),
             examples(second, task),
         )

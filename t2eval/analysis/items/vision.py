@@ -76,7 +76,7 @@ def _cells(lab: Lab, vision: Vision) -> dict[str, Mapping[tuple[str, str], Cells
     allow = {"allow_basis_mismatch": True} if vision.foreign else {}
     arguments = {method: {**allow, **(lab.preset.search if method == "fewshot" else {})} for method in STRATEGIES}
     experts = _experts(lab, vision)
-    common = {"model": vision.model, "labels": {vision.seen: LABEL, vision.unseen: LABEL}}
+    common: dict[str, Any] = {"model": vision.model, "labels": {vision.seen: LABEL, vision.unseen: LABEL}}
     trained = {**common, "experts": experts, "baselines": _baselines(lab, vision), "model_args": {}}
     seen = lab.cells(["base", "expert", *BASELINES], [vision.seen], study=_STUDY, **trained)
     control = lab.cells(["base", "lora"], [vision.unseen], study=_STUDY, **trained)
