@@ -277,7 +277,7 @@ def test_fewshot_says_so_where_only_test_documents_exist(world: Path, caplog: py
 
 def test_alpha_is_divided_by_its_sum_unless_one_expert_is_alone(world: Path) -> None:
     assert _make("fewshot", world)._coefficients.normalize
-    assert not _make("fewshot", world, experts=str(world / "library" / "math"))._coefficients.normalize
+    assert not _make("fewshot", world, experts=str(world / "library" / "e-math"))._coefficients.normalize
     assert not _make("fewshot", world, preset="paper")._coefficients.normalize
 
 
