@@ -32,7 +32,7 @@ ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.p
 
 @dataclass(frozen=True)
 class Done:
-    """An item that has been run; `error` says why it could not be finished, and then there is no result."""
+    """An item that has been run; `error` says why it could not be finished, and then there is no result. `seconds` are of this session."""
 
     item: Item
     result: Result
@@ -72,10 +72,15 @@ def run_item(item: Item, lab: Lab) -> Done:
         T2Error: a cell or training failed, the disk is full, or Ctrl-C; what is finished stays.
     """
     started = time.perf_counter()
-    lab.say(f"{item.name}: {item.title}")
-    result = item.run(lab)
-    folder = lab.output / item.name
-    text = render(item, result, lab)
+    with lab.clock.running(item.name):
+        lab.say(f"{item.name}: {item.title}")
+        result = item.run(lab)
+        text = render(item, result, lab)
+        _write(item, result, text, lab.output / item.name)
+    return Done(item, result, text, time.perf_counter() - started)
+
+
+def _write(item: Item, result: Result, text: str, folder: Path) -> None:
     try:
         write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows).encode())
         claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
@@ -87,7 +92,6 @@ def run_item(item: Item, lab: Lab) -> Done:
         raise T2Error(
             f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
         ) from error
-    return Done(item, result, text, time.perf_counter() - started)
 
 
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
@@ -101,16 +105,24 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     done: list[Done] = []
     todo = list(chosen) if chosen is not None else list(items().values())
     for number, item in enumerate(todo, start=1):
+        started = time.perf_counter()
         try:
             done.append(run_item(item, lab))
         except T2Error as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
-            done.append(Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nFAILED: {error}\n", 0.0, str(error)))
-        outcome = f"FAILED: {done[-1].error}" if done[-1].error else f"done in {done[-1].seconds:.0f} s"
+            text = f"## {_heading(item.name)}. {item.title}\n\nFAILED: {error}\n"
+            done.append(Done(item, Result(()), text, time.perf_counter() - started, str(error)))
+        outcome = f"FAILED after {done[-1].seconds:.0f} s: {done[-1].error}" if done[-1].error else f"done in {_timed(done[-1], lab)}"
         lab.say(f"[{number}/{len(todo)}] {item.name} {outcome}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
+
+
+def _timed(entry: Done, lab: Lab) -> str:
+    """An item's seconds: of this session, and of all where it was begun in an earlier one."""
+    total = lab.clock.seconds(entry.item.name)
+    return f"{entry.seconds:.0f} s" + (f" ({total:.0f} s in all sessions)" if total > entry.seconds + 1 else "")
 
 
 def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
@@ -126,6 +138,8 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     parts = [
         "# The paper, table by table",
         f"Made by `t2 paper all` ({lab.preset.describe()}), commit {commit or 'unknown'}; {made}.",
+        f"Computing took {lab.clock}: wall time of all items, over all sessions of this folder. An item that finds what an earlier one "
+        "computed takes little.",
         "The paper's figures are of other models on other tasks: they stand beside ours to be read, not to be compared number by number. "
         "Ours are accuracies from 0 to 1 with the standard error over examples; the paper's are percentages.",
     ]
@@ -135,12 +149,12 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     if missing:
         parts.append(f"Not finished yet: {', '.join(missing)}. Run the same command again.")
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
-    parts.append(_overview(done))
+    parts.append(_overview(done, lab))
     body = [entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").rstrip() for entry in done]
     return "\n\n".join([*parts, *body]) + "\n"
 
 
-def _overview(done: Sequence[Done]) -> str:
+def _overview(done: Sequence[Done], lab: Lab) -> str:
     """One line an item: how many of the paper's claims our data support."""
 
     def count(verdict: str) -> Callable[[Sequence[Claim]], str]:
@@ -150,7 +164,7 @@ def _overview(done: Sequence[Done]) -> str:
     columns: dict[str, dict[str, str]] = {}
     for verdict in ("supported", "not supported", "contradicted"):
         columns[verdict] = {labels[entry.item.name]: count(verdict)(entry.result.claims) for entry in done}
-    columns["seconds"] = {labels[entry.item.name]: f"{entry.seconds:.0f}" for entry in done}
+    columns["seconds"] = {labels[entry.item.name]: f"{lab.clock.seconds(entry.item.name):.0f}" for entry in done}
     return table(columns)
 
 
