@@ -275,6 +275,12 @@ def test_fewshot_says_so_where_only_test_documents_exist(world: Path, caplog: py
     assert alphas.shape == (2, 3) and torch.allclose(alphas.sum(1), torch.ones(2), atol=1e-5)
 
 
+def test_alpha_is_divided_by_its_sum_unless_one_expert_is_alone(world: Path) -> None:
+    assert _make("fewshot", world)._coefficients.normalize
+    assert not _make("fewshot", world, experts=str(world / "library" / "e-math"))._coefficients.normalize
+    assert not _make("fewshot", world, preset="paper")._coefficients.normalize
+
+
 def test_presets_and_options_reach_the_search(world: Path) -> None:
     paper = _make("fewshot", world, preset="paper").search
     assert (paper.search.population, paper.search.elites, paper.search.iterations, paper.choose) == (32, 6, 100, "mean")

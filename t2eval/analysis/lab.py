@@ -4,6 +4,10 @@
 <output>/cells/<study>/         a benchmark's folder (rows.jsonl, samples/); items that ask for the same cells share them
 <output>/training/<name>/seed-<n>/<label>/   one training run each: as an expert library, or as a baselines' folder
 <output>/pieces/<name>.json     other results that took time
+<output>/seconds.json           how long each item took, over all sessions
+
+The lab's worker processes live as long as it does: small studies one after the other would otherwise start processes and little else. Close
+the lab, or use it in a `with`.
 """
 
 from __future__ import annotations
@@ -15,20 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2eval.analysis.clock import Clock
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, parse_config
+from t2eval.bench.pool import Pool
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
 from t2eval.bench.training import LOG, RECORD, Job, train
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
-from t2eval.resources import EMBEDDED
+from t2eval.resources import EMBEDDED, is_embedded
 from t2eval.training.config import TrainConfig
 
 MAIN = "main"
 _MARKER = "lab.json"
-_FEW = 4  # cells a worker process: starting one takes as long as a few small cells
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,25 @@ class Lab:
     def __init__(
         self, output: str | Path, preset: Preset, *, workers: int = 1, say: Callable[[str], None] = print, factory: WorkerFactory = Worker
     ) -> None:
-        self.output, self.preset, self.workers, self.say, self._factory = Path(output), preset, workers, say, factory
+        self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
         self._claim()
+        self.clock = Clock(self.output, workers)
+        self._pool = Pool(workers)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._pool.close()
+
+    def say(self, line: str) -> None:
+        """Tell a step, and keep the time that it took."""
+        self.clock.save()
+        self._say(line)
 
     def _claim(self) -> None:
         marker = self.output / _MARKER
@@ -161,13 +183,14 @@ class Lab:
         given = {**how, "model": preset.model, "labels": preset.labels, **what, **places, **settings}
         plan = make_plan(parse_config(given, f"the study {study!r}"))
         folder = self.output / "cells" / study
-        workers = max(1, min(self.workers, -(-len(plan.cells) // _FEW)))
 
         def told(event: Progress) -> None:
             if event.row is not None or event.note or event.done < event.total:  # nothing is said of cells that are all done already
                 self.say(f"  {study}: {event}")
 
-        result = run(plan, folder, workers=workers, progress=told, factory=self._factory)
+        result = run(plan, folder, pool=self._pool, progress=told, factory=self._factory)
+        if not is_embedded(preset.model):
+            self._pool.close()  # a large base's memory is wanted by the next training
         if result.failed:
             row = result.failed[0]
             raise T2Error(f"{len(result.failed)} cells of {folder} failed, the first {row.cell}: {row.error}")
@@ -220,7 +243,7 @@ class Lab:
             T2Error: one fails, or Ctrl-C.
         """
         pending = [training for training in trainings if not training.finished]
-        train(pending, self.workers, lambda line: self.say(f"  {line}"), self.output / LOG)
+        train(pending, self._pool, lambda line: self.say(f"  {line}"), self.output / LOG)
 
     def library(self, seeds: Sequence[int]) -> str:
         """The experts' folder with `{seed}` in it: shipped, or trained here (the three skills and dispatch)."""

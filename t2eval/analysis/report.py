@@ -4,16 +4,14 @@
 <output>/<item>/claims.json   what the paper says, with the tests
 <output>/<item>/table.md      the table, the sentence in words, the notes
 <output>/<item>/figure.png    the picture, where the item has one
-<output>/<item>/seconds.json  the time of all runs of the item so far
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +28,11 @@ from t2eval.resources import EMBEDDED
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"
-SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
 class Done:
-    """An item that has been run. `seconds` are those of all its runs in this folder.
+    """An item that has been run. `seconds` are of this session.
 
     There is no result where `error` says why it failed, or `left_out` why the preset cannot run it.
     """
@@ -51,7 +48,7 @@ class Done:
 def render(item: Item, result: Result, lab: Lab) -> str:
     """An item's part of the report."""
     paper = item.reported
-    parts = [f"## {_heading(item.name)}. {item.title}", item.measures]
+    parts = [_head(item), item.measures]
     if paper.text:
         parts.append(f"The paper: {paper.text}")
     parts.append(table(beside(item.ours(result), paper.columns, paper.model)))
@@ -68,8 +65,12 @@ def _preset_note(lab: Lab) -> str:
     return f"- This is {lab.preset.describe()}."
 
 
-def _heading(name: str) -> str:
-    return name.replace("table", "Table ").replace("figure", "Figure ")
+def _name(item: Item) -> str:
+    return item.name.replace("table", "Table ").replace("figure", "Figure ")
+
+
+def _head(item: Item) -> str:
+    return f"## {_name(item)}. {item.title}"
 
 
 def run_item(item: Item, lab: Lab) -> Done:
@@ -82,53 +83,27 @@ def run_item(item: Item, lab: Lab) -> Done:
     Raises:
         T2Error: a cell or training failed, the disk is full, or Ctrl-C; what is finished stays.
     """
-    lab.say(f"{item.name}: {item.title}")
-    folder = lab.output / item.name
-    with _timed(folder / SECONDS):
-        result = item.run(lab)
-    text = render(item, result, lab)
-    claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
-    _write(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows))
-    _write(folder / CLAIMS, json.dumps(claims, indent=1) + "\n")
-    if item.draw is not None:
-        try:
-            picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
-        except OSError as error:
-            raise _unwritten(folder, error) from error
-    _write(folder / TABLE, text)
-    return Done(item, result, text, json.loads((folder / SECONDS).read_text(encoding="utf-8")))
-
-
-@contextlib.contextmanager
-def _timed(path: Path) -> Iterator[None]:
-    """Add the seconds of the block, finished or not, to those in a file: an interrupted run's work is found again, and so is its time."""
     started = time.perf_counter()
-    begun = True
+    with lab.clock.running(item.name):
+        lab.say(f"{item.name}: {item.title}")
+        result = item.run(lab)
+        text = render(item, result, lab)
+        _write(item, result, text, lab.output / item.name)
+    return Done(item, result, text, time.perf_counter() - started)
+
+
+def _write(item: Item, result: Result, text: str, folder: Path) -> None:
     try:
-        yield
-    except Unavailable:
-        begun = False
-        raise
-    finally:
-        if begun:
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
-            _write(path, json.dumps(round(before + time.perf_counter() - started, 1)) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file whole.
-
-    Raises:
-        T2Error: it cannot be written.
-    """
-    try:
-        write_atomically(path, text.encode())
+        write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows).encode())
+        claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
+        write_atomically(folder / CLAIMS, json.dumps(claims, indent=1).encode() + b"\n")
+        if item.draw is not None:
+            picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
+        write_atomically(folder / TABLE, text.encode())
     except OSError as error:
-        raise _unwritten(path.parent, error) from error
-
-
-def _unwritten(folder: Path, error: OSError) -> T2Error:
-    return T2Error(f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again.")
+        raise T2Error(
+            f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
+        ) from error
 
 
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
@@ -142,23 +117,28 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     done: list[Done] = []
     todo = list(chosen) if chosen is not None else list(items().values())
     for number, item in enumerate(todo, start=1):
+        started = time.perf_counter()
         try:
             done.append(run_item(item, lab))
         except Unavailable as reason:
-            done.append(
-                Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nLeft out: {reason}\n", 0.0, left_out=str(reason))
-            )
+            done.append(Done(item, Result(()), f"{_head(item)}\n\nLeft out: {reason}\n", 0.0, left_out=str(reason)))
         except T2Error as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
-            done.append(Done(item, Result(()), f"## {_heading(item.name)}. {item.title}\n\nFAILED: {error}\n", 0.0, str(error)))
-        last = done[-1]
-        outcome = (
-            f"FAILED: {last.error}" if last.error else f"left out: {last.left_out}" if last.left_out else f"done in {last.seconds:.0f} s"
-        )
-        lab.say(f"[{number}/{len(todo)}] {item.name} {outcome}")
-        _write(lab.output / REPORT, report(lab, done, todo))
+            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {error}\n", time.perf_counter() - started, str(error)))
+        lab.say(f"[{number}/{len(todo)}] {item.name} {_outcome(done[-1], lab)}")
+        write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
+
+
+def _outcome(entry: Done, lab: Lab) -> str:
+    """What became of an item, with its seconds: of this session, and of all where it was begun in an earlier one."""
+    if entry.left_out:
+        return f"left out: {entry.left_out}"
+    if entry.error:
+        return f"FAILED after {entry.seconds:.0f} s: {entry.error}"
+    total = lab.clock.seconds(entry.item.name)
+    return f"done in {entry.seconds:.0f} s" + (f" ({total:.0f} s in all sessions)" if total > entry.seconds + 1 else "")
 
 
 def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
@@ -174,7 +154,8 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     parts = [
         "# The paper, table by table",
         "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
-        f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n- {_time(done)}",
+        f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n"
+        f"- Computing took {lab.clock}, over all sessions of this folder. What items share counts where it was first needed.",
         _READING,
     ]
     if lab.preset.model == EMBEDDED:
@@ -184,7 +165,7 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         parts.append(f"Not finished yet: {', '.join(missing)}. Run the same command again.")
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
     parts += [f"Left out: {entry.item.name}: {entry.left_out}" for entry in done if entry.left_out]
-    return "\n\n".join([*parts, "## Contents", _contents(done), *(_section(entry, lab) for entry in done)]) + "\n"
+    return "\n\n".join([*parts, "## Contents", _contents(done, lab), *(_section(entry, lab) for entry in done)]) + "\n"
 
 
 _READING = (
@@ -197,31 +178,23 @@ _READING = (
 )
 
 
-def _time(done: Sequence[Done]) -> str:
-    """The time of all items, in words."""
-    minutes = sum(entry.seconds for entry in done) / 60
-    spent = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-    return f"{spent} in all; what items share counts where it was first needed."
-
-
 def _section(entry: Done, lab: Lab) -> str:
     """An item's part, with an anchor and the way back; what is said of the preset on top is not said again."""
     text = entry.markdown.replace(f"]({FIGURE})", f"]({entry.item.name}/{FIGURE})").replace(f"{_preset_note(lab)}\n", "")
     return f'<a id="{entry.item.name}"></a>\n\n{text.rstrip()}\n\n[Contents](#contents)'
 
 
-def _contents(done: Sequence[Done]) -> str:
+def _contents(done: Sequence[Done], lab: Lab) -> str:
     """One line an item: a link to it, how many claims our data support, and its seconds."""
-    labels = [f"[{_heading(entry.item.name)}](#{entry.item.name}). {entry.item.title}" for entry in done]
+    labels = [f"[{_name(entry.item)}](#{entry.item.name}). {entry.item.title}" for entry in done]
     columns: dict[str, dict[str, str]] = {}
-    totals = {}
     for verdict in ("supported", "not supported", "contradicted"):
         counts = [sum(claim.verdict == verdict for claim in entry.result.claims) for entry in done]
         shown = [NONE if entry.error or entry.left_out else str(count) for entry, count in zip(done, counts, strict=True)]
-        totals[verdict] = sum(counts)
-        columns[verdict] = {**dict(zip(labels, shown, strict=True)), "**all**": f"**{totals[verdict]}**"}
-    states = ["failed" if entry.error else "left out" if entry.left_out else f"{entry.seconds:.0f}" for entry in done]
-    columns["seconds"] = {**dict(zip(labels, states, strict=True)), "**all**": f"**{sum(entry.seconds for entry in done):.0f}**"}
+        columns[verdict] = {**dict(zip(labels, shown, strict=True)), "**all**": f"**{sum(counts)}**"}
+    seconds = [lab.clock.seconds(entry.item.name) for entry in done]
+    states = ["failed" if e.error else "left out" if e.left_out else f"{spent:.0f}" for e, spent in zip(done, seconds, strict=True)]
+    columns["seconds"] = {**dict(zip(labels, states, strict=True)), "**all**": f"**{sum(seconds):.0f}**"}
     return table(columns)
 
 

@@ -58,7 +58,9 @@ class Arm:
 
 
 SEARCHES = (Arm("random"), *(Arm(search, granularity) for granularity in ("task", "layer", "matrix") for search in ("cem", "cmaes")))
-FORMS = (Arm(normalize=True), Arm(form="offset"), Arm(normalize=True, form="offset"))
+_FORMS: tuple[tuple[bool, Form], ...] = ((True, "paper"), (False, "offset"), (True, "offset"))
+_METHODS: tuple[Method, ...] = ("random", "cem", "cmaes")
+FORMS = tuple(Arm(search, normalize=normalize, form=form) for normalize, form in _FORMS for search in _METHODS)
 
 
 @dataclass(frozen=True)

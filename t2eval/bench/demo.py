@@ -17,6 +17,7 @@ from typing import Any
 from t2eval.bench import training
 from t2eval.bench.execute import RunResult, run
 from t2eval.bench.plan import BASELINES, Plan, load_plan
+from t2eval.bench.pool import Pool
 from t2eval.bench.report import Leaderboard, leaderboard
 from t2eval.bench.rows import write_atomically
 from t2eval.bench.training import Job
@@ -168,10 +169,11 @@ def run_demo(
     _claim(output, full)
     said = assemble(output, full, chosen)
     todo = jobs(output, full)
-    training.train(todo, workers, progress)
-    plan = _plan(output, limit=limit, seeds=list(chosen))
-    progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
-    result = run(plan, output / "bench", workers=workers, progress=lambda event: progress(str(event)))
+    with Pool(workers) as pool:
+        training.train(todo, pool, progress)
+        plan = _plan(output, limit=limit, seeds=list(chosen))
+        progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
+        result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
     demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)
     write_atomically(output / "leaderboard.md", demo.to_markdown().encode())
     return demo

@@ -8,19 +8,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from t2eval.bench import rows
-from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Cell, Plan, make_plan, parse_config
-from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
+from t2eval.bench.plan import BASELINES, EXPERT_METHODS, BenchConfig, Cell, Plan, make_plan, parse_config
+from t2eval.bench.pool import Outcome, Pool
 from t2eval.bench.rows import Row
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
@@ -143,122 +139,60 @@ def _check_manifest(output: Path, plan: Plan, inputs: dict[str, str]) -> dict[st
     return {"format_version": 1, "name": plan.config.name, "config": settings, "cells": cells, "inputs": inputs, "versions": versions()}
 
 
-def _serve(factory: WorkerFactory, config: Any, output: Path, threads: int, pipe: Connection) -> None:
-    """A worker process: open, then one row per cell until told to stop."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    try:
-        speak_into(output / LOG)
-        worker = factory(config, output)
+@dataclass(frozen=True)
+class _Setup:
+    """Makes a worker process ready for the cells of one plan."""
+
+    factory: WorkerFactory
+    config: BenchConfig
+    output: Path
+    threads: int
+
+    def __call__(self) -> Callable[[Cell], Row]:
+        worker = self.factory(self.config, self.output)
         worker.open()
         if isinstance(worker, Worker):
             import torch
 
-            torch.set_num_threads(threads)
-        pipe.send(("ready", None))
-        while (cell := pipe.recv()) is not None:
-            pipe.send(("row", worker.run(cell)))
-    except EOFError:
-        return
-    except T2Error as error:
-        pipe.send(("fatal", error))
-    except OSError as error:
-        pipe.send(("disk" if rows.is_disk_full(error) else "fatal", error))
-    except Exception as error:  # noqa: BLE001 - the parent prints it; a worker has no terminal of its own
-        pipe.send(("fatal", T2Error(f"A worker could not start: {type(error).__name__}: {error}")))
+            torch.set_num_threads(self.threads)
+        return worker.run
 
 
-class _Pool:
-    """Worker processes, the cells they are on, and the cells that wait."""
+def _row(outcome: Outcome, output: Path) -> Row:
+    """The row of a cell that was answered, or whose worker died over it.
 
-    def __init__(self, plan: Plan, output: Path, pending: Sequence[Cell], workers: int, factory: WorkerFactory) -> None:
-        self._arguments = (factory, plan.config, output)
-        self._pending = list(pending)
-        self._threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
-        self._size = min(workers, len(self._pending))
-        self._processes: dict[Connection, Any] = {}
-        self._busy: dict[Connection, Cell] = {}
-        self._ready: set[Connection] = set()
-        self._groups: dict[Connection, tuple[str, int]] = {}
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(*self._arguments, self._threads, theirs), daemon=True)
-        with worker_environment(self._threads):
-            process.start()
-        theirs.close()
-        self._processes[ours] = process
-
-    def _assign(self, pipe: Connection) -> None:
-        """The next cell, of the method and seed that the worker has set up if there is one."""
-        if not self._pending:
-            with contextlib.suppress(OSError):
-                pipe.send(None)
-            return
-        group = self._groups.get(pipe)
-        cell = next((cell for cell in self._pending if (cell.method, cell.seed) == group), self._pending[0])
-        self._pending.remove(cell)
-        self._busy[pipe], self._groups[pipe] = cell, (cell.method, cell.seed)
-        # A worker that has died meanwhile is noticed on the next receive.
-        with contextlib.suppress(OSError):
-            pipe.send(cell)
-
-    def _died(self, pipe: Connection, output: Path) -> Row | None:
-        """Account for a worker that is gone: its cell's failed row, and another worker if cells wait."""
-        process = self._processes.pop(pipe)
-        process.join()
-        cell = self._busy.pop(pipe, None)
-        if pipe not in self._ready:
-            raise T2Error(f"A worker ended while it was loading the model (exit code {process.exitcode}). {output / LOG} may say why.")
-        if cell is None:
-            return None
-        if self._pending:
-            self._start()
-        reason = f"The worker process died (exit code {process.exitcode}; -9 is most often too little memory)."
-        return Row(cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="failed", error=reason)
-
-    def _received(self, pipe: Connection, output: Path) -> Row | None:
-        try:
-            kind, value = pipe.recv()
-        except (EOFError, OSError):
-            return self._died(pipe, output)
-        if kind == "disk":
-            raise rows.disk_error(output, value)
-        if kind == "fatal":
-            raise value if isinstance(value, T2Error) else T2Error(f"A worker failed: {value}")
-        if kind == "ready":
-            self._ready.add(pipe)
-        row = value if kind == "row" else None
-        self._busy.pop(pipe, None)
+    Raises:
+        T2Error: the disk is full, or the worker cannot go on.
+    """
+    if outcome.error is not None:
+        raise _readable(outcome.error, output)
+    if outcome.exit_code is None:
+        row: Row = outcome.value
         return row
+    cell: Cell = outcome.item
+    reason = f"The worker process died (exit code {outcome.exit_code}; -9 is most often too little memory)."
+    return Row(cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="failed", error=reason)
 
-    def __iter__(self) -> Iterator[Row]:
-        """Rows as they are finished.
 
-        Raises:
-            T2Error: no worker can start, or the disk is full.
-        """
-        for _ in range(self._size):
-            self._start()
-        output = self._arguments[2]
-        while self._processes:
-            for pipe in wait(list(self._processes)):
-                assert isinstance(pipe, Connection)
-                row = self._received(pipe, output)
-                if row is not None:
-                    yield row
-                if pipe in self._processes and pipe not in self._busy:
-                    self._assign(pipe)
+def _readable(error: Exception, output: Path) -> T2Error:
+    if isinstance(error, OSError) and rows.is_disk_full(error):
+        return rows.disk_error(output, error)
+    return error if isinstance(error, T2Error) else T2Error(f"A worker failed: {error}")
 
-    def close(self) -> None:
-        """Stop all workers."""
-        for process in self._processes.values():
-            process.terminate()
-        for process in self._processes.values():
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+
+def _rows(pool: Pool, plan: Plan, output: Path, pending: Sequence[Cell], factory: WorkerFactory) -> Generator[Row]:
+    """Rows as they are finished.
+
+    Raises:
+        T2Error: no worker can be made ready, or the disk is full.
+    """
+    setup = _Setup(factory, plan.config, output, pool.threads)
+    with contextlib.closing(pool.run(setup, pending, output / LOG, lambda cell: (cell.method, cell.seed))) as outcomes:
+        try:
+            for outcome in outcomes:
+                yield _row(outcome, output)
+        except OSError as error:
+            raise _readable(error, output) from error
 
 
 def _narrow(plan: Plan, limit: int | None, seeds: Sequence[int] | None) -> Plan:
@@ -277,6 +211,7 @@ def run(
     seeds: Sequence[int] | None = None,
     progress: Callable[[Progress], None] | None = None,
     factory: WorkerFactory = Worker,
+    pool: Pool | None = None,
 ) -> RunResult:
     """Train what a benchmark's `train:` section asks for and is missing, then run the cells that are not done yet.
 
@@ -289,6 +224,7 @@ def run(
         seeds: instead of the file's.
         progress: told each finished cell.
         factory: makes what runs cells, in the worker process (must be picklable).
+        pool: worker processes that go on living after the run, instead of `workers` new ones.
 
     Returns:
         The rows of all of the plan's cells.
@@ -307,13 +243,14 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
         with _locked(output):
             rows.repair(output)
-            return _run_locked(plan, output, workers, progress, factory, started)
+            with contextlib.nullcontext(pool) if pool is not None else Pool(workers) as processes:
+                return _run_locked(plan, output, processes, progress, factory, started)
     except OSError as error:
         raise rows.disk_error(output, error) from error
 
 
 def _run_locked(
-    plan: Plan, output: Path, workers: int, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
+    plan: Plan, output: Path, pool: Pool, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
 ) -> RunResult:
     here = settle(plan, output)
     _check_manifest(output, plan, _input_hashes(here))  # before anything is trained in a folder of another plan
@@ -326,23 +263,21 @@ def _run_locked(
     def say(line: str) -> None:
         report(Progress(done, total, None, time.perf_counter() - started, line))
 
-    trained = train_missing(here, pending, workers, say, output / TRAINING_LOG)
+    trained = train_missing(here, pending, pool, say, output / TRAINING_LOG)
     manifest = _check_manifest(output, plan, _input_hashes(here))
     report(Progress(done, total, None, time.perf_counter() - started))
-    pool = _Pool(here, output, pending, workers, factory)
     written = False
     try:
-        for row in pool:
-            # Written with the first row: a plan with a wrong name in it leaves no trace that would be in the way of the right one.
-            if not written:
-                rows.write_atomically(output / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-                written = True
-            rows.append(output, row)
-            done += 1
-            report(Progress(done, total, row, time.perf_counter() - started))
+        with contextlib.closing(_rows(pool, here, output, pending, factory)) as found:
+            for row in found:
+                # Written with the first row: a plan with a wrong name in it leaves no trace that would be in the way of the right one.
+                if not written:
+                    rows.write_atomically(output / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+                    written = True
+                rows.append(output, row)
+                done += 1
+                report(Progress(done, total, row, time.perf_counter() - started))
     except KeyboardInterrupt:
         raise T2Error(f"Interrupted: {done} of {total} cells are done. Run the same command again: it continues.") from None
-    finally:
-        pool.close()
     cells = {cell.key for cell in plan.cells}
     return RunResult(tuple(row for row in rows.read(output) if row.cell in cells), skipped, trained)

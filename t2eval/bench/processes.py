@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -22,6 +23,9 @@ def end_with_parent() -> None:
 
 def speak_into(log: Path) -> None:
     """Send this process's output to a file: the progress bars of lm-eval in several processes would fill the terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()  # what was printed before belongs to the last file
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

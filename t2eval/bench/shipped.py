@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from t2eval.bench.demo import jobs
+from t2eval.bench.pool import Pool
 from t2eval.bench.training import train
 from t2eval.resources import experts_dir
 
@@ -36,7 +37,8 @@ def main(output: Path | None, workers: int) -> None:
     """Train the shipped experts and baselines."""
     root = output or experts_dir()
     todo = [job for seed in SEEDS for job in jobs(root, full=True, seed=seed)]
-    train(todo, workers, click.echo)
+    with Pool(workers) as pool:
+        train(todo, pool, click.echo)
     for job in todo:
         tidy(job.output)
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
-from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
+from t2eval.bench.pool import Pool
 from t2eval.bench.worker import default_device
 from t2eval.errors import T2Error, UsageError
 from t2eval.loading import quiet_lm_eval
@@ -133,13 +130,13 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
         raise UsageError(f"train, {name}: {error}") from error
 
 
-def train_missing(plan: Plan, cells: Iterable[Cell], workers: int, say: Say, log: Path | None = None) -> tuple[Job, ...]:
+def train_missing(plan: Plan, cells: Iterable[Cell], pool: Pool, say: Say, log: Path | None = None) -> tuple[Job, ...]:
     """Do the runs that cells still need.
 
     Args:
         plan: settled (`settle`).
         cells: those that are to be evaluated now.
-        workers: runs at a time, where there is no GPU.
+        pool: runs several at a time, where there is no GPU.
         say: told each step in a line.
         log: gets what the runs print where several run at a time.
 
@@ -163,7 +160,7 @@ def train_missing(plan: Plan, cells: Iterable[Cell], workers: int, say: Say, log
     if pending:
         # A wrong name is said now, not after a day of training.
         open_tasks([*plan.config.tasks, *(job.config.task for job in pending)], plan.config.include_path)
-        train(pending, workers, say, log)
+        train(pending, pool, say, log)
     return pending
 
 
@@ -180,14 +177,20 @@ def _check_settings(job: Job) -> None:
         )
 
 
-def train(todo: Sequence[Job], workers: int, say: Say, log: Path | None = None) -> None:
+def train(todo: Sequence[Job], pool: Pool, say: Say, log: Path | None = None) -> None:
     """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
 
     One after the other with a progress bar, or side by side with one thread each: two of them on two cores end sooner than one after
     the other with two threads. On a GPU they never run side by side: each is given all of its memory.
 
+    Args:
+        todo: finished or not.
+        pool: its processes take one run after the other.
+        say: told each step in a line.
+        log: gets what the runs print where several run at a time.
+
     Raises:
-        T2Error: a run fails, or Ctrl-C.
+        T2Error: a run fails, or Ctrl-C. Side by side, the others are done nevertheless; one after the other, the rest is not begun.
     """
     pending = [job for job in todo if not job.finished]
     for job in todo:
@@ -197,11 +200,11 @@ def train(todo: Sequence[Job], workers: int, say: Say, log: Path | None = None) 
         return
     quiet_lm_eval()
     try:
-        if len(pending) == 1 or workers == 1 or any(_device(job) != "cpu" for job in pending):
+        if len(pending) == 1 or pool.workers == 1 or any(_device(job) != "cpu" for job in pending):
             _one_by_one(pending, say)
         else:
-            say(f"training {len(pending)} experts and baselines, {workers} at a time …")
-            _side_by_side(pending, workers, say, log or Path(os.devnull))
+            say(f"training {len(pending)} experts and baselines, {pool.workers} at a time …")
+            _side_by_side(pending, pool, say, log or Path(os.devnull))
     except KeyboardInterrupt:
         raise T2Error("Interrupted while training. Run the same command again: it continues.") from None
 
@@ -240,53 +243,32 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _train_alone(job: Job, log: Path, pipe: Connection) -> None:
-    """One run in a process of its own, with one thread. Sends nothing, or what went wrong."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    speak_into(log)
+def _trainer() -> Callable[[Job], None]:
+    """Makes a worker process ready for runs, with one thread."""
     import torch
 
     from t2eval.training.train import train_expert
 
     quiet_lm_eval()
     torch.set_num_threads(1)
-    try:
+
+    def trained(job: Job) -> None:
         train_expert(_placed(job), progress=False)
-    except Exception as error:  # noqa: BLE001 - the parent raises it; this process has no terminal of its own
-        pipe.send(str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}")
+
+    return trained
 
 
-def _start(job: Job, log: Path) -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_train_alone, args=(job, log, theirs), daemon=True)
-    with worker_environment(1):
-        process.start()
-    theirs.close()
-    return process, ours
-
-
-def _reason(process: Any, pipe: Connection) -> str:
-    with contextlib.suppress(EOFError):
-        return str(pipe.recv())
-    return f"its process ended with exit code {process.exitcode}."
-
-
-def _side_by_side(pending: Sequence[Job], workers: int, say: Say, log: Path) -> None:
-    waiting, running = list(pending), dict[int, tuple[Job, Any, Connection]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                process, pipe = _start(job, log)
-                running[process.sentinel] = job, process, pipe
-            for sentinel in wait(list(running)):
-                job, process, pipe = running.pop(int(sentinel))  # type: ignore[arg-type]
-                process.join()
-                if not job.finished:
-                    raise T2Error(f"Training {job.name!r} failed: {_reason(process, pipe)}")
-                say(f"[{len(pending) - len(waiting) - len(running)}/{len(pending)}] trained {job}")
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-            process.join()
+def _side_by_side(pending: Sequence[Job], pool: Pool, say: Say, log: Path) -> None:
+    failed: list[str] = []
+    with contextlib.closing(pool.run(_trainer, pending, log)) as outcomes:
+        for number, outcome in enumerate(outcomes, start=1):
+            job: Job = outcome.item
+            if outcome.error is None and job.finished:
+                say(f"[{number}/{len(pending)}] trained {job}")
+                continue
+            reason = outcome.error or f"its process ended with exit code {outcome.exit_code}."
+            failed.append(f"Training {job.name!r} failed: {reason}")
+            say(f"[{number}/{len(pending)}] {failed[-1]}")
+    if failed:
+        more = f" ({len(failed)} runs failed; this is the first.)" if len(failed) > 1 else ""
+        raise T2Error(failed[0] + more)

@@ -55,8 +55,8 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
 
     quiet_lm_eval()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lab = Lab(output, settings, workers=workers or min(8, cores), say=lambda line: click.echo(line, err=True))
-    done = run_all(lab, todo) if name == "all" else [run_item(todo[0], lab)]
+    with Lab(output, settings, workers=workers or min(8, cores), say=lambda line: click.echo(line, err=True)) as lab:
+        done = run_all(lab, todo) if name == "all" else [run_item(todo[0], lab)]
     if as_json:
         found = {entry.item.name: {"rows": entry.result.rows, "claims": [c.model_dump() for c in entry.result.claims]} for entry in done}
         click.echo(json.dumps(found))

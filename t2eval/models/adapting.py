@@ -27,9 +27,9 @@ class Adapting(Strategy):
 
     def prepare(self) -> None:
         self.search = self.options.config()
-        self._coefficients = Coefficients(
-            [expert.z for expert in self.skills], self.search.granularity, self.search.normalize, self.search.form
-        )
+        # One expert alone: divided by its sum, α would be 1, and there would be nothing to search.
+        self._normalize = self.search.normalize and len(self.skills) > 1
+        self._coefficients = Coefficients([expert.z for expert in self.skills], self.search.granularity, self._normalize, self.search.form)
         self._found: dict[str, Adaptation] = {}
         self._records: dict[str, dict[str, Any]] = {}
 
@@ -115,7 +115,7 @@ class Adapting(Strategy):
             "ties": self.search.ties,
             "granularity": self.search.granularity,
             "alpha_rows": self._coefficients.groups,
-            "normalize": self.search.normalize,
+            "normalize": self._normalize,
             "form": self.search.form,
             "chosen": found.chosen,
             "metric": environment.metric,

@@ -10,6 +10,8 @@ Deviations from the paper:
 2. The α that is used at the end is the mean of the last elites (the paper's "end of optimisation") or the best candidate seen,
    whichever scores better on the adaptation examples; the mean is evaluated as one more candidate. `choose=mean` is the paper's.
 3. A search stops early when it has converged and its elites tie.
+4. α is divided by its sum unless `normalize=False`, which the paper has: on validation tasks the search then finds as good a mix with
+   fewer candidates (docs/notes.md). `paper()` is free.
 
 How a vector of coefficients becomes z' is in `alpha.py`.
 """
@@ -44,7 +46,7 @@ class FewshotConfig(BaseModel):
 
     shots: int = Field(default=10, ge=1)
     granularity: Granularity = "task"
-    normalize: bool = False
+    normalize: bool = True
     ties: Literal["own", "reference"] = "own"
     choose: Literal["auto", "mean", "best"] = "auto"
     form: Form = "paper"

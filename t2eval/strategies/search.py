@@ -34,7 +34,7 @@ class SearchConfig(BaseModel):
     method: Method = "cem"
     population: int = Field(default=16, ge=2)
     elites: int | None = Field(default=None, ge=1)
-    iterations: int = Field(default=10, ge=1)
+    iterations: int = Field(default=4, ge=1)
     sigma: float = Field(default=0.5, gt=0)
     sigma_floor: float = Field(default=0.05, ge=0)
     seed: int = 0

@@ -54,7 +54,7 @@ def fake_row(plan: Plan, output: Path, cell: Cell) -> Row:
     )  # fmt: skip
 
 
-def fake_run(plan: Plan, output: Path, *, workers: int, progress: Any, factory: Any) -> RunResult:
+def fake_run(plan: Plan, output: Path, *, pool: Any, progress: Any, factory: Any) -> RunResult:
     """Stands for `execute.run`, in this process and at once."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").write_text(plan.config.model_dump_json())
@@ -72,7 +72,7 @@ def fake_validations(training: Training) -> list[float]:
     return [(number(training.name, step) % 64) / 64 for step in STEPS]
 
 
-def fake_train(trainings: Any, workers: int, say: Any, log: Any) -> None:
+def fake_train(trainings: Any, pool: Any, say: Any, log: Any) -> None:
     """Stands for the trainings: writes what they leave."""
     for training in trainings:
         scores = fake_validations(training)

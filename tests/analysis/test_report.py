@@ -1,6 +1,5 @@
 import json
 import re
-import time
 from dataclasses import replace
 
 import pytest
@@ -63,23 +62,6 @@ def test_the_report_goes_item_by_item(lab):
     assert all(f'<a id="{link}"></a>' in text for link in links if link != "contents")
     supported_in_all = sum(claim.verdict == "supported" for entry in done for claim in entry.result.claims)
     assert f"| **all** | **{supported_in_all}** | " in text
-
-
-def test_the_seconds_are_of_all_runs_of_an_item(lab):
-    def slow(lab):
-        time.sleep(0.2)
-        return item("table3").run(lab)
-
-    def broken(lab):
-        time.sleep(0.2)
-        raise T2Error("A cell failed.")
-
-    entry = item("table3")
-    report.run_all(lab, [replace(entry, run=broken)])
-    (done,) = report.run_all(lab, [replace(entry, run=slow)])
-    assert done.seconds >= 0.4
-    assert f"| {done.seconds:.0f} |" in (lab.output / "REPORT.md").read_text()
-    assert not (lab.output / "table9").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(lab):

@@ -103,5 +103,5 @@ def test_the_table_is_an_average_over_tasks_libraries_and_draws() -> None:
 
 
 def test_the_arms_are_the_ones_that_users_can_ask_for() -> None:
-    assert len({str(arm) for arm in (*search_study.SEARCHES, *search_study.FORMS)}) == 10
+    assert len({str(arm) for arm in (*search_study.SEARCHES, *search_study.FORMS)}) == 16
     assert str(Arm("cmaes", "matrix", normalize=True, form="offset")) == "cmaes matrix normalised offset"

@@ -15,6 +15,7 @@ import t2eval.training.train
 from t2eval.bench import training
 from t2eval.bench.execute import run
 from t2eval.bench.plan import Plan, load_plan, make_plan
+from t2eval.bench.pool import Pool
 from t2eval.bench.training import Job, jobs, settle, train, train_missing
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
@@ -94,14 +95,14 @@ def test_what_is_finished_is_not_repeated_but_compared(tmp_path: Path, monkeypat
     plan = plan_of(tmp_path)
     (todo,) = jobs(plan)
     lines: list[str] = []
-    assert train_missing(plan, plan.cells, 1, lines.append) == (todo,)
+    assert train_missing(plan, plan.cells, Pool(1), lines.append) == (todo,)
     assert lines == ["training math …", "trained math: 0.500 → 0.500 on the validation split (n=4), 1 s"]
     assert trained[0].device == "cpu"
-    assert train_missing(plan, plan.cells, 1, lines.append) == ()
+    assert train_missing(plan, plan.cells, Pool(1), lines.append) == ()
     assert len(trained) == 1
     (todo.output / "settings.json").write_text(json.dumps({**todo.config.hyperparameters, "lr": 0.125}))
     with pytest.raises(UsageError, match=r"was trained with lr = 0.125, and the benchmark file now says"):
-        train_missing(plan, plan.cells, 1, lines.append)
+        train_missing(plan, plan.cells, Pool(1), lines.append)
 
 
 def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytes
     plan = plan_of(tmp_path, tasks=["embedded_math_seen"], train={"skills": {"math": {"task": "embedded_maths"}}})
     monkeypatch.setattr("t2eval.environment.make_task_manager", _own_tasks)
     with pytest.raises(UsageError, match="Unknown task 'embedded_maths'"):
-        train_missing(plan, plan.cells, 1, print)
+        train_missing(plan, plan.cells, Pool(1), print)
 
 
 def _own_tasks(include_path: object = None, *, task: str | None = None) -> object:
@@ -122,15 +123,16 @@ def _own_tasks(include_path: object = None, *, task: str | None = None) -> objec
 def test_nothing_is_trained_into_the_package(tmp_path: Path) -> None:
     plan = load_plan("embedded", {"seeds": [7], "methods": ["expert"]})
     with pytest.raises(UsageError, match="No expert or baseline 'math, seed 7' is shipped. To train it, copy the benchmark file"):
-        train_missing(plan, plan.cells, 1, print)
+        train_missing(plan, plan.cells, Pool(1), print)
 
 
 def test_many_runs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_train_alone", quick)
+    monkeypatch.setattr(training, "_trainer", quick)
     todo = [job(name, tmp_path) for name in ("a", "b", "c")]
     write_record(todo[0])
     lines: list[str] = []
-    train(todo, 2, lines.append)
+    with Pool(2) as pool:
+        train(todo, pool, lines.append)
     assert all(job.finished for job in todo)
     assert lines[0].startswith("already trained: a: 0.500 → 0.500 on the validation split (n=4)")
     assert sorted(line[:5] for line in lines[-2:]) == ["[1/2]", "[2/2]"]
@@ -138,9 +140,11 @@ def test_many_runs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("name", "message"), [("broken", "no such task"), ("killed", "exit code 9")])
 def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
-    monkeypatch.setattr(training, "_train_alone", quick)
-    with pytest.raises(T2Error, match=f"Training '{name}' failed: .*{message}"):
-        train([job("fine", tmp_path), job(name, tmp_path)], 2, print)
+    monkeypatch.setattr(training, "_trainer", quick)
+    todo = [job(name, tmp_path), *(job(str(number), tmp_path) for number in range(4))]
+    with Pool(2) as pool, pytest.raises(T2Error, match=f"Training '{name}' failed: .*{message}"):
+        train(todo, pool, print)
+    assert [run.finished for run in todo] == [False, True, True, True, True], "the others are done nevertheless"
 
 
 def test_one_after_the_other_a_failure_stops_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +157,7 @@ def test_one_after_the_other_a_failure_stops_and_is_named(tmp_path: Path, monkey
 
     monkeypatch.setattr(t2eval.training.train, "train_expert", train_expert)
     with pytest.raises(T2Error, match="Training 'b' failed: RuntimeError: CUDA out of memory"):
-        train(list(todo.values()), 1, print)
+        train(list(todo.values()), Pool(1), print)
     assert [job.finished for job in todo.values()] == [True, False, False]
 
 
