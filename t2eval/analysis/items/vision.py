@@ -123,9 +123,10 @@ def run(lab: Lab) -> Result:
         for (method, label), found in cells[task].items()
     ]
     shipped = "The vision experts and adapters are those shipped with t2eval."
+    inside = "from which its language model was trained further" if vision.foreign else "which is its language model"
     notes = (
-        f"Vision-language model: {vision.model}. The language experts (math, code, reasoning) are those of {lab.preset.model}, "
-        "which is in it; none of them was trained with images.",
+        f"Vision-language model: {vision.model}. The language experts (math, code, reasoning) are those of {lab.preset.model}, {inside}; "
+        "none of them was trained with images.",
         spread(rows),
         shipped if vision.experts else f"The vision experts and adapters were trained here on {vision.seen}.",
         *(("The basis check was passed by name (allow_basis_mismatch=true).",) if vision.foreign else ()),
