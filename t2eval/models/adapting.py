@@ -29,9 +29,7 @@ class Adapting(Strategy):
         self.search = self.options.config()
         # One expert alone: divided by its sum, α would be 1, and there would be nothing to search.
         self._normalize = self.search.normalize and len(self.skills) > 1
-        self._coefficients = Coefficients(
-            [expert.z for expert in self.skills], self.search.granularity, self._normalize, self.search.form
-        )
+        self._coefficients = Coefficients([expert.z for expert in self.skills], self.search.granularity, self._normalize, self.search.form)
         self._found: dict[str, Adaptation] = {}
         self._records: dict[str, dict[str, Any]] = {}
 
