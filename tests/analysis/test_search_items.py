@@ -52,7 +52,7 @@ def searched(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
         seconds = number(plan.config.name, cell.key, "s") % 90
         return row.model_copy(update={"t2": {**(row.t2 or {}), **t2, **adaptation}, "first_pass_seconds": float(seconds)})
 
-    def train(trainings: Any, workers: int, say: Any, log: Any) -> None:
+    def train(trainings: Any, pool: Any, say: Any, log: Any) -> None:
         for training in trainings:
             assert training.config.model == "embedded-seed-1" and training.config.method == "svf"
             shutil.copytree(embedded_library_dir(training.seed) / training.config.label, training.output)
