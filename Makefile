@@ -47,7 +47,7 @@ docs: $(STAMP) ## the pages that the product writes itself
 embedded: $(STAMP) ## rebuild the embedded bases, the experts and baselines from the seed (docs say how long it takes)
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base
 	@$(BIN)/python -m t2eval.embedded.pretrain_vlm --base experts/base --output experts/vlm
-	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base-seed-1 --seed 1 --steps 1800 --tokens 2500
+	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base-seed-1 --seed 1
 	@$(BIN)/python -m t2eval.bench.shipped
 
 clean: ## remove build outputs and caches (not .venv, not runs)

@@ -157,7 +157,7 @@ _QUICK: dict[str, Any] = {
     "quick": True,
     "seeds": (0,),
     "limit": 30,
-    "training": {"steps": 8, "validation_limit": 32, "validate_every": 4},
+    "training": {"steps": 4, "validation_limit": 32, "validate_every": 2},
     "rates": (5e-4, 2e-3),
     "policy_rates": (5e-4, 2e-2),
 }

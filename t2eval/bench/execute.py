@@ -10,6 +10,7 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -243,7 +244,8 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
         with _locked(output):
             rows.repair(output)
-            with contextlib.nullcontext(pool) if pool is not None else Pool(workers) as processes:
+            kept: AbstractContextManager[Pool] = contextlib.nullcontext(pool) if pool is not None else Pool(workers)
+            with kept as processes:
                 return _run_locked(plan, output, processes, progress, factory, started)
     except OSError as error:
         raise rows.disk_error(output, error) from error

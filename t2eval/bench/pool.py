@@ -19,6 +19,7 @@ from typing import Any
 from t2eval.bench.processes import end_with_parent, speak_into, worker_environment
 from t2eval.errors import T2Error
 
+_PATIENCE = 5.0  # seconds until a process that should end is ended by force
 Answer = Callable[[Any], Any]
 """What a process does with one item."""
 
@@ -147,8 +148,10 @@ class Pool:
         """End all processes. The next run would start others."""
         processes = list(self._processes.values())
         for pipe in self._processes:
-            pipe.close()
+            pipe.close()  # at which an idle process ends by itself
         self._processes.clear()
+        for process in processes:
+            process.join(_PATIENCE)
         _end(processes)
 
 
@@ -156,7 +159,7 @@ def _end(processes: Sequence[Any]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
-        process.join(5)
+        process.join(_PATIENCE)
         if process.is_alive():
             process.kill()
             process.join()

@@ -20,7 +20,7 @@ def test_presets_have_tasks_for_every_skill():
         assert set(found.labels) == set(found.tasks)
     assert preset("paper").describe().startswith("preset paper: base meta-llama/")
     assert preset("paper").search == {"preset": "paper"}
-    assert preset(quick=True).describe().endswith("at most 30 test examples a task, trainings of 8 steps")
+    assert preset(quick=True).describe().endswith("at most 30 test examples a task, trainings of 4 steps")
 
 
 def test_presets_that_do_not_exist():
@@ -85,6 +85,21 @@ def test_a_failed_cell_is_an_error_and_the_rest_is_kept(tmp_path):
     assert sum(row.status == "ok" for row in read(tmp_path / "out" / "cells" / "main")) == 1
 
 
+def test_studies_share_processes_that_end_with_the_lab(tmp_path):
+    with Lab(tmp_path, preset(quick=True), workers=2, say=lambda _: None, factory=FakeWorker) as lab:
+        lab.cells(["base", "prompt"], ["t1", "t2"])
+        pids = lab._pool.pids
+        lab.cells(["base", "cls"], ["t3"], study="other", model_args={"base": {"delay": 0.01}})
+        assert lab._pool.pids == pids and len(pids) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_large_base_is_not_kept_in_memory(tmp_path):
+    with Lab(tmp_path, preset("paper"), say=lambda _: None, factory=FakeWorker) as lab:
+        lab.cells(["base"], ["t1"])
+        assert lab._pool.pids == ()
+
+
 def test_another_setting_needs_another_study(tmp_path, lab):
     lab.cells(["base"], lab.preset.tasks)
     with pytest.raises(UsageError, match="Unknown key"):
@@ -111,7 +126,7 @@ def test_a_training_follows_the_recipe_and_the_preset(lab):
 
 def test_a_quick_training_is_short(tmp_path):
     config = Lab(tmp_path, preset(quick=True), say=lambda _: None).training("svf", "math", 0).config
-    assert (config.steps, config.validation_limit) == (8, 32)
+    assert (config.steps, config.validation_limit) == (4, 32)
 
 
 def test_the_paper_preset_trains_what_its_cells_need(tmp_path, fakes):

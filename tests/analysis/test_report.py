@@ -8,6 +8,7 @@ from click.testing import CliRunner
 from t2eval import cli
 from t2eval.analysis import report, style
 from t2eval.analysis.item import item
+from t2eval.analysis.lab import Lab
 from t2eval.analysis.markdown import NONE, beside, score, table
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.errors import T2Error
@@ -68,6 +69,20 @@ def test_a_folder_that_cannot_be_written_is_one_message(lab):
     lab.output.joinpath("table3").write_text("in the way")
     with pytest.raises(T2Error, match=r"Could not write to .*table3: .*Free some space"):
         report.run_item(item("table3"), lab)
+
+
+def test_seconds_are_of_all_sessions(lab):
+    chosen = [item("table3")]
+    with lab.clock.running("table3"):
+        lab.clock._running = "table3", lab.clock._running[1] - 100
+    said = []
+    again = Lab(lab.output, lab.preset, workers=3, say=said.append)
+    report.run_all(again, chosen)
+    text = (lab.output / "REPORT.md").read_text()
+    found = re.search(r"Computing took (\d+) s with 1 worker and \d+ s with 3 workers: wall time", text)
+    assert found and 100 <= int(found[1]) < 110
+    assert re.search(r"\[1/1\] table3 done in \d s \(1\d\d s in all sessions\)", said[-1])
+    assert re.search(r"\| Table 3\. .* \| 1\d\d \|$", text, re.MULTILINE)
 
 
 def test_an_interrupted_report_says_what_is_missing(lab):

@@ -87,6 +87,45 @@ def quick():
     return trained
 
 
+class Unreadable(Exception):
+    """Cannot be read by another process."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+class Steered:
+    """Makes a pool's process ready to do what the items say; every setup counts its items from one."""
+
+    def __init__(self, mode="fine"):
+        self.mode = mode
+
+    def __call__(self):
+        if self.mode == "refuse":
+            raise UsageError("No such base.")
+        if self.mode == "die":
+            os._exit(7)
+        answered = []
+
+        def answer(item):
+            answered.append(item)
+            print("printed", item, flush=True)
+            match item:
+                case "die":
+                    os._exit(9)
+                case "unreadable":
+                    raise Unreadable("odd", 1)
+                case "full":
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                case "sleep":
+                    time.sleep(60)
+                case "wait":
+                    time.sleep(0.2)
+            return os.getpid(), len(answered)
+
+        return answer
+
+
 if __name__ == "__main__":
     from t2eval.bench.execute import run
     from t2eval.bench.plan import load_plan
