@@ -155,7 +155,7 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         "# The paper, table by table",
         "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
         f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n"
-        f"- Computing took {lab.clock}, over all sessions of this folder. What items share counts where it was first needed.",
+        f"- Computing took {lab.clock}: wall time over all sessions of this folder. What items share counts where it was first needed.",
         _READING,
     ]
     if lab.preset.model == EMBEDDED:

@@ -82,7 +82,7 @@ def test_seconds_are_of_all_sessions(lab):
     found = re.search(r"Computing took (\d+) s with 1 worker and \d+ s with 3 workers: wall time", text)
     assert found and 100 <= int(found[1]) < 110
     assert re.search(r"\[1/1\] table3 done in \d s \(1\d\d s in all sessions\)", said[-1])
-    assert re.search(r"\| Table 3\. .* \| 1\d\d \|$", text, re.MULTILINE)
+    assert re.search(r"\| \[Table 3\]\(#table3\)\. .* \| 1\d\d \|$", text, re.MULTILINE)
 
 
 def test_an_interrupted_report_says_what_is_missing(lab):
