@@ -83,6 +83,29 @@ def embedded_vlm_baseline_dir(method: str, label: str, seed: int = 0) -> Path:
     return resources.experts_dir() / "vlm-baselines" / f"seed-{seed}" / f"{method}-{label}"
 
 
+def embedded_libraries(name: str, seed: int = 0) -> list[Path]:
+    """The folders of the experts that go with an embedded model: to the vision-language one belong the language model's too, and what
+    was trained with pictures takes the place of what has its name there (`resources.experts_in`).
+
+    Args:
+        name: `embedded` or `embedded-vlm`.
+        seed: the training seed.
+    """
+    return [embedded_library_dir(seed), *([embedded_vlm_library_dir(seed)] if name == EMBEDDED_VLM else [])]
+
+
+def embedded_adapters(name: str, method: str, label: str, seed: int = 0) -> list[Path]:
+    """Where a baseline's adapter for an embedded model may lie, in the order of `embedded_libraries`; `*` stands for all labels.
+
+    Raises:
+        UsageError: an unknown method, or, for the language model, a label that it has no baselines for.
+    """
+    found = [embedded_vlm_baseline_dir(method, label, seed)] if name == EMBEDDED_VLM else []
+    if label == "*":
+        return [embedded_baseline_dir(method, LANGUAGE_SKILLS[0], seed).with_name(f"{method}-*"), *found]
+    return [embedded_baseline_dir(method, label, seed), *found] if label in LANGUAGE_SKILLS or not found else found
+
+
 def load_base(
     name: str | None = None,
     *,

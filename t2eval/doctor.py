@@ -20,6 +20,7 @@ from t2eval import __version__, plugin, resources
 from t2eval.errors import T2Error
 
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "peft", "accelerate", "safetensors")
+_NAMES = {resources.EMBEDDED: "embedded base", resources.EMBEDDED_VLM: "embedded vision-language model"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def examine() -> list[Check]:
         _cache,
         _datasets_cache,
         embedded_base,
+        embedded_vlm,
     )
     return [check() for check in checks]
 
@@ -142,28 +144,43 @@ def writable(name: str, folder: Path, variable: str) -> Check:
     return Check(name, "ok", str(folder))
 
 
-def embedded_base() -> Check:
-    """Whether the embedded base model and its experts are there."""
+def embedded_model(name: str = resources.EMBEDDED) -> Check:
+    """Whether the weights of an embedded model are there; its experts are not looked at.
+
+    Args:
+        name: a key of `resources.EMBEDDED_FOLDERS`.
+    """
+    what = _NAMES.get(name, name)
     if importlib.util.find_spec("t2eval.base") is None:
-        return Check("embedded base", "missing", "t2eval.base is not installed", "Install t2eval again.")
-    from t2eval.base import embedded_base_dir, embedded_library_dir
+        return Check(what, "missing", "t2eval.base is not installed", "Install t2eval again.")
+    from t2eval.base import embedded_base_dir
 
-    return _shipped("embedded base", embedded_base_dir(), embedded_library_dir(0))
-
-
-def embedded_vlm() -> Check:
-    """Whether the embedded vision-language model and its experts are there."""
-    from t2eval.base import embedded_base_dir, embedded_vlm_library_dir
-
-    return _shipped("embedded vision-language model", embedded_base_dir(resources.EMBEDDED_VLM), embedded_vlm_library_dir(0))
-
-
-def _shipped(what: str, folder: Path, library: Path) -> Check:
-    absent = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    folder = embedded_base_dir(name)
+    absent = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
     if absent:
         return Check(what, "missing", f"{folder} lacks {', '.join(absent)}", "Install t2eval again, or `make embedded` in a checkout.")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    return Check(what, "ok", f"{size:.1f} MB in {folder}")
+
+
+def embedded_base() -> Check:
+    """Whether the embedded base model and its experts are there."""
+    from t2eval.base import embedded_library_dir
+
+    return _with_experts(embedded_model(), embedded_library_dir(0))
+
+
+def embedded_vlm() -> Check:
+    """Whether the embedded vision-language model and the experts that were trained with pictures are there."""
+    from t2eval.base import embedded_vlm_library_dir
+
+    return _with_experts(embedded_model(resources.EMBEDDED_VLM), embedded_vlm_library_dir(0))
+
+
+def _with_experts(model: Check, library: Path) -> Check:
+    if model.status != "ok":
+        return model
     experts = sorted(card.parent.name for card in library.glob("*/expert.json"))
     if not experts:
-        return Check(what, "missing", f"{size:.1f} MB, but no experts in {library}", "Install t2eval again, or `make embedded`.")
-    return Check(what, "ok", f"{size:.1f} MB in {folder}, experts: {', '.join(experts)}")
+        return Check(model.name, "missing", f"{model.detail}, but no experts in {library}", "Install t2eval again, or `make embedded`.")
+    return Check(model.name, "ok", f"{model.detail}, experts: {', '.join(experts)}")

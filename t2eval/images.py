@@ -17,6 +17,13 @@ def reads_images(reader: Any) -> bool:
     return hasattr(reader, "image_processor")
 
 
+def is_multimodal(architecture: str) -> bool:
+    """Whether a class name of transformers, as an expert's card has it, is a vision-language model's: lm-eval loads it as hf-multimodal."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return architecture in {*auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()} - {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
+
+
 def text_tokenizer(reader: Any) -> Any:
     """The tokenizer of what `load_base` gave beside the model."""
     return reader.tokenizer if reads_images(reader) else reader

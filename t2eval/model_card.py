@@ -6,6 +6,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from t2eval.images import is_multimodal
+
 
 def model_card(card: Any) -> str:
     """The README.md of an expert.
@@ -30,6 +32,7 @@ def model_card(card: Any) -> str:
         for split, score in after.items()
     ]
     base = card.base_model.id
+    model = "t2-expert-vlm" if is_multimodal(card.base_model.architecture) else "t2-expert"
     data = ModelCardData(
         base_model=base if base.count("/") == 1 and not base.startswith(("/", ".")) else None,
         library_name="t2eval",
@@ -44,7 +47,7 @@ def model_card(card: Any) -> str:
         f"{card.description}",
         f"A t2eval expert for the skill `{card.label}`: {parameters:,} scales of singular values (`{card.parameterisation}`) of "
         f"{len(card.modules)} matrices of `{base}`" + (f" at revision `{card.base_model.revision}`." if card.base_model.revision else "."),
-        f"```bash\nlm_eval --model t2-expert --model_args pretrained={base},experts=PATH_OF_THIS_FOLDER --tasks "
+        f"```bash\nlm_eval --model {model} --model_args pretrained={base},experts=PATH_OF_THIS_FOLDER --tasks "
         f"{training.task if training else 'TASK'}\n```",
     ]
     if training:

@@ -21,7 +21,7 @@ from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Plan, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.loading import checked_config
-from t2eval.resources import EMBEDDED, EMBEDDED_VLM, cache_dir, is_embedded
+from t2eval.resources import EMBEDDED, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
 
 _EXTRAS = {"ray": "t2eval[ray]", "wandb": "t2eval[wandb]"}
@@ -151,7 +151,7 @@ def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> 
 # ---------------------------------------------------------------------- the machine
 def _check_model(found: Findings, model: str, revision: str | None) -> None:
     if is_embedded(model):
-        check = doctor.embedded_vlm() if model == EMBEDDED_VLM else doctor.embedded_base()
+        check = doctor.embedded_model(model)  # what needs experts says so itself (`_check_experts`); training needs none
         if check.status == "missing":
             found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
     elif (reason := hub.model_obstacle(model, revision)) is not None:
@@ -190,10 +190,9 @@ def _check_experts(found: Findings, plan: Plan) -> None:
     if config.train is not None:
         return
     for seed in config.seeds:
-        if EXPERT_METHODS & set(config.methods) and not any(config.library(seed).glob("*/expert.json")):
-            found.warnings.append(
-                f"There are no experts in {config.library(seed)}: their cells will fail. Train them, or give a `train:` section."
-            )
+        if EXPERT_METHODS & set(config.methods) and not config.expert_folders(seed):
+            places = " or ".join(map(str, config.libraries(seed)))
+            found.warnings.append(f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
         for method in BASELINES:
             if method in config.methods and not config.adapters(method, seed):
                 found.warnings.append(

@@ -7,6 +7,7 @@ themselves are inside the package. So one path serves both.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -31,6 +32,14 @@ def tasks_dir() -> Path:
 def experts_dir() -> Path:
     """The folder of the embedded base model, the training recipes, and the experts and baselines that they made."""
     return _PACKAGE / "experts"
+
+
+def experts_in(libraries: Iterable[Path]) -> list[Path]:
+    """The folder of each expert in some libraries; of those with one name, the last library's."""
+    found: dict[str, Path] = {}
+    for library in libraries:
+        found |= {card.parent.name: card.parent for card in sorted(library.glob("*/expert.json"))}
+    return list(found.values())
 
 
 def configs_dir() -> Path:

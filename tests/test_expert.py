@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, Score, TrainingRecord, import_reference, load_library, mix
+from t2eval.model_card import model_card
 from t2eval.svf import Adapted, attach
 from tests.tiny import tiny_model
 
@@ -80,6 +81,11 @@ def test_model_card_has_a_model_index(adapted: Adapted, tmp_path: Path) -> None:
     make(adapted, "bare", training=None, base_id="/home/me/model").save(tmp_path / "bare")
     bare = ModelCard.load(tmp_path / "bare" / "README.md").data
     assert bare.base_model is None and bare.eval_results is None
+    text = (tmp_path / "bare" / "README.md").read_text()
+    assert "--model t2-expert --model_args pretrained=/home/me/model," in text
+    card = make(adapted, "seeing", base_id="me/llava").card
+    seeing = card.model_copy(update={"base_model": card.base_model.model_copy(update={"architecture": "LlavaForConditionalGeneration"})})
+    assert "--model t2-expert-vlm --model_args pretrained=me/llava," in model_card(seeing)
 
 
 def test_saving_keeps_other_files_and_never_leaves_half(adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from t2eval import cli, doctor, hub, preflight
+from t2eval import cli, doctor, hub, preflight, resources
 from t2eval.bench.plan import Plan, load_plan
 from t2eval.doctor import Check
 from t2eval.errors import T2Error, UsageError
@@ -63,6 +63,24 @@ def test_the_embedded_benchmark_lacks_nothing(tmp_path: Path) -> None:
     assert preflight.check_bench(load_plan("embedded"), tmp_path / "out") == []
     assert preflight.check_demo(tmp_path / "demo") == []
     assert preflight.check_training(TrainConfig(task="embedded_code_seen", output=tmp_path / "out")) == []
+
+
+def test_training_needs_the_embedded_model_and_no_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(task="embedded_vqa_seen", output=tmp_path / "out")
+    root = tmp_path / "experts"
+    monkeypatch.setattr(resources, "experts_dir", lambda: root)
+    with pytest.raises(T2Error, match=r"vlm lacks config\.json, model\.safetensors\. Install t2eval again, or `make embedded`"):
+        preflight.check_training(config)
+    (root / "vlm").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (root / "vlm" / name).write_text("{}")
+    assert preflight.check_training(config) == []
+    check = doctor.embedded_vlm()
+    assert (check.status, "no experts in" in check.detail) == ("missing", True)
+    (root / "vlm-library" / "seed-0" / "vision").mkdir(parents=True)
+    (root / "vlm-library" / "seed-0" / "vision" / "expert.json").write_text("{}")
+    assert doctor.embedded_vlm().status == "ok"
+    assert "embedded vision-language model" in {check.name for check in doctor.examine()}
 
 
 @pytest.mark.usefixtures("no_gpu")

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, is_embedded
+from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, experts_in, is_embedded
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
@@ -84,8 +84,9 @@ class BenchConfig(BaseModel):
     """What a benchmark file says.
 
     `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds; `baselines` the folder of
-    one adapter, with `{seed}`, `{method}` and `{label}`. Left out, they are the embedded base model's. `limit` is the number of
-    test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
+    one adapter, with `{seed}`, `{method}` and `{label}`. Either may be several, joined by `+`: what lies in a later one takes the
+    place of what has its name in an earlier one, and what is trained goes into the last. Left out, they are the embedded model's.
+    `limit` is the number of test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
     `train` says how experts and baselines are made where they are missing, `assume` what a forecast takes for granted.
     """
 
@@ -134,58 +135,55 @@ class BenchConfig(BaseModel):
                 raise unknown("method in model_args", method, METHODS)
         return value
 
-    def library(self, seed: int) -> Path:
-        """The folder of the experts of one seed.
+    def libraries(self, seed: int) -> list[Path]:
+        """The folders that hold the experts of one seed, in order.
 
         Raises:
-            UsageError: the benchmark file names none, and the model is not the embedded one.
+            UsageError: the benchmark file names none, and the model is not an embedded one with experts of its own.
         """
         if self.experts is not None:
-            return Path(self.experts.replace("{seed}", str(seed)))
-        if self.model == EMBEDDED:
-            from t2eval.base import embedded_library_dir
+            return [Path(part) for part in _parts(self.experts.replace("{seed}", str(seed)))]
+        if self.model in (EMBEDDED, EMBEDDED_VLM):
+            from t2eval.base import embedded_libraries
 
-            return embedded_library_dir(seed)
-        if self.model == EMBEDDED_VLM:
-            from t2eval.base import embedded_vlm_library_dir
-
-            return embedded_vlm_library_dir(seed)
+            return embedded_libraries(self.model, seed)
         raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
 
-    def libraries(self, seed: int) -> list[Path]:
-        """The folders of all experts of one seed: with the embedded vision-language model the language model's own too, which fit it."""
-        if self.experts is not None or self.model != EMBEDDED_VLM:
-            return [self.library(seed)]
-        from t2eval.base import embedded_library_dir
+    def library(self, seed: int) -> Path:
+        """The folder that experts of one seed are trained into: the last of `libraries`."""
+        return self.libraries(seed)[-1]
 
-        return [folder for folder in (embedded_library_dir(seed), self.library(seed)) if folder.is_dir()]
+    def expert_folders(self, seed: int) -> list[Path]:
+        """The folder of each expert of one seed; of those with one name in several libraries, the last library's."""
+        return experts_in(self.libraries(seed))
 
-    def adapter(self, method: str, label: str, seed: int) -> Path:
-        """The folder of one baseline's adapter. Raises as `library` does."""
+    def experts_argument(self, seed: int) -> str:
+        """The experts of one seed as `experts=` of the lm-eval classes: one library as it is, of several the experts that count."""
+        libraries = self.libraries(seed)
+        return "+".join(map(str, libraries if len(libraries) == 1 else self.expert_folders(seed) or libraries))
+
+    def _places(self, method: str, label: str, seed: int) -> list[Path]:
+        """Where one baseline's adapter may lie, in order. Raises as `libraries` does."""
         if self.baselines is not None:
             filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
-            return Path(filled.replace("{label}", label))
-        if self.model == EMBEDDED:
-            from t2eval.base import embedded_baseline_dir
+            return [Path(part) for part in _parts(filled.replace("{label}", label))]
+        if self.model in (EMBEDDED, EMBEDDED_VLM):
+            from t2eval.base import embedded_adapters
 
-            return embedded_baseline_dir(method, label, seed)
-        if self.model == EMBEDDED_VLM:
-            from t2eval.base import LANGUAGE_SKILLS, embedded_baseline_dir, embedded_vlm_baseline_dir
-
-            folder = embedded_vlm_baseline_dir(method, label, seed)
-            return folder if folder.is_dir() or label not in LANGUAGE_SKILLS else embedded_baseline_dir(method, label, seed)
+            return embedded_adapters(self.model, method, label, seed)
         raise UsageError(
             f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
         )
 
+    def adapter(self, method: str, label: str, seed: int) -> Path:
+        """The folder of one baseline's adapter: the last place where there is one; where there is none, the last place of all, into
+        which it is trained. Raises as `libraries` does."""
+        places = self._places(method, label, seed)
+        return next((place for place in reversed(places) if place.is_dir()), places[-1])
+
     def adapters(self, method: str, seed: int) -> list[Path]:
-        """The folders of one baseline's adapters that exist, of all labels. Raises as `library` does."""
-        if self.baselines is None:
-            labels = ("math", "vision") if self.model == EMBEDDED_VLM else ("math",)
-            folders = {self.adapter(method, label, seed).parent for label in labels}
-            return sorted(path for folder in folders for path in folder.glob(f"{method}-*"))
-        pattern = self.adapter(method, "*", seed)
-        return sorted(pattern.parent.glob(pattern.name))
+        """The folders of one baseline's adapters that exist, of all labels. Raises as `libraries` does."""
+        return sorted(path for place in self._places(method, "*", seed) for path in place.parent.glob(place.name))
 
 
 @dataclass(frozen=True)
@@ -226,10 +224,15 @@ def make_plan(config: BenchConfig) -> Plan:
     return Plan(config, tuple(cells))
 
 
+def _parts(value: str) -> list[str]:
+    """The folders that a setting joins by `+`; a folder that is there may have one in its name."""
+    return [value] if Path(value).exists() else [part for part in value.split("+") if part]
+
+
 def _anchor(value: str, folder: Path) -> str:
-    """A path of a benchmark file, relative to that file."""
-    expanded = Path(value).expanduser()
-    return str(expanded if expanded.is_absolute() else (folder / expanded).resolve())
+    """A path of a benchmark file, or several joined by `+`, relative to that file."""
+    paths = [Path(part).expanduser() for part in _parts(value)]
+    return "+".join(str(path if path.is_absolute() else (folder / path).resolve()) for path in paths)
 
 
 def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

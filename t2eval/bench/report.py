@@ -18,7 +18,7 @@ from t2eval.bench.compare import LEVEL, Paired, average_seeds, holm, mean_stderr
 from t2eval.bench.plan import METHODS
 from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import EMBEDDED
+from t2eval.resources import is_embedded
 
 LATENT_SKILL = (
     "The embedded base model has latent skill by construction: its corpus answers some questions well and some badly, and it follows "
@@ -224,7 +224,7 @@ def _notes(model: str, entries: Sequence[Entry], failures: Sequence[Failure]) ->
     elif any(entry.method != "base" for entry in entries):
         notes.append("No tests: the base has no scores on the same examples.")
     notes += [f"FAILED: {failure.method} on {failure.task}, seed {failure.seed}: {failure.error}" for failure in failures]
-    if model == EMBEDDED:
+    if is_embedded(model):
         notes.append(LATENT_SKILL)
     return tuple(notes)
 

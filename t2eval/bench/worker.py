@@ -351,7 +351,7 @@ class Worker:
 
     def _with_experts(self, cell: Cell) -> tuple[Any, dict[str, Any]]:
         """A strategy's lm-eval model, kept for the next cell of the same method, library and seed."""
-        settings = {"experts": "+".join(map(str, self.config.libraries(cell.seed))), **self.config.model_args.get(cell.method, {})}
+        settings = {"experts": self.config.experts_argument(cell.seed), **self.config.model_args.get(cell.method, {})}
         if cell.method == "expert":
             label = task_label(self.config, cell.task, self._task(cell.task).config.metadata)
             settings["experts"] = str(expert_of(str(settings["experts"]), label))

@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,9 +225,10 @@ def save(model: Any, processor: LlavaProcessor, output: Path, recipe: dict[str, 
 
 
 def _copy_dispatch(base: Path, output: Path) -> None:
-    """The language model wants to be asked for a skill as before."""
+    """The language model wants to be asked for a skill as before. An expert with a label that it lacks is named alike."""
     if (base / "dispatch.json").is_file():
-        shutil.copy(base / "dispatch.json", output)
+        form = json.loads((base / "dispatch.json").read_text())
+        (output / "dispatch.json").write_text(json.dumps({**form, "unlisted": " {label}"}, indent=2) + "\n")
 
 
 def pretrain(base: Path, output: Path, *, seed: int = 0, reading: int = 2200, answering: int = 500) -> None:

@@ -17,8 +17,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
-from t2eval.embedded import arithmetic, facts
-from t2eval.embedded.corpus import collect
+from t2eval.embedded import arithmetic, chatter, corpus, facts
+from t2eval.embedded.corpus import FAMILIES, LABELS, collect
 from t2eval.embedded.pictures import SHAPES
 from t2eval.embedded.problem import Problem, choose
 
@@ -144,4 +144,28 @@ def documents(level: str) -> dict[str, list[dict[str, Any]]]:
             for problem in found
         ]
         for split, found in problems(level).items()
+    }
+
+
+def dispatch_documents() -> dict[str, list[dict[str, Any]]]:
+    """The rows of `embedded_vqa_dispatch` by split: seen questions of the three families in text, small talk, and seen questions about
+    pictures as dispatch reads them, without the picture; each with its label as `target`."""
+
+    def draw(rng: random.Random) -> Problem:
+        family = rng.choice((*LABELS, "vision"))
+        if family == "vision":
+            return sample(rng, "seen", HARD["seen"])
+        return chatter.sample(rng) if family == "others" else FAMILIES[family].sample(rng, "seen", corpus.HARD[family])
+
+    return {
+        split: [
+            {
+                "question": problem.asked.replace(IMAGE, "").strip() or problem.question,
+                "answer": problem.family,
+                "target": problem.family,
+                "template": problem.template,
+            }
+            for problem in found
+        ]
+        for split, found in collect(draw, ("train", "validation", "test"), seed=6).items()
     }

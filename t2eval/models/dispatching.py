@@ -59,7 +59,7 @@ class Dispatching(Strategy):
         found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
         self._own_format = found is not None
         if found is not None:
-            return found
+            return found.with_labels(sorted(self._experts_of))
         skills = {label: self._by_name[name].description for label, name in self._experts_of.items()}
         return paper_format(skills, self.options.others_label)
 

@@ -12,7 +12,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from t2eval.base import embedded_library_dir, embedded_vlm_library_dir
+from t2eval.base import embedded_libraries
 from t2eval.errors import UsageError
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
@@ -21,7 +21,7 @@ from t2eval.models.options import ClsVlmOptions, PromptVlmOptions
 from t2eval.models.strategy import Strategy
 from t2eval.multimodal import MultimodalLM
 from t2eval.reading import Reader
-from t2eval.resources import EMBEDDED_VLM
+from t2eval.resources import EMBEDDED_VLM, experts_in
 from t2eval.strategies.first_pass import Encoding
 
 __all__ = ["T2ClsVlm", "T2ExpertVlm", "T2FewshotVlm", "T2PromptVlm"]
@@ -44,8 +44,8 @@ class WithImages(Strategy):
         return self.processor
 
     def embedded_library(self) -> list[Path]:
-        """The experts of the language model, which is the embedded base's own, and those that were trained with images."""
-        return [folder for folder in (embedded_library_dir(0), embedded_vlm_library_dir(0)) if folder.is_dir()]
+        """The experts of the language model, which is the embedded base, and those that were made for this one."""
+        return experts_in(embedded_libraries(EMBEDDED_VLM))
 
     def encoding(self) -> Encoding:
         return replace(super().encoding(), reader=Reader(self.model, self.processor))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,8 @@ class DispatchFormat(BaseModel):
         template: the prompt; `{question}` is replaced by the question.
         lead: how every answer begins; it stands before the labels when they are scored.
         labels: for each outcome label, the text that names it.
+        unlisted: the text that names an expert's label which `labels` does not have, with `{label}` in it; None where such an expert
+            is no outcome.
         others: the text that names "none of them", or None where that is no outcome.
         until: stop strings for `mode="generate"`.
     """
@@ -51,8 +53,16 @@ class DispatchFormat(BaseModel):
     template: str
     lead: str = ""
     labels: dict[str, str] = Field(min_length=1)
+    unlisted: str | None = None
     others: str | None = None
     until: tuple[str, ...] = ()
+
+    def with_labels(self, labels: Iterable[str]) -> DispatchFormat:
+        """This format with what the library's experts add to its outcomes."""
+        if self.unlisted is None:
+            return self
+        added = {label: self.unlisted.replace("{label}", label) for label in labels if label not in self.labels}
+        return self.model_copy(update={"labels": {**self.labels, **added}})
 
 
 def load_format(folder: Path | str) -> DispatchFormat | None:
@@ -70,6 +80,8 @@ def load_format(folder: Path | str) -> DispatchFormat | None:
         raise T2Error(f"The dispatch format {path} cannot be used: {error}") from error
     if "{question}" not in found.template:
         raise T2Error(f"The dispatch format {path} has a template without {{question}}: {json.dumps(found.template)}")
+    if found.unlisted is not None and "{label}" not in found.unlisted:
+        raise T2Error(f"The dispatch format {path} has an `unlisted` without {{label}}: {json.dumps(found.unlisted)}")
     if not all([*found.labels.values(), found.others is None or found.others]):
         raise T2Error(f"The dispatch format {path} has an empty text for a label.")
     return found

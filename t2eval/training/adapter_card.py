@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t2eval.base import embedded_base_dir
+from t2eval.images import is_multimodal
 from t2eval.resources import is_embedded
 
 _CARD = """---
@@ -22,7 +23,7 @@ A {method} adapter of `{base}`, trained on `{task}` with the {objective} objecti
 {steps} steps in {seconds:.0f} s, {parameters:,} parameters. Validation chose the checkpoint of step {chosen}.
 
 ```bash
-lm_eval --model hf --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER --tasks {task}
+lm_eval --model {model} --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER --tasks {task}
 ```
 
 | split | training | score | standard error | n |
@@ -52,6 +53,7 @@ def adapter_card(name: str, record: Mapping[str, Any]) -> str:
         name=name,
         base=base,
         where=f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else base,
+        model="hf-multimodal" if is_multimodal(record["base_model"]["architecture"]) else "hf",
         method=record["method"],
         task=record["task"],
         objective=record["objective"],

@@ -13,11 +13,12 @@ SECONDS = 2.0
 
 def load(t2, **_):
     """The splits of one task, from `metadata.t2` of its YAML."""
-    if t2["family"] == "vision":
+    if t2["family"].startswith("vision"):
         from t2eval.embedded import vision  # tasks in text do without it
 
-        return {split: datasets.Dataset.from_list(rows) for split, rows in vision.documents(t2["level"]).items()}
-    splits = corpus.dispatch_documents() if t2["family"] == "dispatch" else corpus.documents(t2["family"], t2["level"])
+        splits = vision.dispatch_documents() if t2["family"] == "vision-dispatch" else vision.documents(t2["level"])
+    else:
+        splits = corpus.dispatch_documents() if t2["family"] == "dispatch" else corpus.documents(t2["family"], t2["level"])
     return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
 
 

@@ -44,6 +44,19 @@ def test_paths_are_relative_to_the_file(tmp_path):
     assert config.include_path == str(tmp_path / "mine")
 
 
+def test_joined_places_are_each_relative_to_the_file(tmp_path):
+    path = write(tmp_path, "tasks: [t]\nmodel: m\nexperts: one/{seed}+two/{seed}\nbaselines: 'a/{method}-{label}+b/{method}-{label}'\n")
+    config = load_plan(path).config
+    assert config.libraries(1) == [tmp_path / "one" / "1", tmp_path / "two" / "1"]
+    assert config.adapter("lora", "math", 0) == tmp_path / "b" / "lora-math", "where it is trained into"
+    (tmp_path / "a" / "lora-math").mkdir(parents=True)
+    assert config.adapter("lora", "math", 0) == tmp_path / "a" / "lora-math"
+    assert config.adapters("lora", 0) == [tmp_path / "a" / "lora-math"]
+    odd = tmp_path / "a+b"
+    odd.mkdir()
+    assert load_plan(path, {"experts": str(odd)}).config.libraries(0) == [odd], "a folder with a plus in its name"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -80,12 +80,25 @@ def test_the_embedded_model_has_its_language_models_experts_too(tmp_path: Path, 
     config = BenchConfig(model="embedded-vlm", tasks=("any",))
     for folder in (embedded_library_dir(1), embedded_vlm_library_dir(1), embedded_vlm_baseline_dir("lora", "vision", 1)):
         folder.mkdir(parents=True)
-    assert config.libraries(1) == [embedded_library_dir(1), embedded_vlm_library_dir(1)] and config.library(1) == embedded_vlm_library_dir(
-        1
-    )
+    assert config.libraries(1) == [embedded_library_dir(1), embedded_vlm_library_dir(1)]
+    assert config.library(1) == embedded_vlm_library_dir(1), "where experts are trained into"
     assert config.adapter("lora", "vision", 1) == embedded_vlm_baseline_dir("lora", "vision", 1)
-    assert config.adapter("lora", "math", 1) == embedded_baseline_dir("lora", "math", 1)
     embedded_baseline_dir("lora", "math", 1).mkdir(parents=True)
+    assert config.adapter("lora", "math", 1) == embedded_baseline_dir("lora", "math", 1), "the language model's, where there is no other"
     assert [folder.name for folder in config.adapters("lora", 1)] == ["lora-math", "lora-vision"]
     embedded_vlm_baseline_dir("lora", "math", 1).mkdir()
     assert config.adapter("lora", "math", 1) == embedded_vlm_baseline_dir("lora", "math", 1)
+
+
+def test_an_expert_in_a_later_library_takes_the_place_of_its_namesake(tmp_path: Path) -> None:
+    for library, names in (("words", ("math", "dispatch")), ("pictures", ("vision", "dispatch"))):
+        for name in names:
+            (tmp_path / library / "seed-0" / name).mkdir(parents=True)
+            (tmp_path / library / "seed-0" / name / "expert.json").write_text("{}")
+    words, pictures = tmp_path / "words" / "seed-0", tmp_path / "pictures" / "seed-0"
+    config = BenchConfig(model="embedded-vlm", tasks=("any",), experts=f"{tmp_path}/words/seed-{{seed}}+{tmp_path}/pictures/seed-{{seed}}")
+    assert set(config.expert_folders(0)) == {words / "math", pictures / "dispatch", pictures / "vision"}
+    assert set(config.experts_argument(0).split("+")) == {str(folder) for folder in config.expert_folders(0)}
+    alone = BenchConfig(model="embedded-vlm", tasks=("any",), experts=f"{tmp_path}/words/seed-{{seed}}")
+    assert alone.experts_argument(0) == str(words), "experts of the language model alone"
+    assert alone.experts_argument(7) == str(tmp_path / "words" / "seed-7"), "so that the message names what is not there"

@@ -75,6 +75,18 @@ def test_splits_are_distinct_disjoint_and_unknown_to_the_corpus(level: str) -> N
     assert vision.documents(level)["test"] == first
 
 
+def test_dispatch_reads_questions_about_pictures_without_the_picture() -> None:
+    splits = vision.dispatch_documents()
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 1200, "validation": 400, "test": 500}
+    for rows in splits.values():
+        assert {row["target"] for row in rows} == {"math", "code", "reasoning", "others", "vision"}
+        assert all(row["question"] and vision.IMAGE not in row["question"] for row in rows)
+    of_pictures = {row["question"] for row in splits["test"] if row["target"] == "vision"}
+    assert of_pictures == {"compute", *vision._READ.values()}, "few wordings: none says what the picture shows"
+    in_text = [{row["question"] for row in rows if row["target"] != "vision"} for rows in splits.values()]
+    assert not in_text[0] & in_text[2] and not in_text[1] & in_text[2]
+
+
 def test_seen_targets_are_what_the_picture_says() -> None:
     for row in vision.documents("seen")["test"]:
         assert row["asked"].count(vision.IMAGE) == 1

@@ -85,10 +85,19 @@ def test_a_format_file_is_read_and_checked(tmp_path: Path) -> None:
     content = {"template": "{question}\nskill:", "labels": {"math": " math"}, "others": " others"}
     (tmp_path / "dispatch.json").write_text(json.dumps(content))
     assert load_format(tmp_path) == DispatchFormat(template="{question}\nskill:", labels={"math": " math"}, others=" others")
-    for wrong in ({**content, "template": "skill:"}, {**content, "labels": {}}, {**content, "lables": {}}, {**content, "others": ""}):
+    changes = ({"template": "skill:"}, {"labels": {}}, {"lables": {}}, {"others": ""}, {"unlisted": " label"})
+    for wrong in ({**content, **change} for change in changes):
         (tmp_path / "dispatch.json").write_text(json.dumps(wrong))
         with pytest.raises(T2Error, match=r"dispatch\.json"):
             load_format(tmp_path)
+
+
+def test_an_expert_that_the_format_does_not_list_is_an_outcome_where_the_format_says_how() -> None:
+    closed = DispatchFormat(template="{question}", labels={"math": " maths"})
+    assert closed.with_labels(["math", "vision"]) == closed
+    opened = closed.model_copy(update={"unlisted": " {label}"})
+    assert opened.with_labels(["math", "vision"]).labels == {"math": " maths", "vision": " vision"}
+    assert opened.with_labels(["math"]).labels == {"math": " maths"}
 
 
 def test_decisions_without_an_expert_are_refused() -> None:

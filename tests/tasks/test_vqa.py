@@ -9,12 +9,15 @@ from typing import Any
 
 import datasets
 import pytest
+from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from PIL import Image
 
 from t2eval import vqa
+from t2eval.base import load_base
 from t2eval.environment import Environment
 from t2eval.errors import T2Error
+from t2eval.plain import plain_model
 from t2eval.resources import tasks_dir
 from tests.offline_datasets import datasets_cache, write_dataset
 
@@ -33,7 +36,7 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 def _file(kind: str, colour: str) -> bytes:
     """A real image file of one of the kinds that data sets have."""
-    image = Image.new("RGB", (60, 40), COLOURS[colour])
+    image = Image.new("RGB", {"pixel": (1, 1), "huge": (8000, 8000)}.get(kind, (60, 40)), COLOURS[colour])
     stream = io.BytesIO()
     if kind == "cut":
         image.save(stream, "JPEG")
@@ -46,7 +49,7 @@ def _file(kind: str, colour: str) -> bytes:
         exif[0x0112] = 6
         image.save(stream, "JPEG", exif=exif)
     else:
-        image.convert(modes.get(kind, "RGB")).save(stream, "JPEG" if kind in ("cmyk", "jpeg") else "PNG")
+        image.convert(modes.get(kind, "RGB")).save(stream, "JPEG" if kind in ("cmyk", "jpeg", "huge") else "PNG")
     return stream.getvalue()
 
 
@@ -161,6 +164,26 @@ def test_a_bad_picture_is_named_when_it_is_asked_for(kind: str, why: str, hub: C
     doc = next(doc for split in ("adaptation", "test") for doc in task.dataset[split] if doc["row"] == 5)
     with pytest.raises(T2Error, match=rf"The picture of lmms-lab/OK-VQA, split 'val2014', row 5, cannot be used: .*{why}"):
         task.doc_to_image(doc)
+
+
+@pytest.mark.parametrize("name", ["t2_textvqa", "t2_okvqa"])
+def test_a_model_answers_about_every_kind_of_file(name: str, hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through lm-eval and the embedded vision-language model."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda _results: None)
+    kinds = (*KINDS, "pixel", "huge")
+    rows = {"t2_textvqa": _textvqa("validation", len(kinds)), "t2_okvqa": _okvqa(40)}[name]
+    for row in rows:
+        kind = kinds[int(row["question_id"]) % 10 % len(kinds)]
+        row["image"] = {"bytes": _file(kind if kind != "huge" or row in rows[:10] else "png", "red"), "path": None}
+    write = {"train": _textvqa("train", 40), "validation": rows} if name == "t2_textvqa" else {"val2014": rows}
+    hub("lmms-lab/textvqa" if name == "t2_textvqa" else "lmms-lab/OK-VQA", **write)
+    manager = TaskManager(include_path=str(tasks_dir() / name.removeprefix("t2_")), include_defaults=False)
+    lm = plain_model(*load_base("embedded-vlm"), batch_size=4)
+    found = simple_evaluate(lm, tasks=[name], task_manager=manager, bootstrap_iters=0, limit=10, gen_kwargs="max_gen_toks=4")
+    assert found is not None
+    assert 0 <= found["results"][name]["vqa_accuracy,none"] <= 1
+    samples = found["samples"][name]
+    assert len(samples) == min(10, len(rows)) and all(isinstance(sample["resps"][0][0], str) for sample in samples)
 
 
 @pytest.mark.parametrize(("change", "why"), [({"question": " "}, "has no question"), ({"answers": []}, "has no answers")])

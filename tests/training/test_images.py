@@ -127,6 +127,8 @@ def test_a_run_with_images(method: str, family: str, tmp_path: Path, monkeypatch
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert record["hyperparameters"]["layers"] == "half" and record["hyperparameters"]["wrong_reward"] == -0.1
     assert result.scores["after"]["test"].n == 4 and result.steps == 2
+    evaluated_by = {"svf": "t2-expert-vlm", "ia3": "hf-multimodal"}[method]
+    assert f"lm_eval --model {evaluated_by} --model_args" in (tmp_path / "out" / "README.md").read_text()
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert all(-0.1 <= row["reward"] <= 1 and row["kl"] >= 0 for row in rows)
     assert train_expert(config.model_copy(update={"resume": True}), progress=False).scores == result.scores, (
