@@ -224,9 +224,10 @@ class Worker:
         from t2eval.base import load_base
 
         # simple_evaluate describes the machine in every result, by a dozen subprocesses: a second a cell, were it not asked once.
-        if not hasattr(collect_env.get_pretty_env_info, "cache_info"):
-            collect_env.get_pretty_env_info = functools.cache(collect_env.get_pretty_env_info)
-        collect_env.get_pretty_env_info()
+        described: Any = collect_env.get_pretty_env_info
+        if not hasattr(described, "cache_info"):
+            collect_env.get_pretty_env_info = described = functools.cache(described)
+        described()
         quiet_lm_eval()
         self._manager = open_tasks(self.config.tasks, self.config.include_path)
         settings = self.config
