@@ -256,7 +256,7 @@ def test_doctor_reports_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tm
 def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from t2eval import base, doctor, resources
 
-    monkeypatch.setattr(base, "embedded_base_dir", lambda: tmp_path)
+    monkeypatch.setattr(base, "embedded_base_dir", lambda _name: tmp_path)
     missing = doctor.embedded_base()
     assert (missing.status, "model.safetensors" in missing.detail) == ("missing", True)
     monkeypatch.setattr(resources, "tasks_dir", lambda: tmp_path)

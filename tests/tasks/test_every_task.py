@@ -22,6 +22,7 @@ from t2eval.bench.worker import main_metric
 from t2eval.catalogue import list_tasks
 from t2eval.cli import main
 from t2eval.documents import content_hash
+from t2eval.embedded import vision
 from t2eval.environment import Environment, Split
 from t2eval.loading import compiled_once
 from t2eval.resources import tasks_dir
@@ -61,6 +62,10 @@ def _texts(environment: Environment, split: Split, limit: int | None) -> list[st
         return [str(environment.task.doc_to_text(example.doc)) for example in examples]
 
 
+_REPEATED = {"embedded_vqa_dispatch": {"compute", *vision._READ.values()}}
+"""Dispatch reads a question about a picture without the picture: a few wordings are left, the only ones in all splits."""
+
+
 @pytest.mark.parametrize("name", TEXT)
 def test_splits_share_no_question(environment: Callable[[str], Environment], name: str) -> None:
     one = environment(name)
@@ -71,7 +76,8 @@ def test_splits_share_no_question(environment: Callable[[str], Environment], nam
         if split == "validation" and not (raw(name).get("training_split") or raw(name).get("validation_split")):
             continue
         limit = 5 if split == "adaptation" and one.split_source(split) == "test" else None
-        found = [content_hash(text) for text in _texts(one, split, limit)]
+        repeated = {f"Q: {question}\nskill:" for question in _REPEATED.get(name, ())}
+        found = [content_hash(text) for text in _texts(one, split, limit) if text not in repeated]
         assert found and len(found) == len(set(found)), f"{split} of {name} is empty or asks something twice"
         sources["adaptation" if limit else one.split_source(split)] = set(found)
     assert one.split_source("test") in sources
