@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -164,3 +166,21 @@ def test_a_checker_that_cannot_start_is_an_error_not_a_zero(monkeypatch: pytest.
     monkeypatch.setattr(mathematics.checker, "__name__", "t2eval.metrics.no_such_module")
     with pytest.raises(T2Error, match=r"could not be started: .*no_such_module.*pip install 'math-verify"):
         equivalent("1111", r"\frac{2222}{2}")
+
+
+def test_a_large_parent_does_not_wear_the_checker_out() -> None:
+    """A process begins with its parent's peak of memory, which is that of a model: the checker would be replaced after each answer."""
+    script = (
+        "from t2eval.metrics import checker, mathematics\n"
+        "held = bytearray(checker._WORN + 2**27)\n"
+        "held[::4096] = bytes(len(held[::4096]))\n"
+        "own = mathematics._Checker()\n"
+        "pids = set()\n"
+        "for answer in ('1', '2/2', '\\\\\\\\frac{3}{3}'):\n"
+        "    assert own.equal(['1'], [answer])\n"
+        "    pids.add(own._process and own._process.pid)\n"
+        "own.stop()\n"
+        "assert len(pids) == 1 and None not in pids, pids\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
