@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     variants = jobs(options.output, options.seeds)
     with Pool(options.workers) as pool:  # seed by seed, so that an interrupted study has all variants of some seeds
         todo = [job for runs in zip(*variants.values(), strict=True) for job in runs if not job.finished]
