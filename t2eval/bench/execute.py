@@ -103,7 +103,7 @@ def _input_hashes(plan: Plan) -> dict[str, str]:
     for seed in config.seeds:
         files: list[Path] = []
         if EXPERT_METHODS & set(config.methods):
-            files += [file for folder in config.expert_folders(seed) if (file := folder / "expert.safetensors").is_file()]
+            files += [file for library in config.libraries(seed) for file in library.glob("*/expert.safetensors")]
         for method in set(BASELINES) & set(config.methods):
             adapters = (folder / "adapter_model.safetensors" for folder in config.adapters(method, seed))
             files += [file for file in adapters if file.is_file()]

@@ -57,7 +57,6 @@ def test_more_seeds_may_be_added_but_settings_not_changed(tmp_path, config):
 def test_a_changed_expert_is_refused(tmp_path, config):
     expert = tmp_path / "library" / "0" / "math" / "expert.safetensors"
     expert.parent.mkdir(parents=True)
-    expert.with_name("expert.json").write_text("{}")
     expert.write_bytes(b"one")
     run(make_plan(config), tmp_path / "out", seeds=[0], factory=FakeWorker)
     expert.write_bytes(b"two")
