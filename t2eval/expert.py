@@ -41,7 +41,6 @@ from t2eval.card import (
     ModuleCard,
     Score,
     TrainingRecord,
-    no_directory,
     read_card,
     read_part,
 )
@@ -58,7 +57,6 @@ __all__ = [
     "Score",
     "TrainingRecord",
     "import_reference",
-    "load_library",
     "mix",
 ]
 
@@ -283,42 +281,6 @@ class Expert:
                 f"{problem} Load the weights that the expert was trained on, or give --allow-basis-mismatch to use it all the same."
             )
         warnings.warn(problem, stacklevel=3)
-
-
-def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
-    """The experts of a directory of experts, of one expert directory, of a `+`-joined list of either, or of a sequence of either.
-
-    Returns:
-        Experts sorted by name.
-
-    Raises:
-        T2Error: no such directory, no expert in it, a damaged expert, two experts of one name.
-    """
-    if isinstance(spec, str):
-        parts: list[str | Path] = [spec] if Path(spec).exists() else [part for part in spec.split("+") if part]
-    else:
-        parts = [spec] if isinstance(spec, Path) else list(spec)
-    folders: list[Path] = []
-    for part in parts:
-        folder = Path(part)
-        if not folder.is_dir():
-            raise T2Error(no_directory(folder))
-        if (folder / CARD).exists():
-            folders.append(folder)
-            continue
-        inside = sorted(child for child in folder.iterdir() if (child / CARD).exists() or (child / TENSORS).exists())
-        if not inside:
-            raise T2Error(
-                f"{folder} holds no expert (a folder with {CARD} and {TENSORS}). Train one with t2 train-expert --output {folder}/NAME."
-            )
-        folders += inside
-    if not folders:
-        raise UsageError("No expert was given: name a library, or expert directories joined by '+'.")
-    experts = sorted((Expert.load(folder) for folder in folders), key=lambda expert: expert.name)
-    for first, second in zip(experts, experts[1:], strict=False):
-        if first.name == second.name:
-            raise T2Error(f"Two experts of the library {spec} have the name {first.name!r}. Rename one in its {CARD}.")
-    return experts
 
 
 def mix(

@@ -1,4 +1,4 @@
-"""The library: experts as files that are mixed, merged into a plain model, and shared."""
+"""The library: experts as files that are loaded together, mixed, merged into a plain model, and shared."""
 
 from __future__ import annotations
 
@@ -7,9 +7,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2eval.base import base_identity, load_base
+from t2eval.card import CARD, TENSORS, no_directory
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, import_reference, mix
+from t2eval.resources import joined
 from t2eval.svf import Adapted, attach
+
+
+def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
+    """The experts of a directory of experts, of one expert directory, of a `+`-joined list of either, or of a sequence of either.
+
+    Returns:
+        Experts sorted by name.
+
+    Raises:
+        T2Error: no such directory, no expert in it, a damaged expert, two experts of one name.
+    """
+    if isinstance(spec, str):
+        parts: list[str | Path] = [*joined(spec)]
+    else:
+        parts = [spec] if isinstance(spec, Path) else list(spec)
+    folders: list[Path] = []
+    for part in parts:
+        folder = Path(part)
+        if not folder.is_dir():
+            raise T2Error(no_directory(folder))
+        if (folder / CARD).exists():
+            folders.append(folder)
+            continue
+        inside = sorted(child for child in folder.iterdir() if (child / CARD).exists() or (child / TENSORS).exists())
+        if not inside:
+            raise T2Error(
+                f"{folder} holds no expert (a folder with {CARD} and {TENSORS}). Train one with t2 train-expert --output {folder}/NAME."
+            )
+        folders += inside
+    if not folders:
+        raise UsageError("No expert was given: name a library, or expert directories joined by '+'.")
+    experts = sorted((Expert.load(folder) for folder in folders), key=lambda expert: expert.name)
+    for first, second in zip(experts, experts[1:], strict=False):
+        if first.name == second.name:
+            raise T2Error(f"Two experts of the library {spec} have the name {first.name!r}. Rename one in its {CARD}.")
+    return experts
 
 
 def adapted_base(experts: Sequence[Expert], model: str | None = None) -> tuple[Adapted, list[Expert], Any]:

@@ -34,6 +34,11 @@ def experts_dir() -> Path:
     return _PACKAGE / "experts"
 
 
+def joined(value: str) -> list[str]:
+    """The folders that a setting joins by `+`; one that is there may have a `+` in its own name."""
+    return [value] if Path(value).exists() else [part for part in value.split("+") if part]
+
+
 def experts_in(libraries: Iterable[Path]) -> list[Path]:
     """The folder of each expert in some libraries; of those with one name, the last library's."""
     found: dict[str, Path] = {}

@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert, Score, TrainingRecord, import_reference, load_library, mix
+from t2eval.expert import Expert, Score, TrainingRecord, import_reference, mix
+from t2eval.library import load_library
 from t2eval.model_card import model_card
 from t2eval.svf import Adapted, attach
 from tests.tiny import tiny_model

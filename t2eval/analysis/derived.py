@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from t2eval.base import base_identity, load_base
-from t2eval.expert import Expert, load_library, mix
+from t2eval.expert import Expert, mix
+from t2eval.library import load_library
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.svf import Adapted, attach
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from t2eval.base import embedded_library_dir, load_base
 from t2eval.bench.compare import average_seeds, holm, mean_stderr, paired
 from t2eval.environment import Environment, Example
-from t2eval.expert import load_library
+from t2eval.library import load_library
 from t2eval.loading import quiet_lm_eval
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.dispatch import DISPATCH_LABEL

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, experts_in, is_embedded
+from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, experts_in, is_embedded, joined
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
@@ -142,7 +142,7 @@ class BenchConfig(BaseModel):
             UsageError: the benchmark file names none, and the model is not an embedded one with experts of its own.
         """
         if self.experts is not None:
-            return [Path(part) for part in _parts(self.experts.replace("{seed}", str(seed)))]
+            return [Path(part) for part in joined(self.experts.replace("{seed}", str(seed)))]
         if self.model in (EMBEDDED, EMBEDDED_VLM):
             from t2eval.base import embedded_libraries
 
@@ -166,7 +166,7 @@ class BenchConfig(BaseModel):
         """Where one baseline's adapter may lie, in order. Raises as `libraries` does."""
         if self.baselines is not None:
             filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
-            return [Path(part) for part in _parts(filled.replace("{label}", label))]
+            return [Path(part) for part in joined(filled.replace("{label}", label))]
         if self.model in (EMBEDDED, EMBEDDED_VLM):
             from t2eval.base import embedded_adapters
 
@@ -224,14 +224,9 @@ def make_plan(config: BenchConfig) -> Plan:
     return Plan(config, tuple(cells))
 
 
-def _parts(value: str) -> list[str]:
-    """The folders that a setting joins by `+`; a folder that is there may have one in its name."""
-    return [value] if Path(value).exists() else [part for part in value.split("+") if part]
-
-
 def _anchor(value: str, folder: Path) -> str:
     """A path of a benchmark file, or several joined by `+`, relative to that file."""
-    paths = [Path(part).expanduser() for part in _parts(value)]
+    paths = [Path(part).expanduser() for part in joined(value)]
     return "+".join(str(path if path.is_absolute() else (folder / path).resolve()) for path in paths)
 
 

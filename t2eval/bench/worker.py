@@ -23,7 +23,7 @@ from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.errors import T2Error, unknown
 from t2eval.images import reads_images
 from t2eval.loading import quiet_lm_eval
-from t2eval.resources import tasks_dir
+from t2eval.resources import joined, tasks_dir
 
 _CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
 _PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
@@ -61,7 +61,7 @@ def cards(library: str | Path) -> dict[str, dict[str, Any]]:
         T2Error: no folder, or no expert in it.
     """
     found: dict[str, dict[str, Any]] = {}
-    for part in map(Path, str(library).split("+")):
+    for part in map(Path, joined(str(library))):
         files = [part / "expert.json"] if (part / "expert.json").is_file() else sorted(part.glob("*/expert.json"))
         found |= {str(file.parent): json.loads(file.read_text(encoding="utf-8")) for file in files}
     if not found:

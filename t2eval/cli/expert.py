@@ -38,7 +38,7 @@ def list_(library: str | None, as_json: bool) -> None:
       t2 expert list runs/math+runs/code
     """
     from t2eval.base import embedded_library_dir
-    from t2eval.expert import load_library
+    from t2eval.library import load_library
 
     experts = load_library(library or embedded_library_dir(0))
     if as_json:

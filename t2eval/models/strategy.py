@@ -23,7 +23,8 @@ from torch import Tensor
 from t2eval.base import embedded_base_dir, embedded_library_dir
 from t2eval.chat import Chat
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert, load_library
+from t2eval.expert import Expert
+from t2eval.library import load_library
 from t2eval.models.launch import command_line_flags, one_message
 from t2eval.models.options import Options, split_arguments
 from t2eval.resources import EMBEDDED, is_embedded

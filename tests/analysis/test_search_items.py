@@ -22,7 +22,7 @@ from t2eval.analysis.lab import Lab
 from t2eval.analysis.report import run_item
 from t2eval.base import embedded_library_dir
 from t2eval.bench.rows import Row
-from t2eval.expert import load_library
+from t2eval.library import load_library
 from tests.analysis import conftest
 from tests.bench.fakes import number
 

@@ -21,7 +21,7 @@ from t2eval.analysis.presets import preset
 from t2eval.analysis.report import run_item
 from t2eval.base import embedded_library_dir
 from t2eval.bench.compare import holm, paired
-from t2eval.expert import load_library
+from t2eval.library import load_library
 
 SEEN, UNSEEN = "embedded_vqa_seen", "embedded_vqa_unseen"
 STRATEGIES = (("prompt", "prompt"), ("cls", "cls"), ("fewshot", "few-shot"))
