@@ -205,16 +205,15 @@ def test_table8_trains_and_searches_on_the_same_draws(searched: Lab, monkeypatch
     choice = [run for run in trained if not run.folders]
     assert {run.task for run in choice} == {"embedded_reasoning_seen"} and {run.split for run in choice} == {"train"}
     final = [run for run in trained if run.folders]
-    # 5e-5 is the choice for 10 steps, and 40 steps are for the first draw alone
-    wanted = {(5e-5, 0, (10, 40)), (5e-5, 1, (10,)), (5e-3, 0, (40,))}
-    assert {(run.shots, run.rate, run.draw, run.steps) for run in final} == {(n, *each) for n in (3, 10) for each in wanted}
+    wanted = {(n, draw, *each) for n in (3, 10) for draw in (0, 1) for each in ((5e-5, (10, 40)), (5e-3, (40,)))}  # 10 steps choose 5e-5
+    assert {(run.shots, run.draw, run.rate, run.steps) for run in final} == wanted
     rows = {(row["way"], row["shots"]): row for row in result.rows}
     assert set(rows) == {("base", 0)} | {(way, n) for way in (*_IA3, "few-shot") for n in (3, 10)}
     for n in (3, 10):
         told = config(searched, f"shots-{n}")
         assert told["model_args"] == {"fewshot": {"shots": n}} and told["seeds"] == [0, 1] and told["experts"].endswith("library/seed-0")
         check(rows["few-shot", n], scores(searched, f"shots-{n}", "fewshot", REASONING))
-        own = scores(searched, f"shots-{n}-ia3-40-steps-rate-0.005", "ia3", REASONING, seeds=(0,))
+        own = scores(searched, f"shots-{n}-ia3-40-steps-rate-0.005", "ia3", REASONING, seeds=(0, 1))
         check(rows["IA3, 40 steps, rate chosen on validation", n], own)
         folder = config(searched, f"shots-{n}-ia3-40-steps-rate-0.005")["baselines"]
         assert (Path(folder.replace("{seed}", "0").replace("{label}", "reasoning")) / "adapter_config.json").exists()
