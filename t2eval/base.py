@@ -134,7 +134,7 @@ def load_base(
     Example:
         >>> model, tokenizer = load_base("embedded")
     """
-    source = _source(name)
+    source = model_source(name)
     wanted = _dtype(dtype)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -177,7 +177,7 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         T2Error: as `load_base`, where a name is given.
     """
     if model_or_name is None or isinstance(model_or_name, (str, Path)):
-        source = _source(None if model_or_name is None else str(model_or_name))
+        source = model_source(None if model_or_name is None else str(model_or_name))
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=not _hub_answers(source, None))
         except Exception as error:  # as in load_base
@@ -196,12 +196,21 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     }
 
 
-def _source(name: str | None) -> str:
+def model_source(name: str | None) -> str:
+    """What transformers loads a base model from: the folder of an embedded one, else the name itself.
+
+    Args:
+        name: an embedded model, a folder in the Hub layout or a Hub id; None: the embedded base.
+
+    Raises:
+        T2Error: the folder is missing, or has no config.json.
+    """
     if name is None or is_embedded(name):
         folder = embedded_base_dir(name or EMBEDDED)
         if not (folder / "config.json").exists():
             kind = "vision-language" if name == EMBEDDED_VLM else "base"
-            raise T2Error(f"The embedded {kind} model is not in {folder}. Build it with `make embedded`, or give another model.")
+            remedy = "Install t2eval again, or build it with `make embedded`; or give another model."
+            raise T2Error(f"The embedded {kind} model is not in {folder}. {remedy}")
         return str(folder)
     assert name is not None
     path = Path(name)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert, Score, TrainingRecord, import_reference, mix
-from t2eval.library import load_library
 from t2eval.model_card import model_card
 from t2eval.svf import Adapted, attach
 from tests.tiny import tiny_model
@@ -196,8 +195,6 @@ def test_missing_experts_have_near_matches(adapted: Adapted, tmp_path: Path) -> 
         Expert.load(tmp_path / "maths")
     with pytest.raises(T2Error, match="is not a directory"):
         Expert.load(tmp_path / "math" / "README.md")
-    with pytest.raises(T2Error, match=r"Did you mean .*/math\?"):
-        load_library(tmp_path / "meth")
 
 
 def mismatched(adapted: Adapted, change: Callable[[dict[str, Any]], object]) -> Expert:
@@ -296,28 +293,6 @@ def test_wrong_z_makes_no_expert(adapted: Adapted) -> None:
     for name in ("a/b", "..", "", ".hidden"):
         with pytest.raises(UsageError, match="plain file name"):
             make_from(adapted, z_of(adapted), name=name, **settings)
-
-
-def test_libraries(adapted: Adapted, tmp_path: Path) -> None:
-    for seed, name in enumerate(("reasoning", "code", "math")):
-        make(adapted, name, seed).save(tmp_path / "library" / name)
-    (tmp_path / "library" / "notes").mkdir()
-    names = ["code", "math", "reasoning"]
-    library = tmp_path / "library"
-    assert [expert.name for expert in load_library(library)] == names
-    assert [expert.name for expert in load_library(str(library))] == names
-    assert [expert.name for expert in load_library(f"{library / 'math'}+{library / 'code'}")] == ["code", "math"]
-    assert [expert.name for expert in load_library([library / "math", str(library / "code")])] == ["code", "math"]
-    assert [expert.name for expert in load_library(library / "math")] == ["math"]
-    with pytest.raises(T2Error, match="Two experts of the library .* have the name 'math'"):
-        load_library([library, library / "math"])
-    with pytest.raises(T2Error, match="holds no expert"):
-        load_library(library / "notes")
-    with pytest.raises(UsageError, match="No expert was given"):
-        load_library("+")
-    (library / "code" / "expert.json").unlink()
-    with pytest.raises(T2Error, match=r"code has no expert\.json"):
-        load_library(library)
 
 
 def reference_file(path: Path, adapted: Adapted, numbered: bool) -> dict[str, torch.Tensor]:

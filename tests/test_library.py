@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from t2eval import cli
 from t2eval.base import load_base
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
-from t2eval.library import adapted_base, convert_reference, export_merged, push, save_mix
+from t2eval.library import adapted_base, convert_reference, export_merged, load_library, push, save_mix
 from t2eval.svf import attach
 from tests.tiny import save_tiny
 
@@ -43,6 +44,26 @@ def library(base: Path) -> Path:
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def test_a_library_is_folders_of_experts(library: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(library, tmp_path / "library")
+    (folder / "notes").mkdir()
+    math, code = folder / "math", folder / "code"
+    for source in (folder, str(folder), f"{math}+{code}", [math, str(code)]):
+        assert [expert.name for expert in load_library(source)] == ["code", "math"]
+    assert [expert.name for expert in load_library(math)] == ["math"]
+    with pytest.raises(T2Error, match="Two experts of the library .* have the name 'math'"):
+        load_library([folder, math])
+    with pytest.raises(T2Error, match="holds no expert"):
+        load_library(folder / "notes")
+    with pytest.raises(T2Error, match=r"Did you mean .*/math\?"):
+        load_library(folder / "meth")
+    with pytest.raises(UsageError, match="No expert was given"):
+        load_library("+")
+    (code / "expert.json").unlink()
+    with pytest.raises(T2Error, match=r"code has no expert\.json"):
+        load_library(folder)
 
 
 @pytest.mark.parametrize("form", ["paper", "offset"])

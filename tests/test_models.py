@@ -460,7 +460,7 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert embedded_base_dir().name == "base" and embedded_library_dir().name == "seed-0"
-    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda _name: world / "base")
+    monkeypatch.setattr("t2eval.base.embedded_base_dir", lambda _name="embedded": world / "base")
     monkeypatch.setattr(strategy_module, "embedded_library_dir", lambda _seed: world / "library")
     lm = t2.T2Expert(include_path=str(TASKS), batch_size=4)
     found = _evaluate(lm, ["models_gen"])
@@ -471,6 +471,6 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
         _evaluate(lm, ["models_choice"])
     with pytest.raises(UsageError, match="poetry"):
         _evaluate(lm, ["models_other"])
-    monkeypatch.setattr(strategy_module, "embedded_base_dir", lambda _name: tmp_path)
-    with pytest.raises(T2Error, match="embedded base model is not at"):
+    monkeypatch.setattr("t2eval.base.embedded_base_dir", lambda _name: tmp_path)
+    with pytest.raises(T2Error, match="embedded base model is not in"):
         t2.T2Prompt()

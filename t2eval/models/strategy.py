@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from t2eval.base import embedded_base_dir, embedded_library_dir
+from t2eval.base import embedded_library_dir, model_source
 from t2eval.chat import Chat
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
@@ -77,7 +77,7 @@ class Strategy:
             if not self._embedded and self.options.experts is None:
                 raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
             if pretrained is None or isinstance(pretrained, str) and is_embedded(pretrained):
-                pretrained = _checked_embedded(pretrained or self.EMBEDDED)
+                pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
             if str(rest.get("device", "cuda")).startswith("cuda") and not torch.cuda.is_available():
@@ -327,14 +327,6 @@ class Strategy:
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
-
-
-def _checked_embedded(name: str) -> str:
-    """The folder of a base model that comes with t2eval."""
-    folder = embedded_base_dir(name)
-    if not (folder / "config.json").is_file():
-        raise T2Error(f"The {name} base model is not at {folder}: reinstall t2eval, or give pretrained= and experts= in model_args.")
-    return str(folder)
 
 
 def _floating(module: Any) -> bool:

@@ -14,7 +14,6 @@ from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.markdown import short
 from t2eval.analysis.presets import SKILLS
 from t2eval.errors import T2Error
-from t2eval.resources import is_embedded
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Lab
@@ -33,10 +32,10 @@ def _tokenizer(name: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from t2eval.base import embedded_base_dir
+    from t2eval.base import model_source
 
     try:
-        return AutoTokenizer.from_pretrained(str(embedded_base_dir(name)) if is_embedded(name) else name)
+        return AutoTokenizer.from_pretrained(model_source(name))
     except OSError as error:
         raise T2Error(f"Cannot load the tokenizer of {name!r}: {error}") from error
 

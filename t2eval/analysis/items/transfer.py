@@ -88,12 +88,10 @@ def refusal(lab: Lab) -> str:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from t2eval.analysis.derived import skills
-    from t2eval.base import embedded_base_dir
-    from t2eval.resources import is_embedded
+    from t2eval.base import model_source
     from t2eval.svf import attach
 
-    name = lab.preset.model
-    config = AutoConfig.from_pretrained(str(embedded_base_dir(name)) if is_embedded(name) else name)
+    config = AutoConfig.from_pretrained(model_source(lab.preset.model))
     config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim = 64, 160, 64, 16
     config.num_attention_heads = config.num_key_value_heads = 4
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
