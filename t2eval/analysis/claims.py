@@ -1,16 +1,18 @@
 """Claims: what the paper says, held against our data, and the sentence that says which of it is supported.
 
-A claim is worded as the paper makes it, and its difference is positive where the data agree. The claims of one item are one family:
-their p-values are corrected by Holm's method together.
+A claim is worded as the paper makes it, and its difference is positive where the data agree. Where the paper has figures for both sides,
+their order is the claim (its text may say more than its figures). The claims of one item are one family: their p-values are corrected by
+Holm's method together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from t2eval.bench.compare import LEVEL, Paired, holm, paired
+from t2eval.bench.compare import LEVEL, Paired, holm, paired, paired_draws
 
 
 class Claim(BaseModel):
@@ -24,6 +26,7 @@ class Claim(BaseModel):
         test: its name.
         holds: for a claim that is measured without sampling (a count, a sum): whether it is so. Then there is no test.
         seen: what was measured, in words, for a claim with `holds`.
+        reported: the paper's figures for the two sides, in the order of the text; None: it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +41,7 @@ class Claim(BaseModel):
     test: str | None = None
     holds: bool | None = None
     seen: str = ""
+    reported: tuple[float, float] | None = None
 
     @property
     def verdict(self) -> str:
@@ -55,7 +59,8 @@ class Claim(BaseModel):
         if self.difference is None or self.p is None:
             return f"{self.text} (no test: the two share no examples)"
         interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.text} ({self.difference:+.3f}{interval}, n={self.n}, p={_p(self.adjusted)})"
+        paper = "" if self.reported is None else "; paper: {:g} and {:g}".format(*self.reported)
+        return f"{self.text} ({self.difference:+.3f}{interval}, n={self.n}, p={_p(self.adjusted)}{paper})"
 
 
 def _p(value: float | None) -> str:
@@ -71,15 +76,42 @@ def tested(text: str, result: Paired | None) -> Claim:
     return Claim(text=text, difference=result.difference, low=result.low, high=result.high, n=result.n, p=result.p, test=result.test)
 
 
-def higher(text: str, first: Mapping[str, float], second: Mapping[str, float]) -> Claim:
-    """The claim that `first` scores higher than `second`, tested on the examples that both have.
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        name: in words, in the singular.
+        scores: example → score (of several seeds: averaged over them), or one such mapping a draw (`better`).
+        paper: the paper's figure; None: it has none.
+    """
+
+    name: str
+    scores: Mapping[str, float] | Sequence[Mapping[str, float]]
+    paper: float | None = None
+
+
+def better(first: Side, second: Side, where: str) -> Claim:
+    """The claim that one side scores higher than the other, in the order of the paper's figures, or as given where it has not both.
 
     Args:
-        text: the claim.
-        first: example → score (of several seeds: averaged over them, `Cells.examples`).
-        second: example → score.
+        first: what the paper's text puts first.
+        second: the other one.
+        where: ends the sentence: "on math_seen".
+
+    Returns:
+        The claim, tested on the examples that both have; where both sides have one mapping a draw, over draws and examples.
     """
-    return tested(text, paired(first, second))
+    if first.paper is not None and second.paper is not None and first.paper < second.paper:
+        first, second = second, first
+    text = f"{first.name} scores higher than {second.name} {where}"
+    if isinstance(first.scores, Mapping) and isinstance(second.scores, Mapping):
+        result = paired(first.scores, second.scores)
+    else:
+        runs = [[side.scores] if isinstance(side.scores, Mapping) else side.scores for side in (first, second)]
+        result = paired_draws(runs[0], runs[1])
+    reported = None if first.paper is None or second.paper is None else (first.paper, second.paper)
+    return tested(text, result).model_copy(update={"reported": reported})
 
 
 def judge(claims: Sequence[Claim]) -> tuple[Claim, ...]:

@@ -53,6 +53,18 @@ class Reported:
     text: str = ""
     slips: tuple[str, ...] = ()
 
+    def figure(self, head: str, label: str, model: str = "") -> float | None:
+        """One of the paper's figures; None where it has none.
+
+        Args:
+            head, label: of `columns`.
+            model: the name of the base model: of one of `others` the figure is taken from there.
+        """
+        columns = next((found for name, found in self.others.items() if model.endswith(name)), self.columns)
+        text = columns.get(head, {}).get(label, "")
+        found = re.match(r"\d+(\.\d+)?", text)
+        return float(found.group()) if found else None
+
 
 @dataclass(frozen=True)
 class Result:

@@ -72,8 +72,8 @@ class Cells:
         """The examples of one method on one task, a list for each seed."""
         return [read_samples(self.folder, row) for row in self.of(method, task)]
 
-    def examples(self, method: str, task: str) -> dict[str, float]:
-        """Example → score, averaged over the seeds. The same example has the same key in every study.
+    def runs(self, method: str, task: str) -> list[dict[str, float]]:
+        """Example → score, for each seed. The same example has the same key in every study.
 
         Raises:
             T2Error: the task's metric has no score for a single example.
@@ -82,7 +82,11 @@ class Cells:
         found = [run for run in runs if run]
         if not found or len(found) < len(runs):
             raise T2Error(f"The metric of {task} has no score for each example, so that nothing can be compared.")
-        return average_seeds(found)
+        return found
+
+    def examples(self, method: str, task: str) -> dict[str, float]:
+        """Example → score, averaged over the seeds; errors as `runs`."""
+        return average_seeds(self.runs(method, task))
 
     def summary(self, method: str, task: str) -> dict[str, Any]:
         """What a table needs of one method on one task: score, standard error over examples, n, seeds, spread between seeds."""

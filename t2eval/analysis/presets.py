@@ -106,6 +106,11 @@ class Preset:
         """Few-shot's `model_args`: the paper's budget with the paper's models, the defaults elsewhere (`quick`: few iterations)."""
         return dict(self.bench.model_args.get("fewshot", {}))
 
+    @property
+    def searches_as_paper(self) -> bool:
+        """Whether few-shot's search is the paper's: free α, its budget."""
+        return self.search.get("preset") == "paper"
+
     def describe(self) -> str:
         """One line for reports."""
         examples = "all" if self.limit is None else f"at most {self.limit}"
@@ -135,7 +140,7 @@ def _embedded(name: str) -> Preset:
         unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
         shipped=True,
         vision=_EMBEDDED_VISION,
-        rates=(5e-4, 2e-3, 8e-3),
+        rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
     )
 
 

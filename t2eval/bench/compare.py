@@ -2,8 +2,9 @@
 
 1. Two single runs with 0/1 scores: McNemar's exact test on the examples that exactly one of them got right.
 2. Anything else (graded scores, or scores averaged over several training seeds): a paired bootstrap over examples.
-Examples are what is resampled, so the tests speak about new examples of the task, for these seeds. The spread between seeds is
-reported beside them (`seed_std`), and not folded in.
+3. Many runs, one for each draw of adaptation examples: a paired bootstrap over draws and examples.
+In 1 and 2 examples are what is resampled, so the tests speak about new examples of the task, for these seeds. The spread between seeds is
+reported beside them (`seed_std`), and not folded in: three seeds are too few to resample.
 P-values of one family of comparisons are corrected by Holm's method.
 """
 
@@ -120,6 +121,43 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], draws: int =
     else:
         p, test = _bootstrap_p(differences, means), "paired bootstrap"
     return Paired(float(differences.mean()), float(low), float(high), len(keys), p, test)
+
+
+def paired_draws(
+    first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], resamples: int = DRAWS, seed: int = 0
+) -> Paired | None:
+    """Compare two sets of runs, one for each draw of adaptation examples, on the test examples that all have.
+
+    Draws and examples are resampled independently of each other, so that the test speaks about new draws and new examples. Where both
+    matter this counts their interaction twice, and errs on the side of no difference.
+
+    Args:
+        first: a mapping (example → score) a draw; a single one is the same for every draw.
+        second: the same, in the same order of draws.
+        resamples: of the bootstrap.
+        seed: of the resampling.
+
+    Returns:
+        The difference `first - second` and its test, `n` being the examples, or None where they share none.
+
+    Raises:
+        ValueError: the two have different numbers of draws, both more than one.
+    """
+    runs = max(len(first), len(second))
+    if {len(first), len(second)} - {1, runs}:
+        raise ValueError(f"{len(first)} and {len(second)} draws cannot be paired")
+    keys = sorted(set(first[0]).intersection(*first, *second))
+    if not keys:
+        return None
+    a, b = (np.array([[run[key] for key in keys] for run in side], dtype=np.float64) for side in (first, second))
+    differences = np.broadcast_to(a - b, (runs, len(keys)))
+    generator = np.random.default_rng(seed)
+    by_draw = generator.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    by_example = generator.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=resamples) / len(keys)
+    means: Floats = np.einsum("kr,rn,kn->k", by_draw, differences, by_example, optimize=True)
+    low, high = np.quantile(means, [0.025, 0.975])
+    p = _bootstrap_p(differences, means)
+    return Paired(float(differences.mean()), float(low), float(high), len(keys), p, "paired bootstrap over draws and examples")
 
 
 def unpaired(first: tuple[float, float, int], second: tuple[float, float, int]) -> Paired | None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def check(row, scores):
     assert row["score"] == pytest.approx(scores.mean())
     assert row["stderr"] == pytest.approx(stats.sem(scores))
     assert row["n"] == len(scores) == EXAMPLES
+
+
+def check_claims(result, texts):
+    """Each of the claims on test examples has the difference of the rows that its sentence names, in the order of the paper's figures.
+
+    texts: a name in a claim → the row's label.
+    """
+    checked = 0
+    for claim in result.claims:
+        said = re.fullmatch(r"(.+) scores higher than (.+) on (\w+)", claim.text)
+        if said is None:
+            continue
+        first, second = (found(result, texts.get(said[side], said[side]), f"embedded_{said[3]}") for side in (1, 2))
+        assert claim.difference == pytest.approx(first["score"] - second["score"]), claim.text
+        assert claim.reported is None or claim.reported[0] >= claim.reported[1], claim.text
+        checked += 1
+    return checked
 
 
 def lora_studies(lab, task, cross):
@@ -79,6 +97,12 @@ def test_table1(lab, shipped):
     assert result.claims[0].text == "SVF scores higher than the base on math_seen"
     assert result.claims[0].difference == pytest.approx((svf - base).mean())
     assert result.claims[-1].holds is False  # 850 of 550 parameters
+    assert check_claims(result, {"the base": "base"}) == 6
+    assert [claim.text for claim in result.claims if "LoRA" in claim.text][:3] == [
+        "SVF scores higher than LoRA on math_seen",
+        "LoRA scores higher than SVF on code_seen",  # 67.68 and 66.67 in the paper
+        "SVF scores higher than LoRA on reasoning_seen",
+    ]
     assert judge([claim for claim in result.claims if claim.p is not None]) == tuple(c for c in result.claims if c.p is not None)
 
 
@@ -109,7 +133,15 @@ def test_table2(lab, shipped):
         studies = lora_studies(lab, task, cross=True)
         assert len(studies) == 6
         assert found(result, "LoRA, best by test", task)["score"] == pytest.approx(max(studies.values()))
-    assert len([claim for claim in result.claims if claim.p is not None]) == 21
+    names = {"the base": "base", "LoRA chosen by validation": "LoRA", "the LoRA that is best by test": "LoRA, best by test"}
+    assert check_claims(result, names) == 21
+    assert {claim.text for claim in result.claims} >= {  # as the figures of Llama-3-8B are
+        "prompt scores higher than cls on math_unseen",
+        "cls scores higher than prompt on code_unseen",
+        "prompt scores higher than cls on reasoning_unseen",
+    }
+    for task in lab.preset.unseen.values():
+        check(found(result, "few-shot, the paper's search", task), averaged(lab, "budget-10-shots-100", "fewshot", task))
     columns = item("table2").ours(result)
     assert list(columns) == [f"{skill}_unseen (n={EXAMPLES})" for skill in SKILLS]
     assert columns["math_unseen (n=40)"]["base"].startswith(f"{averaged(lab, 'main', 'base', 'embedded_math_unseen').mean():.3f} ± ")
@@ -123,7 +155,7 @@ def test_table7(lab):
     claim = next(claim for claim in result.claims if claim.text == "few-shot scores higher than DoRA on code_unseen")
     ours, theirs = (averaged(lab, "main", method, "embedded_code_unseen") for method in ("fewshot", "dora"))
     assert claim.difference == pytest.approx((ours - theirs).mean())
-    assert len(result.claims) == 12
+    assert check_claims(result, {}) == 12
 
 
 def test_table3(lab):
@@ -158,15 +190,18 @@ def test_table4(lab):
     settings = lab.training("ablation-4", "math", 0, **ablation.VARIANTS[3].settings).config
     assert (settings.method, settings.objective, settings.modules) == ("svf", "supervised", "q_proj,v_proj")
     assert len({row["label"] for row in result.rows}) == 8
+    names = {"the base": "base", **{f"row {v.number} ({v.label[2:]})": v.label for v in ablation.VARIANTS}}
+    assert check_claims(result, {name: "0 base" if label == "base" else label for name, label in names.items()}) == 13
+    assert any(claim.text.startswith("the base scores higher than row 5 ") for claim in result.claims)
     assert set(item("table4").reported.columns["GSM8K"]) == {row["label"] for row in result.rows}
 
 
 def test_table6(lab):
     result = item("table6").run(lab)
-    assert all(claim.holds for claim in result.claims) and len(result.claims) == 10
+    assert all(claim.holds for claim in result.claims) and len(result.claims) == 11
     columns = item("table6").ours(result)
-    assert columns["trainings of this report"]["LoRA: learning rate"] == "0.002"
-    assert columns["trainings of this report"]["SVF: batch size"] == "64"
+    assert columns["math trainings here, not swept"]["LoRA: learning rate"] == "0.002"
+    assert columns["math trainings here, not swept"]["SVF: batch size"] == "64"
     reported = item("table6").reported.columns["value"]
     assert reported["SVF: KL coefficient λ"] == columns["preset=paper"]["SVF: KL coefficient λ"] == "0, 0.1, 0.2, 0.3"
     assert not lab.folder("settings", 0).exists()
@@ -183,12 +218,15 @@ def test_a_preset_that_strays_from_table6_is_seen(lab, monkeypatch):
 def test_figure9(lab):
     result = item("figure9").run(lab)
     assert len(result.rows) == 2 * 2 * (1 + len(STEPS))
-    for rate, claim in zip((5e-4, 2e-2), result.claims, strict=True):
-        runs = ablation._trainings(lab, ablation._POLICY_LORA, rate)
-        ends = [fake_validations(run)[-1] for run in runs]
+    columns = item("figure9").ours(result)
+    told = [(rate, place) for rate in (5e-4, 2e-2) for place in (0, -1)]
+    for (rate, place), claim in zip(told, result.claims, strict=True):
+        curves = [fake_validations(run) for run in ablation._trainings(lab, ablation._POLICY_LORA, rate)]
+        ends = [curve[place] for curve in curves]
         assert claim.difference == pytest.approx(0.5 - np.mean(ends))
-        column = item("figure9").ours(result)["last step's mean (n=64)"]
-        assert column[f"lr {rate:g}"] == f"{np.mean(ends):.3f}"
+        assert (f"after {STEPS[0]} steps" in claim.text) == (place == 0)
+        assert columns["last step's mean (n=64)"][f"lr {rate:g}"] == f"{np.mean(curves, axis=0)[-1]:.3f}"
+        assert columns["lowest step's mean (n=64)"][f"lr {rate:g}"] == f"{np.mean(curves, axis=0).min():.3f}"
         errors = [np.std([1.0] * round(64 * end) + [0.0] * round(64 * (1 - end)), ddof=1) / 8 for end in ends]
         welch = stats.ttest_ind_from_stats(0.5, 0.0625 * 8, 64, np.mean(ends), max(errors) * 8, 64, equal_var=False)
         assert claim.p == pytest.approx(welch.pvalue)

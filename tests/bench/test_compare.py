@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from t2eval.bench.compare import average_seeds, bootstrap_means, holm, mcnemar, mean_stderr, paired, unpaired
+from t2eval.bench.compare import average_seeds, bootstrap_means, holm, mcnemar, mean_stderr, paired, paired_draws, unpaired
 from t2eval.errors import T2Error
 
 
@@ -77,6 +77,27 @@ def test_bootstrap_seldom_rejects_when_nothing_differs():
 def test_no_difference_at_all_is_not_significant():
     scores = {str(i): 0.25 for i in range(10)}
     assert paired(scores, scores).p == 1.0
+
+
+def test_paired_draws_has_both_variances():
+    """Against the variance of a mean over crossed draws and examples, from the components that made the numbers."""
+    generator = np.random.default_rng(1)
+    draws, n, of_draw, of_example, noise = 60, 80, 0.2, 0.3, 0.1
+    table = (
+        0.05 + generator.normal(0, of_draw, (draws, 1)) + generator.normal(0, of_example, (1, n)) + generator.normal(0, noise, (draws, n))
+    )
+    runs = [{str(i): float(x) for i, x in enumerate(row)} for row in table]
+    zero = [dict.fromkeys(runs[0], 0.0)]
+    result = paired_draws(runs, zero)
+    assert result.difference == pytest.approx(table.mean()) and result.n == n
+    components = table.mean(axis=1).var(ddof=1) / draws + table.mean(axis=0).var(ddof=1) / n
+    assert result.high - result.low == pytest.approx(2 * 1.96 * math.sqrt(components), rel=0.08)
+    assert paired_draws(runs, runs).p == 1.0
+    shuffled = [dict(reversed(run.items())) for run in runs]
+    assert paired_draws(shuffled, zero) == result
+    assert paired_draws([{"a": 1.0}], [{"b": 1.0}]) is None
+    with pytest.raises(ValueError, match="3 and 2 draws"):
+        paired_draws(runs[:3], runs[:2])
 
 
 def test_average_seeds_keeps_shared_examples():

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from t2eval.analysis.claims import Claim, higher, judge
+from t2eval.analysis.claims import Claim, judge, tested
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.lab import Cells, Lab
 from t2eval.analysis.markdown import short
 from t2eval.analysis.presets import SKILLS
-from t2eval.bench.compare import average_seeds
+from t2eval.bench.compare import average_seeds, paired
 
 METHODS = ("prompt", "cls")
 OTHERS = "others"
@@ -53,9 +53,9 @@ def run(lab: Lab) -> Result:
                 {"method": method, "skill": skill, "task": task, "n": cells.of(method, task)[0].n, "decisions": len(given), **shares}
             )
     claims = [
-        higher(
+        tested(
             f"cls chooses the right skill more often than prompt on {short(task)}",
-            *(_right(cells, m, task, skill) for m in ("cls", "prompt")),
+            paired(_right(cells, "cls", task, skill), _right(cells, "prompt", task, skill)),
         )
         for skill, task in tasks.items()
     ]

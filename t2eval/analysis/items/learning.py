@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from t2eval.analysis.claims import higher, judge
+from t2eval.analysis.claims import Side, better, judge
 from t2eval.analysis.curves import draw_base, draw_chosen, draw_curve, points
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.lab import Lab
@@ -27,8 +27,8 @@ def run(lab: Lab) -> Result:
     for skill, task in preset.seen.items():
         rows += [{"kind": "validation", **row} for training in trainings[skill] for row in points(training, skill=skill, task=task)]
         rows += [{"kind": "test", "skill": skill, **cells.summary(method, task)} for cells, method in ((base, "base"), (trained, "expert"))]
-        text = f"SVF's chosen checkpoint scores higher than the base on {short(task)}"
-        claims.append(higher(text, trained.examples("expert", task), base.examples("base", task)))
+        svf, plain = Side("SVF's chosen checkpoint", trained.examples("expert", task)), Side("the base", base.examples("base", task))
+        claims.append(better(svf, plain, f"on {short(task)}"))
     steps = max(row["step"] for row in rows if row["kind"] == "validation")
     text = f"All experts of this figure were trained here, up to {steps} steps of policy gradient each; tests are on test items."
     return Result(tuple(rows), judge(claims), (text,))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from t2eval.analysis.claims import Claim, higher, judge
+from t2eval.analysis.claims import Claim, Side, better, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.markdown import score
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PAPER_RATE = 5e-5
 SKILL = "reasoning"
 BASE = "base"
+_AT_PAPER_RATE = ", the paper rate"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _train(lab: Lab, sizes: Sizes, rates: Mapping[float, tuple[int, ...]]) -> No
 
 
 def _ia3_label(steps: int, rate: float) -> str:
-    return f"IA3, {steps} steps, {'the paper rate' if rate == PAPER_RATE else 'rate chosen on validation'}"
+    return f"IA3, {steps} steps{_AT_PAPER_RATE if rate == PAPER_RATE else ', rate chosen on validation'}"
 
 
 def _ways(lab: Lab, sizes: Sizes, chosen: Mapping[int, float]) -> dict[tuple[str, int], Cells]:
@@ -119,6 +120,7 @@ def _run(lab: Lab) -> Result:
     chosen = _chosen_rates(lab, sizes)
     rates = {rate: tuple(steps for steps in sizes.steps if rate in (PAPER_RATE, chosen[steps])) for rate in {PAPER_RATE, *chosen.values()}}
     _train(lab, sizes, rates)
+    (reported,) = (entry.reported for entry in ITEMS)
     base = lab.cells(["base"], [task])
     found = _ways(lab, sizes, chosen)
     rows: list[dict[str, Any]] = [{"way": BASE, "shots": 0, **base.summary("base", task)}]
@@ -127,15 +129,18 @@ def _run(lab: Lab) -> Result:
         method = "fewshot" if way == "few-shot" else "ia3"
         scores = [row.score for row in cells.of(method, task)]
         rows.append({"way": way, "shots": shots, **cells.summary(method, task), "scores": scores})
-        ours = found["few-shot", shots].examples("fewshot", task)
+        head = f"{shots} examples"
+        ours = Side("few-shot", found["few-shot", shots].runs("fewshot", task), reported.figure("few-shot", head))
         if way == "few-shot":
-            claims.append(higher(f"few-shot with {shots} examples scores higher than the base", ours, base.examples("base", task)))
-        else:
-            claims.append(higher(f"few-shot with {shots} examples scores higher than {way}", ours, cells.examples(method, task)))
+            other = Side("the base", base.runs("base", task)[:1], reported.figure("few-shot", BASE))
+        else:  # the paper has one rate
+            other = Side(way, cells.runs(method, task), reported.figure(way.removesuffix(_AT_PAPER_RATE), head))
+        claims.append(better(ours, other, f"with {shots} examples"))
     named = ", ".join(f"{rate:g} for {steps} steps" for steps, rate in chosen.items())
     notes = (
         f"Task {task}, {sizes.draws} draws of examples, the same for every row; experts of training seed {lab.preset.seeds[0]}. "
-        "Scores are means over the draws; ± is the standard error over test items, in brackets the standard deviation between draws.",
+        "Scores are means over the draws; ± is the standard error over test items, in brackets the standard deviation between draws. "
+        "Tests resample both.",
         f"IA3: full batch, AdamW, constant rate; the paper rate is {PAPER_RATE:g}. Chosen on {lab.preset.seen[SKILL]}'s validation "
         f"split, from {', '.join(f'{rate:g}' for rate in sizes.rates)}: {named}.",
         "IA3 learns from the worked answers of the examples, few-shot search only from whether an answer is right.",

@@ -94,8 +94,8 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
     rest = {module: value for module, value in means.items() if not _is_attention(module)}
     average = sum(means.values()) / len(means)
     r = next(row["r"] for row in rows if row["fraction"] == PAPERS)
-    inputs = [value for module, value in attention.items() if not module.endswith(("o_proj", "out_proj", "c_proj", "dense"))]
-    others = [value for module, value in means.items() if value not in inputs]
+    inputs = {module: value for module, value in attention.items() if not module.endswith(("o_proj", "out_proj", "c_proj", "dense"))}
+    others = {module: value for module, value in means.items() if module not in inputs}
     return (
         Claim(text=f"the first {r} singular values hold less than 50% on average", holds=average < 0.5, seen=f"{average:.1%}"),
         Claim(
@@ -105,8 +105,8 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
         ),
         Claim(
             text="query, key and value projections concentrate more than the other matrices",
-            holds=min(inputs) > max(others),
-            seen=f"least {min(inputs):.1%}, the others' most {max(others):.1%}",
+            holds=min(inputs.values()) > max(others.values()),
+            seen=f"least {min(inputs.values()):.1%}, the others' most {max(others.values()):.1%}",
         ),
     )
 

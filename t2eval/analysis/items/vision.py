@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t2eval.analysis.claims import Claim, higher, judge
+from t2eval.analysis.claims import Claim, Side, better, judge
 from t2eval.analysis.item import Columns, Item, Reported, Result, Unavailable
 from t2eval.analysis.items.scores import NAMES
 from t2eval.analysis.markdown import NONE, score, short, spread
@@ -97,20 +97,18 @@ def _cells(lab: Lab, vision: Vision) -> dict[str, Mapping[tuple[str, str], Cells
 def _claims(lab: Lab, vision: Vision, cells: Mapping[str, Mapping[tuple[str, str], Cells]]) -> tuple[Claim, ...]:
     """What the paper's text says of its figure."""
 
-    def examples(task: str, method: str) -> Mapping[str, float]:
-        return cells[task][method, NAMES[method]].examples(method, task)
+    def side(task: str, method: str) -> Side:
+        return Side(words[method], cells[task][method, NAMES[method]].examples(method, task))
 
     pairs = [(vision.seen, "expert", "base"), (vision.seen, "expert", "lora"), *((vision.unseen, each, "base") for each in STRATEGIES)]
     pairs.append((vision.unseen, "fewshot", "lora"))
     words = {
-        "expert": "SVF scores",
+        "expert": "SVF",
         "lora": "LoRA",
         "base": "the base",
-        **{each: f"{NAMES[each]} over language experts scores" for each in STRATEGIES},
+        **{each: f"{NAMES[each]} over language experts" for each in STRATEGIES},
     }
-    return judge(
-        [higher(f"{words[a]} higher than {words[b]} on {short(task)}", examples(task, a), examples(task, b)) for task, a, b in pairs]
-    )
+    return judge([better(side(task, a), side(task, b), f"on {short(task)}") for task, a, b in pairs])
 
 
 def run(lab: Lab) -> Result:
