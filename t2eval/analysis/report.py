@@ -173,11 +173,12 @@ _READING = (
     "begin with `paper` are the paper's, as percentages. They are of other models on other tasks, and stand beside ours to be read, not to "
     "be compared number by number: what can be compared is which method is ahead.\n\n"
     "What the paper says is put into claims, each with its effect in the claim's direction, 95% interval, n and corrected p. Where the "
-    "paper has figures for both sides, they stand behind the claim, and their order is what is claimed, task by task, also where it is not "
-    "what the paper's text says of all tasks. **Supported**: significant, and as the paper has it. **Contradicted**: significant, the other "
-    "way round. **Not supported**: the data do not tell. A claim that is counted, not sampled, has what was counted in brackets, and no p.\n\n"
-    "Tests are about new examples of a task, for these training seeds; what seeds differ by is in the rows (`seed_std`), and not in the tests. "
-    "Table 8, which has ten draws of adaptation examples, is tested over draws, too."
+    "paper has figures for both sides, they stand behind the claim, and their order is what is claimed, task by task, also where it is "
+    "not what the paper's text says of all tasks. **Supported**: significant, and as the paper has it. **Contradicted**: significant, the "
+    "other way round. **Not supported**: the data do not tell. A claim that is counted, not sampled, has what was counted in brackets, "
+    "and no p.\n\n"
+    "Tests are about new examples of a task, for these training seeds; what seeds differ by is in the rows (`seed_std`), and not in the "
+    "tests. Table 8, which has ten draws of adaptation examples, is tested over draws, too."
 )
 
 
