@@ -176,16 +176,21 @@ def test_table3(lab):
 def test_table4(lab):
     result = item("table4").run(lab)
     tasks = ("embedded_math_seen", "embedded_math_unseen")
-    policy = {
-        rate: np.mean([max(fake_validations(run)) for run in ablation._trainings(lab, ablation._POLICY_LORA, rate)])
-        for rate in (5e-4, 2e-2)
-    }
-    rate = max(policy, key=policy.get)
-    studies = {"1 SVF, policy gradient, MLP": ("ablation-1", "expert"), "7 LoRA, next token, MLP + attention": ("ablation-7", "lora")}
-    studies |= {"5 LoRA, policy gradient, attention": (f"ablation-5-{rate:.0e}", "lora"), "0 base": ("main", "base")}
+    rates = {1: (None, 1.6e-2), 4: (None, 4e-2), 5: (5e-4, 2e-2), 7: (None, 8e-3)}
+    best = {}
+    for number, each in rates.items():
+        variant = ablation.VARIANTS[number - 1]
+        scores = {rate: np.mean([max(fake_validations(run)) for run in ablation._trainings(lab, variant, rate)]) for rate in each}
+        best[number] = max(scores, key=scores.get)
+    assert set(best.values()) - {None}, "some row's choice is not the recipe's"
+    studies = {"0 base": ("main", "base")}
+    for number, rate in best.items():
+        study = f"ablation-{number}" + ("" if rate is None else f"-{rate:.0e}")
+        studies[ablation.VARIANTS[number - 1].label] = (study, "expert" if number < 5 else "lora")
     for label, (study, method) in studies.items():
         for task in tasks:
             check(found(result, label, task), averaged(lab, study, method, task))
+    rate = best[5]
     assert found(result, "5 LoRA, policy gradient, attention", tasks[0])["rate"] == rate
     settings = lab.training("ablation-4", "math", 0, **ablation.VARIANTS[3].settings).config
     assert (settings.method, settings.objective, settings.modules) == ("svf", "supervised", "q_proj,v_proj")
