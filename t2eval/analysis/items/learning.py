@@ -23,7 +23,9 @@ def run(lab: Lab) -> Result:
     rows: list[dict[str, Any]] = []
     claims = []
     base = lab.cells(["base"], tuple(preset.seen.values()))
-    trained = lab.cells(["expert"], tuple(preset.seen.values()), study="svf", experts=str(lab.folder("svf")))
+    # Where nothing is shipped these are the experts of the shared study.
+    own: dict[str, Any] = {"study": "svf", "experts": str(lab.folder("svf"))} if preset.shipped else {}
+    trained = lab.cells(["expert"], tuple(preset.seen.values()), **own)
     for skill, task in preset.seen.items():
         rows += [{"kind": "validation", **row} for training in trainings[skill] for row in points(training, skill=skill, task=task)]
         rows += [{"kind": "test", "skill": skill, **cells.summary(method, task)} for cells, method in ((base, "base"), (trained, "expert"))]
