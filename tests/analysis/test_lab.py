@@ -7,6 +7,7 @@ from t2eval.analysis.lab import Lab, mean_spread
 from t2eval.analysis.presets import PRESETS, preset
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
+from t2eval.strategies.search import SearchConfig
 from tests.bench.fakes import FakeWorker
 
 TRAINING = Path(__file__).parents[1] / "fixtures" / "training"
@@ -21,6 +22,10 @@ def test_presets_have_tasks_for_every_skill():
     assert preset("paper").describe().startswith("preset paper: base meta-llama/")
     assert preset("paper").search == {"preset": "paper"}
     assert preset(quick=True).describe().endswith("at most 30 test examples a task, trainings of 4 steps")
+
+
+def test_a_quick_search_is_shorter_than_the_default():
+    assert preset(quick=True).search["iterations"] < SearchConfig().iterations
 
 
 def test_presets_that_do_not_exist():
