@@ -5,6 +5,7 @@
 <output>/training/<name>/seed-<n>/<label>/   one training run each: as an expert library, or as a baselines' folder
 <output>/pieces/<name>.json     other results that took time
 <output>/seconds.json           how long each item took, over all sessions
+<output>/sessions.json          the commit and the versions of each session, where they are not those of the one before
 
 The lab's worker processes live as long as it does: small studies one after the other would otherwise start processes and little else. Close
 the lab, or use it in a `with`.
@@ -27,13 +28,13 @@ from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, pa
 from t2eval.bench.pool import Pool
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
 from t2eval.bench.training import LOG, RECORD, Job, train
-from t2eval.bench.worker import Worker
+from t2eval.bench.worker import Worker, versions
 from t2eval.errors import T2Error, UsageError
-from t2eval.resources import EMBEDDED, is_embedded
+from t2eval.resources import EMBEDDED, git_commit, is_embedded
 from t2eval.training.config import TrainConfig
 
 MAIN = "main"
-_MARKER = "lab.json"
+_MARKER, _SESSIONS = "lab.json", "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class Lab:
         say: told each step in a line.
         factory: what runs cells in a worker process (tests give another one).
 
+    Attributes:
+        sessions: `commit` (None: not known) and `versions` of the sessions that this folder's results may be of; the last one is this.
+
     Raises:
         UsageError: the folder holds another preset's results.
     """
@@ -128,7 +132,7 @@ class Lab:
         self, output: str | Path, preset: Preset, *, workers: int = 1, say: Callable[[str], None] = print, factory: WorkerFactory = Worker
     ) -> None:
         self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
-        self._claim()
+        self.sessions = self._claim()
         self.clock = Clock(self.output, workers)
         self._pool = Pool(workers)
 
@@ -147,15 +151,22 @@ class Lab:
         self.clock.save()
         self._say(line)
 
-    def _claim(self) -> None:
-        marker = self.output / _MARKER
+    def _claim(self) -> list[dict[str, Any]]:
+        """Make the folder this preset's, and note the session in it."""
+        marker, file = self.output / _MARKER, self.output / _SESSIONS
         mine = {"preset": self.preset.name, "quick": self.preset.quick, "model": self.preset.model}
         if marker.exists():
             held = json.loads(marker.read_text(encoding="utf-8"))
             if held != mine:
                 raise UsageError(f"{self.output} holds results of {held}, and this run is {mine}. Choose another --output.")
-            return
+        now = {"commit": git_commit(), "versions": versions()}
+        unknown = [{"commit": None, "versions": {}}] if marker.exists() else []
+        sessions: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else unknown
+        if not sessions or sessions[-1] != now:
+            sessions.append(now)
+            write_atomically(file, json.dumps(sessions, indent=1).encode() + b"\n")
         write_atomically(marker, json.dumps(mine).encode() + b"\n")
+        return sessions
 
     # ------------------------------------------------------------------ cells
     def cells(

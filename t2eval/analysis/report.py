@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2eval.analysis.claims import sentence
 from t2eval.analysis.item import Item, Result, Unavailable, items
@@ -22,7 +22,6 @@ from t2eval.analysis.markdown import NONE, beside, table
 from t2eval.analysis.style import picture
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.bench.rows import write_atomically
-from t2eval.bench.worker import versions
 from t2eval.errors import T2Error
 from t2eval.resources import EMBEDDED
 
@@ -149,12 +148,11 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         done: the items so far.
         todo: all items of the run.
     """
-    made = ", ".join(f"{package} {version}" for package, version in versions().items())
     run = lab.preset.describe()
     parts = [
         "# The paper, table by table",
         "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
-        f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n"
+        f"- {run[0].upper()}{run[1:]}.\n- {_commits(lab.sessions)}.\n- Versions: {_versions(lab.sessions)}.\n"
         f"- Computing took {lab.clock}: wall time over all sessions of this folder. What items share counts where it was first needed.",
         _READING,
     ]
@@ -166,6 +164,22 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
     parts += [f"Left out: {entry.item.name}: {entry.left_out}" for entry in done if entry.left_out]
     return "\n\n".join([*parts, "## Contents", _contents(done, lab), *(_section(entry, lab) for entry in done)]) + "\n"
+
+
+def _commits(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The commits that the folder's sessions ran at, each where it came last, so that the report's own one ends the list."""
+    found = list(dict.fromkeys(str(session["commit"] or "unknown") for session in reversed(sessions)))[::-1]
+    return f"Commit {found[0]}" if len(found) == 1 else f"Commits: {', '.join(found)} (the last one wrote this report)"
+
+
+def _versions(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The last session's versions; a package that had others before has them in brackets."""
+    parts = []
+    for package, version in sessions[-1]["versions"].items():
+        earlier = dict.fromkeys(each["versions"][package] for each in sessions if package in each["versions"])
+        earlier.pop(version)
+        parts.append(f"{package} {version}" + (f" (earlier: {', '.join(earlier)})" if earlier else ""))
+    return ", ".join(parts)
 
 
 _READING = (
@@ -196,18 +210,3 @@ def _contents(done: Sequence[Done], lab: Lab) -> str:
     states = ["failed" if e.error else "left out" if e.left_out else f"{spent:.0f}" for e, spent in zip(done, seconds, strict=True)]
     columns["seconds"] = {**dict(zip(labels, states, strict=True)), "**all**": f"**{sum(seconds):.0f}**"}
     return table(columns)
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that t2eval runs from, with `+changes` where files differ from it; None where it is installed."""
-    here = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-        changes = subprocess.run(
-            [*here, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip()[:12] + ("+changes" if changes.stdout.strip() else "")

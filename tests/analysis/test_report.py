@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from t2eval import cli
+from t2eval.analysis import lab as lab_module
 from t2eval.analysis import report, style
 from t2eval.analysis.item import item
 from t2eval.analysis.lab import Lab
@@ -83,6 +84,29 @@ def test_seconds_are_of_all_sessions(lab):
     assert found and 100 <= int(found[1]) < 110
     assert re.search(r"\[1/1\] table3 done in \d s \(1\d\d s in all sessions\)", said[-1])
     assert re.search(r"\| \[Table 3\]\(#table3\)\. .* \| 1\d\d \|$", text, re.MULTILINE)
+
+
+def test_the_report_names_the_commit_and_versions_of_every_session(lab, monkeypatch):
+    def session(commit, **others):
+        monkeypatch.setattr(lab_module, "git_commit", lambda: commit)
+        monkeypatch.setattr(lab_module, "versions", lambda: {"t2eval": "1", "torch": "2.13", **others})
+        return Lab(lab.output, lab.preset, say=lambda _: None)
+
+    (lab.output / "sessions.json").write_text("[]")
+    entries = [item("figure6")]
+    for commit in ("a", "a"):
+        report.run_all(session(commit), entries)
+        assert "\n- Commit a.\n- Versions: t2eval 1, torch 2.13.\n" in (lab.output / "REPORT.md").read_text()
+    assert len(json.loads((lab.output / "sessions.json").read_text())) == 1
+    session("b", torch="2.12")
+    report.run_all(session("a"), entries)
+    text = (lab.output / "REPORT.md").read_text()
+    assert "\n- Commits: b, a (the last one wrote this report).\n- Versions: t2eval 1, torch 2.13 (earlier: 2.12).\n" in text
+    report.run_all(session(None), entries)
+    assert "- Commits: b, a, unknown (the last one" in (lab.output / "REPORT.md").read_text()
+    (lab.output / "sessions.json").unlink()
+    report.run_all(session("c"), entries)
+    assert "- Commits: unknown, c (the last one" in (lab.output / "REPORT.md").read_text(), "earlier sessions did not say"
 
 
 def test_an_interrupted_report_says_what_is_missing(lab):
