@@ -4,12 +4,14 @@
 <output>/<item>/claims.json   what the paper says, with the tests
 <output>/<item>/table.md      the table, the sentence in words, the notes
 <output>/<item>/figure.png    the picture, where the item has one
+<output>/<item>/error.txt     the traceback, where the item met an error that nobody foresaw
 """
 
 from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from t2eval.errors import T2Error
 from t2eval.resources import EMBEDDED
 
 REPORT = "REPORT.md"
-ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"
+ROWS, CLAIMS, TABLE, FIGURE, ERROR = "rows.jsonl", "claims.json", "table.md", "figure.png", "error.txt"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
         if item.draw is not None:
             picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
         write_atomically(folder / TABLE, text.encode())
+        (folder / ERROR).unlink(missing_ok=True)  # of an earlier session
     except OSError as error:
         raise T2Error(
             f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
@@ -108,10 +111,11 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished.
 
-    An item that fails, or that the preset cannot run, is named in the report, and the others go on.
+    An item that fails, or that the preset cannot run, is named in the report, and the others go on. An error that is no `T2Error` is one
+    of ours: it is named with its type, and its traceback is kept in `<item>/error.txt`.
 
     Raises:
-        T2Error: Ctrl-C.
+        T2Error, KeyboardInterrupt: Ctrl-C.
     """
     done: list[Done] = []
     todo = list(chosen) if chosen is not None else list(items().values())
@@ -121,13 +125,24 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
             done.append(run_item(item, lab))
         except Unavailable as reason:
             done.append(Done(item, Result(()), f"{_head(item)}\n\nLeft out: {reason}\n", 0.0, left_out=str(reason)))
-        except T2Error as error:
+        except Exception as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
-            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {error}\n", time.perf_counter() - started, str(error)))
+            reason = str(error) if isinstance(error, T2Error) else _unforeseen(error, lab.output, item)
+            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {reason}\n", time.perf_counter() - started, reason))
         lab.say(f"[{number}/{len(todo)}] {item.name} {_outcome(done[-1], lab)}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
+
+
+def _unforeseen(error: Exception, output: Path, item: Item) -> str:
+    """Keep an error's traceback; returns the error in a line that says where."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        write_atomically(output / item.name / ERROR, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+    except OSError as full:
+        return f"{line} (its traceback could not be written: {full.strerror or full})"
+    return f"{line} (traceback: {item.name}/{ERROR})"
 
 
 def _outcome(entry: Done, lab: Lab) -> str:

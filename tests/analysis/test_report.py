@@ -127,6 +127,47 @@ def test_an_item_that_fails_is_named_and_the_others_go_on(lab):
     assert "## Figure 6." in text
 
 
+def test_an_error_that_nobody_foresaw_is_kept_and_the_others_go_on(lab):
+    def broken(*_):
+        raise KeyError("missing\nkey")
+
+    said = []
+    lab.say = said.append
+    whole, drawn = item("table3"), item("figure4")
+    done = report.run_all(
+        lab, [replace(whole, run=broken), replace(drawn, run=item("table3").run, ours=whole.ours, draw=broken), item("figure6")]
+    )
+    lines = [f"KeyError: 'missing\\nkey' (traceback: {name}/error.txt)" for name in ("table3", "figure4")]
+    assert [entry.error for entry in done] == [*lines, None]
+    text = (lab.output / "REPORT.md").read_text()
+    for name, line in zip(("table3", "figure4"), lines, strict=True):
+        assert f"\nFAILED: {name}: {line}\n" in text
+        trace = (lab.output / name / "error.txt").read_text()
+        assert trace.startswith("Traceback") and "in broken" in trace
+    assert "## Figure 6." in text and any(line.startswith("[1/3] table3 FAILED after 0 s: KeyError") for line in said)
+    report.run_all(lab, [whole])
+    assert not (lab.output / "table3" / "error.txt").exists()
+
+
+def test_an_error_whose_traceback_cannot_be_written_is_named_too(lab):
+    def broken(lab):
+        raise ValueError("no data")
+
+    lab.output.joinpath("table3").write_text("in the way")
+    done = report.run_all(lab, [replace(item("table3"), run=broken), item("figure6")])
+    assert done[0].error.startswith("ValueError: no data (its traceback could not be written: ") and done[1].error is None
+
+
+def test_a_failed_item_gives_exit_code_1(tmp_path, fakes, monkeypatch):
+    def broken(lab):
+        raise ValueError("no data")
+
+    entries = {"table3": replace(item("table3"), run=broken), "figure6": item("figure6")}
+    monkeypatch.setattr("t2eval.analysis.item.items", lambda: entries)
+    result = invoke("all", "--output", tmp_path / "out", "--quick")
+    assert result.exit_code == 1 and "2 items, 1 failed: table3." in result.stdout
+
+
 def test_an_item_that_the_preset_cannot_run_is_left_out_by_name(lab):
     lab.preset = replace(lab.preset, vision=None)
     lines = []
@@ -150,6 +191,22 @@ def test_ctrl_c_ends_the_report(lab):
 
     with pytest.raises(T2Error, match="Interrupted"):
         report.run_all(lab, [replace(item("table3"), run=interrupted), item("figure6")])
+    assert not (lab.output / "figure6").exists()
+
+
+def test_a_bare_ctrl_c_ends_the_report_too(lab):
+    def interrupted(lab):
+        raise KeyboardInterrupt
+
+    def wrapped(lab):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("a pool that was cut off") from error
+
+    for run, kind in ((interrupted, KeyboardInterrupt), (wrapped, RuntimeError)):
+        with pytest.raises(kind):
+            report.run_all(lab, [replace(item("table3"), run=run), item("figure6")])
     assert not (lab.output / "figure6").exists()
 
 
