@@ -3,7 +3,7 @@
 <output>/lab.json               the preset, so that two sizes are never mixed
 <output>/cells/<study>/         a benchmark's folder (rows.jsonl, samples/); items that ask for the same cells share them
 <output>/training/<name>/seed-<n>/<label>/   one training run each: as an expert library, or as a baselines' folder
-<output>/pieces/<name>.json     other results that took time
+<output>/pieces/<name>.json     other results that took time (`value`), and the settings that they depend on (`key`)
 <output>/seconds.json           how long each item took, over all sessions
 <output>/sessions.json          the commit and the versions of each session, where they are not those of the one before
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.analysis.clock import Clock
+from t2eval.analysis.key import check_key, plain
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
 from t2eval.bench.execute import Progress, WorkerFactory, run
@@ -272,17 +273,27 @@ class Lab:
         return str(self.folder("{method}") / "{label}")
 
     # ------------------------------------------------------------------ pieces
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def once(self, name: str, compute: Callable[[], Any], *, key: Any) -> Any:
         """A JSON value that takes time to compute: computed once for this folder.
 
         Args:
             name: of the piece; `/` makes folders.
             compute: gives the value; what it raises is raised, and nothing is kept.
+            key: a JSON value that says what the piece depends on: model, task, sizes, ….
+
+        Raises:
+            UsageError: the folder holds the piece with another key, or with none.
         """
         path = self.output / "pieces" / f"{re.sub(r'[^A-Za-z0-9._/-]+', '-', name)}.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(kept, dict) and kept.keys() == {"key", "value"}):
+                raise UsageError(
+                    f"{path} does not say what settings it was made with. Choose another --output, or delete {path} to make it anew."
+                )
+            check_key(path, kept["key"], key)
+            return kept["value"]
         self.say(f"  {name} …")
-        value = compute()
-        write_atomically(path, json.dumps(value).encode() + b"\n")
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = plain(compute())
+        write_atomically(path, json.dumps({"key": key, "value": value}).encode() + b"\n")
+        return value

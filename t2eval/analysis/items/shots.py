@@ -65,7 +65,10 @@ def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
         scores = train_all(runs, lab.workers)
         return [{"rate": rate, "draw": draw, "scores": found} for (rate, draw), found in zip(pairs, scores, strict=True)]
 
-    found = lab.once("table8-rates", compute)
+    preset = lab.preset
+    sized = {"rates": sizes.rates, "steps": sizes.steps, "draws": sizes.choice_draws, "shots": sizes.choice_shots}
+    key = {"model": preset.model, "dtype": preset.dtype, "chat": preset.chat, "task": preset.seen[SKILL], "split": "train", **sized}
+    found = lab.once("table8-rates", compute, key=key)
     chosen = {}
     for place, steps in enumerate(sizes.steps):
         means = {rate: sum(each["scores"][place] for each in found if each["rate"] == rate) for rate in sizes.rates}
