@@ -28,7 +28,7 @@ from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, parse_config
 from t2eval.bench.pool import Pool
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
-from t2eval.bench.training import LOG, RECORD, Job, train
+from t2eval.bench.training import LOG, RECORD, Job, check_settings, train
 from t2eval.bench.worker import Worker, versions
 from t2eval.errors import T2Error, UsageError
 from t2eval.resources import EMBEDDED, git_commit, is_embedded
@@ -252,8 +252,11 @@ class Lab:
         """Do the trainings that are not done yet; one that was cut off goes on from its checkpoint.
 
         Raises:
+            UsageError: one was done or begun with other settings.
             T2Error: one fails, or Ctrl-C.
         """
+        for training in trainings:
+            check_settings(training, "this run")
         pending = [training for training in trainings if not training.finished]
         train(pending, self._pool, lambda line: self.say(f"  {line}"), self.output / LOG)
 

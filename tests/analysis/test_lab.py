@@ -198,6 +198,11 @@ def test_a_real_training_is_done_once_and_leaves_its_curve(tmp_path):
     stamp = (training.output / "training.json").stat().st_mtime_ns
     lab.train([training])
     assert (training.output / "training.json").stat().st_mtime_ns == stamp
+    for other in ({"lr": 0.5}, {"steps": 3}):
+        ((name, now),) = other.items()
+        changed = lab.training("svf", "math", 0, **{**settings, **sizes, **other})
+        with pytest.raises(UsageError, match=rf"was trained with {name} = {sizes[name]}, and this run now says {now}\. .* or remove"):
+            lab.train([training, changed])
     curve = points(training, skill="math")
     assert [row["step"] for row in curve] == [0, 1, 2]
     assert {row["n"] for row in curve} == {4}
