@@ -42,7 +42,8 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, str, str] |
     for part in sorted(before.keys() | now.keys()):
         inner = f"{name}.{part}" if name else part
         if (part in before) != (part in now):
-            return inner, *(json.dumps(side[part]) if part in side else "nothing" for side in (before, now))
+            then, given = (json.dumps(side[part]) if part in side else "nothing" for side in (before, now))
+            return inner, then, given
         if (found := _difference(before[part], now[part], inner)) is not None:
             return found
     return None

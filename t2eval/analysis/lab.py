@@ -161,13 +161,13 @@ class Lab:
             if held != mine:
                 raise UsageError(f"{self.output} holds results of {held}, and this run is {mine}. Choose another --output.")
         now = {"commit": git_commit(), "versions": versions()}
-        unknown = [{"commit": None, "versions": {}}] if marker.exists() else []
-        sessions: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else unknown
+        unknown: list[dict[str, Any]] = [{"commit": None, "versions": {}}] if marker.exists() else []
+        sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else unknown
         if not sessions or sessions[-1] != now:
             sessions.append(now)
             write_atomically(file, json.dumps(sessions, indent=1).encode() + b"\n")
         write_atomically(marker, json.dumps(mine).encode() + b"\n")
-        return sessions
+        return list(sessions)
 
     # ------------------------------------------------------------------ cells
     def cells(

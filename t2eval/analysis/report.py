@@ -128,8 +128,8 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
         except Exception as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
-            reason = str(error) if isinstance(error, T2Error) else _unforeseen(error, lab.output, item)
-            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {reason}\n", time.perf_counter() - started, reason))
+            told = str(error) if isinstance(error, T2Error) else _unforeseen(error, lab.output, item)
+            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {told}\n", time.perf_counter() - started, told))
         lab.say(f"[{number}/{len(todo)}] {item.name} {_outcome(done[-1], lab)}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
