@@ -7,6 +7,8 @@ same run. Runs are independent: they are divided among processes of one thread e
 from __future__ import annotations
 
 import functools
+import gc
+import json
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2eval.analysis.key import check_key
+from t2eval.bench.rows import write_atomically
 from t2eval.environment import Environment, Example, Split
 
+SETTINGS = "settings.json"
+VALIDATION = 200
 _RECORD = "adapter_config.json"  # written last
-_VALIDATION = 200
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Run:
         steps: after which the adapter is kept, in ascending order.
         folders: for each of `steps`, where it is saved; empty: it is scored on the task's validation split instead.
         device: None: a GPU where there is one.
+        layers: which are adapted.
+        micro_batch, eval_batch_size: most answers in one pass, in training and on the validation split.
     """
 
     model: str
@@ -44,11 +51,37 @@ class Run:
     chat: bool = False
     dtype: str = "auto"
     device: str | None = None
+    layers: str = "all"
+    micro_batch: int = 64
+    eval_batch_size: int = 64
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes the adapter, but for the number of steps."""
+        names = ("model", "task", "split", "shots", "draw", "rate", "chat", "dtype", "layers", "micro_batch")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def finished(self) -> bool:
-        """Whether every adapter is there."""
-        return bool(self.folders) and all((Path(folder) / _RECORD).is_file() for folder in self.folders)
+        """Whether every adapter is there. One that does not say its settings is trained again.
+
+        Raises:
+            UsageError: one was trained with other settings.
+        """
+        kept = [self._kept(Path(folder), steps) for folder, steps in zip(self.folders, self.steps, strict=bool(self.folders))]
+        return bool(kept) and all(kept)
+
+    def _kept(self, folder: Path, steps: int) -> bool:
+        file = folder / SETTINGS
+        if not ((folder / _RECORD).is_file() and file.is_file()):
+            return False
+        check_key(folder, json.loads(file.read_text(encoding="utf-8")), {**self.settings, "steps": steps})
+        return True
+
+    def begin(self, folder: Path, steps: int) -> None:
+        """Say in an adapter's folder what it is going to be, before it is there: an adapter is never beside another one's settings."""
+        (folder / _RECORD).unlink(missing_ok=True)
+        write_atomically(folder / SETTINGS, json.dumps({**self.settings, "steps": steps}, indent=1).encode() + b"\n")
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,18 +112,19 @@ def train(run: Run) -> list[float]:
     model, tokenizer = _base(run.model, run.dtype, run.device)
     identity = base_identity(model)
     environment = Environment(run.task, tokenizer=tokenizer, apply_chat_template=run.chat)
-    config = TrainConfig(task=run.task, output=Path("unused"), method="ia3", objective="supervised", lr=run.rate, seed=run.draw)
+    sizes: dict[str, Any] = {"layers": run.layers, "micro_batch": run.micro_batch, "eval_batch_size": run.eval_batch_size}
+    config = TrainConfig(task=run.task, output=Path("unused"), method="ia3", objective="supervised", lr=run.rate, seed=run.draw, **sizes)
     trainable = PeftTrainable(model, config)
     objective = Supervised(environment, tokenizer, config)
     examples = environment.examples(run.split, limit=run.shots, seed=run.draw)
-    held_out = [] if run.folders else environment.examples("validation", limit=_VALIDATION, seed=0)
+    held_out = [] if run.folders else environment.examples("validation", limit=VALIDATION, seed=0)
     optimizer = torch.optim.AdamW(trainable.parameters().values(), lr=run.rate, weight_decay=0.0)
     scores = []
     try:
         for place, _ in enumerate(_reached(run.steps, lambda: _step(trainable, objective, examples, optimizer))):
             if run.folders:
                 folder = Path(run.folders[place])
-                folder.mkdir(parents=True, exist_ok=True)
+                run.begin(folder, run.steps[place])
                 trainable.save(folder, identity)
             else:
                 scores.append(summarise(validate(trainable, environment, tokenizer, held_out, config)).score)
@@ -125,10 +159,23 @@ def train_all(runs: Iterable[Run], workers: int) -> list[list[float]]:
 
     todo = list(runs)
     if workers < 2 or len(todo) < 2 or torch.cuda.is_available():
-        return [train(run) for run in todo]
+        try:
+            return [train(run) for run in todo]
+        finally:
+            _forget_base()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
         return list(pool.map(train, todo))
+
+
+def _forget_base() -> None:
+    """Give the base's memory back: this process lives on, and the next training, or the workers that evaluate, want all of the GPU's."""
+    import torch
+
+    _base.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _one_thread() -> None:

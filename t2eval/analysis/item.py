@@ -3,7 +3,7 @@
 A module in `t2eval/analysis/items/` has a tuple `ITEMS` of `Item`. Its functions:
 
     run(lab)       does the experiment and returns a `Result`: rows (JSON values), claims (tested), notes. Everything that takes time goes
-                   through the lab, which keeps what is finished: `lab.cells(…)`, `lab.train(…)`, `lab.once(name, compute)`.
+                   through the lab, which keeps what is finished: `lab.cells(…)`, `lab.train(…)`, `lab.once(name, compute, key=…)`.
     ours(result)   our columns of the table: header → row label → text. The paper's columns stand beside them and are never merged
                    with ours: another model answered other questions.
     draw(result, figure)   draws on a matplotlib figure that `style` has prepared, where the item has a picture.

@@ -3,8 +3,9 @@
 <output>/lab.json               the preset, so that two sizes are never mixed
 <output>/cells/<study>/         a benchmark's folder (rows.jsonl, samples/); items that ask for the same cells share them
 <output>/training/<name>/seed-<n>/<label>/   one training run each: as an expert library, or as a baselines' folder
-<output>/pieces/<name>.json     other results that took time
+<output>/pieces/<name>.json     other results that took time (`value`), and the settings that they depend on (`key`)
 <output>/seconds.json           how long each item took, over all sessions
+<output>/sessions.json          the commit and the versions of each session, where they are not those of the one before
 
 The lab's worker processes live as long as it does: small studies one after the other would otherwise start processes and little else. Close
 the lab, or use it in a `with`.
@@ -20,20 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.analysis.clock import Clock
+from t2eval.analysis.key import check_key, plain
 from t2eval.analysis.presets import SKILLS, Preset
 from t2eval.bench.compare import average_seeds, mean_stderr
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, parse_config
 from t2eval.bench.pool import Pool
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
-from t2eval.bench.training import LOG, RECORD, Job, train
-from t2eval.bench.worker import Worker
+from t2eval.bench.training import LOG, RECORD, Job, check_settings, train
+from t2eval.bench.worker import Worker, versions
 from t2eval.errors import T2Error, UsageError
-from t2eval.resources import EMBEDDED, is_embedded
+from t2eval.resources import EMBEDDED, git_commit, is_embedded
 from t2eval.training.config import TrainConfig
 
 MAIN = "main"
-_MARKER = "lab.json"
+_MARKER, _SESSIONS = "lab.json", "sessions.json"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ class Lab:
         say: told each step in a line.
         factory: what runs cells in a worker process (tests give another one).
 
+    Attributes:
+        sessions: `commit` (None: not known) and `versions` of the sessions that this folder's results may be of; the last one is this.
+
     Raises:
         UsageError: the folder holds another preset's results.
     """
@@ -132,7 +137,7 @@ class Lab:
         self, output: str | Path, preset: Preset, *, workers: int = 1, say: Callable[[str], None] = print, factory: WorkerFactory = Worker
     ) -> None:
         self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
-        self._claim()
+        self.sessions = self._claim()
         self.clock = Clock(self.output, workers)
         self._pool = Pool(workers)
 
@@ -151,15 +156,22 @@ class Lab:
         self.clock.save()
         self._say(line)
 
-    def _claim(self) -> None:
-        marker = self.output / _MARKER
+    def _claim(self) -> list[dict[str, Any]]:
+        """Make the folder this preset's, and note the session in it."""
+        marker, file = self.output / _MARKER, self.output / _SESSIONS
         mine = {"preset": self.preset.name, "quick": self.preset.quick, "model": self.preset.model}
         if marker.exists():
             held = json.loads(marker.read_text(encoding="utf-8"))
             if held != mine:
                 raise UsageError(f"{self.output} holds results of {held}, and this run is {mine}. Choose another --output.")
-            return
+        now = {"commit": git_commit(), "versions": versions()}
+        unknown: list[dict[str, Any]] = [{"commit": None, "versions": {}}] if marker.exists() else []
+        sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else unknown
+        if not sessions or sessions[-1] != now:
+            sessions.append(now)
+            write_atomically(file, json.dumps(sessions, indent=1).encode() + b"\n")
         write_atomically(marker, json.dumps(mine).encode() + b"\n")
+        return list(sessions)
 
     # ------------------------------------------------------------------ cells
     def cells(
@@ -244,8 +256,11 @@ class Lab:
         """Do the trainings that are not done yet; one that was cut off goes on from its checkpoint.
 
         Raises:
+            UsageError: one was done or begun with other settings.
             T2Error: one fails, or Ctrl-C.
         """
+        for training in trainings:
+            check_settings(training, "this run")
         pending = [training for training in trainings if not training.finished]
         train(pending, self._pool, lambda line: self.say(f"  {line}"), self.output / LOG)
 
@@ -265,17 +280,27 @@ class Lab:
         return str(self.folder("{method}") / "{label}")
 
     # ------------------------------------------------------------------ pieces
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def once(self, name: str, compute: Callable[[], Any], *, key: Any) -> Any:
         """A JSON value that takes time to compute: computed once for this folder.
 
         Args:
             name: of the piece; `/` makes folders.
             compute: gives the value; what it raises is raised, and nothing is kept.
+            key: a JSON value that says what the piece depends on: model, task, sizes, ….
+
+        Raises:
+            UsageError: the folder holds the piece with another key, or with none.
         """
         path = self.output / "pieces" / f"{re.sub(r'[^A-Za-z0-9._/-]+', '-', name)}.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(kept, dict) and kept.keys() == {"key", "value"}):
+                raise UsageError(
+                    f"{path} does not say what settings it was made with. Choose another --output, or delete {path} to make it anew."
+                )
+            check_key(path, kept["key"], key)
+            return kept["value"]
         self.say(f"  {name} …")
-        value = compute()
-        write_atomically(path, json.dumps(value).encode() + b"\n")
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = plain(compute())
+        write_atomically(path, json.dumps({"key": key, "value": value}).encode() + b"\n")
+        return value

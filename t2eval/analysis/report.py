@@ -4,16 +4,18 @@
 <output>/<item>/claims.json   what the paper says, with the tests
 <output>/<item>/table.md      the table, the sentence in words, the notes
 <output>/<item>/figure.png    the picture, where the item has one
+<output>/<item>/error.txt     the traceback, where the item met an error that nobody foresaw
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2eval.analysis.claims import sentence
 from t2eval.analysis.item import Item, Result, Unavailable, items
@@ -22,12 +24,11 @@ from t2eval.analysis.markdown import NONE, beside, table
 from t2eval.analysis.style import picture
 from t2eval.bench.report import LATENT_SKILL
 from t2eval.bench.rows import write_atomically
-from t2eval.bench.worker import versions
 from t2eval.errors import T2Error
 from t2eval.resources import EMBEDDED
 
 REPORT = "REPORT.md"
-ROWS, CLAIMS, TABLE, FIGURE = "rows.jsonl", "claims.json", "table.md", "figure.png"
+ROWS, CLAIMS, TABLE, FIGURE, ERROR = "rows.jsonl", "claims.json", "table.md", "figure.png", "error.txt"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
         if item.draw is not None:
             picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
         write_atomically(folder / TABLE, text.encode())
+        (folder / ERROR).unlink(missing_ok=True)  # of an earlier session
     except OSError as error:
         raise T2Error(
             f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
@@ -109,10 +111,11 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished.
 
-    An item that fails, or that the preset cannot run, is named in the report, and the others go on.
+    An item that fails, or that the preset cannot run, is named in the report, and the others go on. An error that is no `T2Error` is one
+    of ours: it is named with its type, and its traceback is kept in `<item>/error.txt`.
 
     Raises:
-        T2Error: Ctrl-C.
+        T2Error, KeyboardInterrupt: Ctrl-C.
     """
     done: list[Done] = []
     todo = list(chosen) if chosen is not None else list(items().values())
@@ -122,13 +125,24 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
             done.append(run_item(item, lab))
         except Unavailable as reason:
             done.append(Done(item, Result(()), f"{_head(item)}\n\nLeft out: {reason}\n", 0.0, left_out=str(reason)))
-        except T2Error as error:
+        except Exception as error:
             if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
                 raise
-            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {error}\n", time.perf_counter() - started, str(error)))
+            told = str(error) if isinstance(error, T2Error) else _unforeseen(error, lab.output, item)
+            done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {told}\n", time.perf_counter() - started, told))
         lab.say(f"[{number}/{len(todo)}] {item.name} {_outcome(done[-1], lab)}")
         write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
     return done
+
+
+def _unforeseen(error: Exception, output: Path, item: Item) -> str:
+    """Keep an error's traceback; returns the error in a line that says where."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        write_atomically(output / item.name / ERROR, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+    except OSError as full:
+        return f"{line} (its traceback could not be written: {full.strerror or full})"
+    return f"{line} (traceback: {item.name}/{ERROR})"
 
 
 def _outcome(entry: Done, lab: Lab) -> str:
@@ -149,12 +163,11 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         done: the items so far.
         todo: all items of the run.
     """
-    made = ", ".join(f"{package} {version}" for package, version in versions().items())
     run = lab.preset.describe()
     parts = [
         "# The paper, table by table",
         "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
-        f"- {run[0].upper()}{run[1:]}.\n- Commit {git_commit() or 'unknown'}.\n- Versions: {made}.\n"
+        f"- {run[0].upper()}{run[1:]}.\n- {_commits(lab.sessions)}.\n- Versions: {_versions(lab.sessions)}.\n"
         f"- Computing took {lab.clock}: wall time over all sessions of this folder. What items share counts where it was first needed.",
         _READING,
     ]
@@ -166,6 +179,22 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
     parts += [f"FAILED: {entry.item.name}: {entry.error}" for entry in done if entry.error]
     parts += [f"Left out: {entry.item.name}: {entry.left_out}" for entry in done if entry.left_out]
     return "\n\n".join([*parts, "## Contents", _contents(done, lab), *(_section(entry, lab) for entry in done)]) + "\n"
+
+
+def _commits(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The commits that the folder's sessions ran at, each where it came last, so that the report's own one ends the list."""
+    found = list(dict.fromkeys(str(session["commit"] or "unknown") for session in reversed(sessions)))[::-1]
+    return f"Commit {found[0]}" if len(found) == 1 else f"Commits: {', '.join(found)} (the last one wrote this report)"
+
+
+def _versions(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The last session's versions; a package that had others before has them in brackets."""
+    parts = []
+    for package, version in sessions[-1]["versions"].items():
+        earlier = dict.fromkeys(each["versions"][package] for each in sessions if package in each["versions"])
+        earlier.pop(version)
+        parts.append(f"{package} {version}" + (f" (earlier: {', '.join(earlier)})" if earlier else ""))
+    return ", ".join(parts)
 
 
 _READING = (
@@ -200,18 +229,3 @@ def _contents(done: Sequence[Done], lab: Lab) -> str:
     states = ["failed" if e.error else "left out" if e.left_out else f"{spent:.0f}" for e, spent in zip(done, seconds, strict=True)]
     columns["seconds"] = {**dict(zip(labels, states, strict=True)), "**all**": f"**{sum(seconds):.0f}**"}
     return table(columns)
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that t2eval runs from, with `+changes` where files differ from it; None where it is installed."""
-    here = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-        changes = subprocess.run(
-            [*here, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip()[:12] + ("+changes" if changes.stdout.strip() else "")

@@ -149,7 +149,7 @@ def train_missing(plan: Plan, cells: Iterable[Cell], pool: Pool, say: Say, log: 
     """
     needed = jobs(plan, cells)
     for job in needed:
-        _check_settings(job)
+        check_settings(job)
     pending = tuple(job for job in needed if not job.finished)
     for job in pending:
         if job.output.resolve().is_relative_to(experts_dir().resolve()):
@@ -164,16 +164,24 @@ def train_missing(plan: Plan, cells: Iterable[Cell], pool: Pool, say: Say, log: 
     return pending
 
 
-def _check_settings(job: Job) -> None:
-    """Refuse what was trained, or begun, otherwise than the benchmark file says. Shipped experts have no settings file to compare."""
+def check_settings(job: Job, source: str = "the benchmark file") -> None:
+    """Refuse what was trained, or begun, with other settings. Shipped experts have no settings file to compare.
+
+    Args:
+        job: finished or not. A run that is not may go on with more steps; of a finished one, its length too must be the same.
+        source: what says the settings of now, in the error's words.
+
+    Raises:
+        UsageError: a setting differs; it is named, with both values.
+    """
     file = job.output / SETTINGS
     if not file.is_file():
         return
     before, now = json.loads(file.read_text(encoding="utf-8")), job.config.for_task().hyperparameters
-    if (key := changed_setting(before, now)) is not None:
+    if (key := changed_setting(before, now, finished=job.finished)) is not None:
         raise UsageError(
-            f"{job.output} was trained with {key} = {before.get(key)!r}, and the benchmark file now says {now.get(key)!r}. Give the first "
-            f"setting, or another --output, or remove {job.output}."
+            f"{job.output} was trained with {key} = {before.get(key)!r}, and {source} now says {now.get(key)!r}. Give the first setting, "
+            f"or another --output, or remove {job.output}."
         )
 
 

@@ -36,7 +36,8 @@ _EMBEDDED_RATES = {
 _WITH_IMAGES: dict[str, Any] = {"model": "embedded-vlm", "layers": "half", "wrong_reward": -0.1}
 _PAPER: dict[str, Any] = {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10}
 _PAPER_SVF: dict[str, Any] = {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)}
-_MAY_CHANGE = {"steps", "max_seconds", "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
+_LENGTH = {"steps", "max_seconds"}
+_MAY_CHANGE = {*_LENGTH, "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
 _PAPER_ADAPTER: dict[str, Any] = {"lr": (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6), "clip": (1e-3, 1.0), "kl": 0.0}
 
 
@@ -246,10 +247,16 @@ class TrainConfig(BaseModel):
         return cls(**{**recipe, **{key: value for key, value in overrides.items() if value is not None}})
 
 
-def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting that would make a resumed run another one, of two sets of `hyperparameters`; None where there is none."""
+def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], *, finished: bool = False) -> str | None:
+    """The first setting that would make a resumed run another one, of two sets of `hyperparameters`; None where there is none.
+
+    Args:
+        before, now: the run's, and those that are given now.
+        finished: the run will not go on, so its length counts too.
+    """
+    may_change = _MAY_CHANGE - _LENGTH if finished else _MAY_CHANGE
     changed = (name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name))
-    return next((name for name in changed if name not in _MAY_CHANGE), None)
+    return next((name for name in changed if name not in may_change), None)
 
 
 def _explained(error: ValidationError) -> UsageError:

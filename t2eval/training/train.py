@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +22,7 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert import Expert
 from t2eval.images import reads_images, text_tokenizer
 from t2eval.reading import Reader
+from t2eval.resources import git_commit
 from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.training.curve import draw
@@ -255,7 +255,7 @@ def _finish(
         "seconds": round(seconds, 3),
         "metric": environment.metric,
         "scores": scores,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
     rows = [json.loads(line) for line in (config.output / LOG).read_text(encoding="utf-8").splitlines()]
     title = f"{config.method}, {config.objective}: {config.task}"
@@ -320,17 +320,6 @@ def _save_result(setup: _Setup, config: TrainConfig, record: dict[str, Any]) -> 
         ).save(config.output)
     elif isinstance(trainable, PeftTrainable):
         trainable.save(config.output, identity)
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout that t2eval runs from, or None where it is installed."""
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def _versions() -> dict[str, str]:

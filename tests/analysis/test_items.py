@@ -295,6 +295,8 @@ def test_figure8_counts_the_tokens_of_the_prompt_and_of_the_solution(lab):
     from t2eval.environment import Environment
 
     done = run_item(item("figure8"), lab)
+    key = json.loads((lab.output / "pieces" / "supervision.json").read_text())["key"]
+    assert (key["model"], key["examples"], key["code"]["task"], key["code"]["mask_prompt"]) == ("embedded", 64, "embedded_code_seen", True)
     tokenizer = AutoTokenizer.from_pretrained(str(embedded_base_dir("embedded")))
     for skill in SKILLS:
         task = f"embedded_{skill}_seen"

@@ -7,6 +7,7 @@ from t2eval.analysis.lab import Lab, mean_spread
 from t2eval.analysis.presets import PRESETS, preset
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
+from t2eval.strategies.search import SearchConfig
 from tests.bench.fakes import FakeWorker
 
 TRAINING = Path(__file__).parents[1] / "fixtures" / "training"
@@ -21,6 +22,10 @@ def test_presets_have_tasks_for_every_skill():
     assert preset("paper").describe().startswith("preset paper: base meta-llama/")
     assert preset("paper").search == {"preset": "paper"}
     assert preset(quick=True).describe().endswith("at most 30 test examples a task, trainings of 4 steps")
+
+
+def test_a_quick_search_is_shorter_than_the_default():
+    assert preset(quick=True).search["iterations"] < SearchConfig().iterations
 
 
 def test_presets_that_do_not_exist():
@@ -45,16 +50,45 @@ def test_a_piece_is_computed_once(tmp_path):
         return {"b": (1, 2), "a": 0.5}
 
     lab = Lab(tmp_path, preset(), say=lambda _: None)
-    assert lab.once("study/one two", compute) == {"a": 0.5, "b": [1, 2]}
-    assert Lab(tmp_path, preset(), say=lambda _: None).once("study/one two", compute) == {"a": 0.5, "b": [1, 2]}
+    key = {"model": "embedded", "sizes": {"shots": (3, 5)}}
+    assert lab.once("study/one two", compute, key=key) == {"a": 0.5, "b": [1, 2]}
+    assert Lab(tmp_path, preset(), say=lambda _: None).once("study/one two", compute, key=key) == {"a": 0.5, "b": [1, 2]}
     assert made == [1]
 
     def broken():
         raise T2Error("no")
 
     with pytest.raises(T2Error):
-        lab.once("other", broken)
-    assert lab.once("other", lambda: 3) == 3
+        lab.once("other", broken, key=None)
+    assert lab.once("other", lambda: 3, key=None) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ({"model": "m", "sizes": {"shots": [3, 6]}}, r"was made with sizes.shots = \[3, 5\], and this run has \[3, 6\]"),
+        ({"model": "n", "sizes": {"shots": [3, 5]}}, 'was made with model = "m", and this run has "n"'),
+        ({"model": "m", "sizes": {"shots": [3, 5]}, "draws": None}, "was made with draws = nothing, and this run has null"),
+        ({"sizes": {"shots": [3, 5]}}, 'was made with model = "m", and this run has nothing'),
+        ("m", 'was made with key = {.*}, and this run has "m"'),
+    ],
+)
+def test_a_piece_of_other_settings_is_refused(tmp_path, key, message):
+    lab = Lab(tmp_path, preset(), say=lambda _: None)
+    lab.once("piece", lambda: 1, key={"model": "m", "sizes": {"shots": (3, 5)}})
+    with pytest.raises(UsageError, match=f"{message}. Choose another --output, or delete .*pieces/piece.json"):
+        lab.once("piece", lambda: 2, key=key)
+    (tmp_path / "pieces" / "piece.json").unlink()
+    assert lab.once("piece", lambda: 2, key=key) == 2
+
+
+@pytest.mark.parametrize("kept", [[1], {"a": 1}])
+def test_a_piece_that_does_not_say_its_settings_is_refused(tmp_path, kept):
+    lab = Lab(tmp_path, preset(), say=lambda _: None)
+    (tmp_path / "pieces").mkdir()
+    (tmp_path / "pieces" / "piece.json").write_text(json.dumps(kept))
+    with pytest.raises(UsageError, match="does not say what settings it was made with. Choose another --output, or delete"):
+        lab.once("piece", lambda: 2, key=None)
 
 
 def test_cells_are_shared_between_items_and_not_repeated(tmp_path):
@@ -164,6 +198,11 @@ def test_a_real_training_is_done_once_and_leaves_its_curve(tmp_path):
     stamp = (training.output / "training.json").stat().st_mtime_ns
     lab.train([training])
     assert (training.output / "training.json").stat().st_mtime_ns == stamp
+    for other in ({"lr": 0.5}, {"steps": 3}):
+        ((name, now),) = other.items()
+        changed = lab.training("svf", "math", 0, **{**settings, **sizes, **other})
+        with pytest.raises(UsageError, match=rf"was trained with {name} = {sizes[name]}, and this run now says {now}\. .* or remove"):
+            lab.train([training, changed])
     curve = points(training, skill="math")
     assert [row["step"] for row in curve] == [0, 1, 2]
     assert {row["n"] for row in curve} == {4}

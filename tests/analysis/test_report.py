@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from t2eval import cli
+from t2eval.analysis import lab as lab_module
 from t2eval.analysis import report, style
 from t2eval.analysis.item import item
 from t2eval.analysis.lab import Lab
@@ -85,6 +86,29 @@ def test_seconds_are_of_all_sessions(lab):
     assert re.search(r"\| \[Table 3\]\(#table3\)\. .* \| 1\d\d \|$", text, re.MULTILINE)
 
 
+def test_the_report_names_the_commit_and_versions_of_every_session(lab, monkeypatch):
+    def session(commit, **others):
+        monkeypatch.setattr(lab_module, "git_commit", lambda: commit)
+        monkeypatch.setattr(lab_module, "versions", lambda: {"t2eval": "1", "torch": "2.13", **others})
+        return Lab(lab.output, lab.preset, say=lambda _: None)
+
+    (lab.output / "sessions.json").write_text("[]")
+    entries = [item("figure6")]
+    for commit in ("a", "a"):
+        report.run_all(session(commit), entries)
+        assert "\n- Commit a.\n- Versions: t2eval 1, torch 2.13.\n" in (lab.output / "REPORT.md").read_text()
+    assert len(json.loads((lab.output / "sessions.json").read_text())) == 1
+    session("b", torch="2.12")
+    report.run_all(session("a"), entries)
+    text = (lab.output / "REPORT.md").read_text()
+    assert "\n- Commits: b, a (the last one wrote this report).\n- Versions: t2eval 1, torch 2.13 (earlier: 2.12).\n" in text
+    report.run_all(session(None), entries)
+    assert "- Commits: b, a, unknown (the last one" in (lab.output / "REPORT.md").read_text()
+    (lab.output / "sessions.json").unlink()
+    report.run_all(session("c"), entries)
+    assert "- Commits: unknown, c (the last one" in (lab.output / "REPORT.md").read_text(), "earlier sessions did not say"
+
+
 def test_an_interrupted_report_says_what_is_missing(lab):
     entries = [item("table3"), item("figure6")]
     done = report.run_all(lab, entries[:1])
@@ -101,6 +125,47 @@ def test_an_item_that_fails_is_named_and_the_others_go_on(lab):
     text = (lab.output / "REPORT.md").read_text()
     assert "FAILED: table3: The second base is not there." in text
     assert "## Figure 6." in text
+
+
+def test_an_error_that_nobody_foresaw_is_kept_and_the_others_go_on(lab):
+    def broken(*_):
+        raise KeyError("missing\nkey")
+
+    said = []
+    lab.say = said.append
+    whole, drawn = item("table3"), item("figure4")
+    done = report.run_all(
+        lab, [replace(whole, run=broken), replace(drawn, run=item("table3").run, ours=whole.ours, draw=broken), item("figure6")]
+    )
+    lines = [f"KeyError: 'missing\\nkey' (traceback: {name}/error.txt)" for name in ("table3", "figure4")]
+    assert [entry.error for entry in done] == [*lines, None]
+    text = (lab.output / "REPORT.md").read_text()
+    for name, line in zip(("table3", "figure4"), lines, strict=True):
+        assert f"\nFAILED: {name}: {line}\n" in text
+        trace = (lab.output / name / "error.txt").read_text()
+        assert trace.startswith("Traceback") and "in broken" in trace
+    assert "## Figure 6." in text and any(line.startswith("[1/3] table3 FAILED after 0 s: KeyError") for line in said)
+    report.run_all(lab, [whole])
+    assert not (lab.output / "table3" / "error.txt").exists()
+
+
+def test_an_error_whose_traceback_cannot_be_written_is_named_too(lab):
+    def broken(lab):
+        raise ValueError("no data")
+
+    lab.output.joinpath("table3").write_text("in the way")
+    done = report.run_all(lab, [replace(item("table3"), run=broken), item("figure6")])
+    assert done[0].error.startswith("ValueError: no data (its traceback could not be written: ") and done[1].error is None
+
+
+def test_a_failed_item_gives_exit_code_1(tmp_path, fakes, monkeypatch):
+    def broken(lab):
+        raise ValueError("no data")
+
+    entries = {"table3": replace(item("table3"), run=broken), "figure6": item("figure6")}
+    monkeypatch.setattr("t2eval.analysis.item.items", lambda: entries)
+    result = invoke("all", "--output", tmp_path / "out", "--quick")
+    assert result.exit_code == 1 and "2 items, 1 failed: table3." in result.stdout
 
 
 def test_an_item_that_the_preset_cannot_run_is_left_out_by_name(lab):
@@ -126,6 +191,22 @@ def test_ctrl_c_ends_the_report(lab):
 
     with pytest.raises(T2Error, match="Interrupted"):
         report.run_all(lab, [replace(item("table3"), run=interrupted), item("figure6")])
+    assert not (lab.output / "figure6").exists()
+
+
+def test_a_bare_ctrl_c_ends_the_report_too(lab):
+    def interrupted(lab):
+        raise KeyboardInterrupt
+
+    def wrapped(lab):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("a pool that was cut off") from error
+
+    for run, kind in ((interrupted, KeyboardInterrupt), (wrapped, RuntimeError)):
+        with pytest.raises(kind):
+            report.run_all(lab, [replace(item("table3"), run=run), item("figure6")])
     assert not (lab.output / "figure6").exists()
 
 

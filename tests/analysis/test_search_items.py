@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from t2eval.analysis import lab as lab_module
 from t2eval.analysis.item import item
 from t2eval.analysis.items import budgets, shots, transfer
 from t2eval.analysis.lab import Lab
+from t2eval.analysis.presets import preset
 from t2eval.analysis.report import run_item
 from t2eval.base import embedded_library_dir
 from t2eval.bench.rows import Row
+from t2eval.errors import T2Error, UsageError
 from t2eval.library import load_library
 from tests.analysis import conftest
 from tests.bench.fakes import number
@@ -215,8 +218,8 @@ def test_table8_trains_and_searches_on_the_same_draws(searched: Lab, monkeypatch
     def train_all(runs: Sequence[ia3.Run], workers: int) -> list[list[float]]:
         trained.extend(runs)
         for run in runs:
-            for folder in run.folders:
-                Path(folder).mkdir(parents=True)
+            for folder, steps in zip(run.folders, run.steps, strict=False):
+                run.begin(Path(folder), steps)
                 (Path(folder) / "adapter_config.json").touch()
         return [
             [0.5 + (run.rate == 5e-3) * 0.1 * (step == 40) + (run.rate == 5e-5) * 0.1 * (step == 10) for step in run.steps] for run in runs
@@ -250,6 +253,81 @@ def test_table8_trains_and_searches_on_the_same_draws(searched: Lab, monkeypatch
     before = len(trained)
     item("table8").run(searched)
     assert len(trained) == before  # nothing is trained twice
+    kept = json.loads((searched.output / "pieces" / "table8-rates.json").read_text())["key"]
+    assert (kept["model"], kept["task"], kept["shots"], kept["draw"], kept["steps"]) == ("embedded", choice[0].task, 5, [0], [10, 40])
+    assert kept["rate"] == [5e-5, 5e-3] and kept["validation"] == ia3.VALIDATION
+    monkeypatch.setattr(shots, "Sizes", lambda: replace(shots._QUICK, choice_shots=6))
+    with pytest.raises(UsageError, match="table8-rates.json was made with shots = 5, and this run has 6"):
+        item("table8").run(searched)
+    monkeypatch.setattr(shots, "Sizes", lambda: shots._QUICK)
+    searched.preset = replace(searched.preset, unseen={**searched.preset.unseen, "reasoning": "embedded_math_unseen"})
+    with pytest.raises(
+        UsageError, match='reasoning was made with task = "embedded_reasoning_unseen", and this run has "embedded_math_unseen"'
+    ):
+        item("table8").run(searched)
+
+
+def test_ia3_has_the_sizes_of_the_presets_recipe(tmp_path: Path) -> None:
+    for name, layers, micro_batch in (("paper", "all", 4), ("paper-llama3-70b", "half", 2)):
+        lab = Lab(tmp_path / name, preset(name), say=lambda _: None)
+        run = shots._run_of(lab, "t2_arc_easy", "train", 3, 1, 5e-5, (10,))
+        recipe = lab.training("settings", "reasoning", 1, method="ia3", objective="supervised").config
+        assert (run.layers, run.micro_batch, run.eval_batch_size) == (recipe.layers, recipe.micro_batch, recipe.eval_batch_size)
+        assert (run.layers, run.micro_batch) == (layers, micro_batch) and run.eval_batch_size < 64
+        assert run.chat and run.dtype == "bfloat16"
+
+
+def test_ia3_is_finished_where_its_adapters_say_these_settings(tmp_path: Path) -> None:
+    folders = tuple(str(tmp_path / name) for name in ("one", "three"))
+    run = ia3.Run("embedded", REASONING, "adaptation", 3, 5, 1e-3, (1, 3), folders, device="cpu")
+    for folder, steps in zip(folders, run.steps, strict=True):
+        assert not run.finished
+        run.begin(Path(folder), steps)
+        assert not run.finished
+        (Path(folder) / "adapter_config.json").touch()
+    assert run.finished and replace(run, device="cuda", eval_batch_size=1).finished
+    with pytest.raises(
+        UsageError, match=r"one was made with rate = 0.001, and this run has 0.01. Choose another --output, or delete .*one"
+    ):
+        assert replace(run, rate=0.01).finished
+    with pytest.raises(UsageError, match="three was made with steps = 3, and this run has 4"):
+        assert replace(run, steps=(1, 4)).finished
+    (tmp_path / "three" / "settings.json").unlink()
+    assert not run.finished, "it does not say what it is"
+    run.begin(tmp_path / "three", 3)
+    assert not run.finished, "an old adapter beside new settings"
+
+
+def test_ia3_keeps_no_base_once_all_runs_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(ia3._base.cache_info().currsize))
+    monkeypatch.setattr(ia3, "VALIDATION", 4)
+    run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 2, 0, 5e-5, (1,), device="cpu")
+    assert len(ia3.train_all([run, run], 2)) == 2
+    assert emptied == [0]
+    with pytest.raises(T2Error):
+        ia3.train_all([replace(run, task="no_such_task")], 1)
+    assert emptied == [0, 0]
+
+
+def test_ia3_trains_and_validates_in_passes_of_the_runs_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    from t2eval.training import scores as validation
+    from t2eval.training import supervised
+
+    seen: list[Any] = []
+    plain, validate = supervised.pad_rows, validation.validate
+    monkeypatch.setattr(supervised, "pad_rows", lambda rows, *args, **kwargs: (seen.append(len(rows)), plain(rows, *args, **kwargs))[1])
+    monkeypatch.setattr(validation, "validate", lambda *args: (seen.append(args[4].eval_batch_size), validate(*args))[1])
+    monkeypatch.setattr(ia3, "VALIDATION", 4)
+    run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 3, 0, 5e-5, (1,), device="cpu", micro_batch=2, eval_batch_size=3)
+    ia3.train(run)
+    assert seen == [2, 1, 3]
+    ia3.train(replace(run, layers="0", folders=(str(tmp_path),)))
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert saved and all(".layers.0." in name for name in saved)
 
 
 _IA3 = ("IA3, 10 steps, the paper rate", "IA3, 40 steps, the paper rate", "IA3, 40 steps, rate chosen on validation")
@@ -266,6 +344,7 @@ def test_ia3_learns_from_the_very_examples(tmp_path: Path) -> None:
     folders = tuple(str(tmp_path / name) for name in ("one", "three"))
     run = ia3.Run("embedded", REASONING, "adaptation", 3, 5, 1e-3, (1, 3), folders, device="cpu")
     assert not run.finished and ia3.train(run) == [] and run.finished
+    assert json.loads((tmp_path / "three" / "settings.json").read_text())["steps"] == 3
     model, tokenizer = load_base()
     targets = {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
     peft = get_peft_model(model, IA3Config(task_type="CAUSAL_LM", **targets))
@@ -295,9 +374,9 @@ def test_ia3_learns_from_the_very_examples(tmp_path: Path) -> None:
 
 def test_ia3_is_scored_on_validation_where_nothing_is_saved() -> None:
     run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 2, 0, 5e-5, (1, 2), device="cpu")
-    ia3._VALIDATION, kept = 8, ia3._VALIDATION
+    ia3.VALIDATION, kept = 8, ia3.VALIDATION
     try:
         found = ia3.train(run)
     finally:
-        ia3._VALIDATION = kept
+        ia3.VALIDATION = kept
     assert len(found) == 2 and all(score * 8 == round(score * 8) for score in found)

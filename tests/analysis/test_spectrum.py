@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +59,12 @@ def test_figures_10_and_11(tmp_path):
     columns = item("figure10").ours(ten)
     own = [row["share"] for row in ten.rows if (row["module"], row["fraction"]) == ("mlp.up_proj", 16)]
     assert columns["r=2 (hidden/16)"]["mlp.up_proj"] == f"{np.mean(own):.1%}"
-    assert len(list((tmp_path / "out" / "pieces").rglob("*.json"))) == 2
+    pieces = list((tmp_path / "out" / "pieces").rglob("*.json"))
+    fractions = list(spectrum.FRACTIONS)
+    assert sorted(json.loads(piece.read_text())["key"]["model"] for piece in pieces) == sorted([first, second])
+    assert all(
+        json.loads(piece.read_text())["key"] | {"model": 0} == {"model": 0, "dtype": "auto", "fractions": fractions} for piece in pieces
+    )
     alone = Lab(tmp_path / "other", replace(preset("embedded"), other=None), say=lambda _: None)
     with pytest.raises(UsageError, match="has no second base model"):
         item("figure11").run(alone)

@@ -103,6 +103,11 @@ def test_what_is_finished_is_not_repeated_but_compared(tmp_path: Path, monkeypat
     (todo.output / "settings.json").write_text(json.dumps({**todo.config.hyperparameters, "lr": 0.125}))
     with pytest.raises(UsageError, match=r"was trained with lr = 0.125, and the benchmark file now says"):
         train_missing(plan, plan.cells, Pool(1), lines.append)
+    (todo.output / "settings.json").write_text(json.dumps({**todo.config.hyperparameters, "steps": 7, "eval_batch_size": 1}))
+    with pytest.raises(UsageError, match=r"was trained with steps = 7, and"):
+        train_missing(plan, plan.cells, Pool(1), lines.append)
+    (todo.output / "training.json").unlink()
+    training.check_settings(todo)  # a run that is not finished may go on for longer
 
 
 def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

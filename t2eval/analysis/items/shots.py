@@ -51,22 +51,26 @@ def _run_of(
     from t2eval.analysis.ia3 import Run
 
     preset = lab.preset
-    dtype = preset.dtype
-    return Run(preset.model, task, split, shots, draw, rate, steps, folders, preset.chat, dtype, preset.device)
+    recipe = lab.training("settings", SKILL, draw, method="ia3", objective="supervised").config
+    sizes: dict[str, Any] = {name: getattr(recipe, name) for name in ("layers", "micro_batch", "eval_batch_size")}
+    return Run(preset.model, task, split, shots, draw, rate, steps, folders, preset.chat, preset.dtype, preset.device, **sizes)
 
 
 def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
     """Steps → the rate with the best validation score on the seen task; the lowest of equals."""
-    from t2eval.analysis.ia3 import train_all
+    from t2eval.analysis.ia3 import VALIDATION, train_all
+
+    pairs = list(itertools.product(sizes.rates, range(sizes.choice_draws)))
+    task = lab.preset.seen[SKILL]
+    runs = [_run_of(lab, task, "train", sizes.choice_shots, draw, rate, sizes.steps) for rate, draw in pairs]
 
     def compute() -> list[dict[str, Any]]:
-        pairs = list(itertools.product(sizes.rates, range(sizes.choice_draws)))
-        task = lab.preset.seen[SKILL]
-        runs = [_run_of(lab, task, "train", sizes.choice_shots, draw, rate, sizes.steps) for rate, draw in pairs]
         scores = train_all(runs, lab.workers)
         return [{"rate": rate, "draw": draw, "scores": found} for (rate, draw), found in zip(pairs, scores, strict=True)]
 
-    found = lab.once("table8-rates", compute)
+    varied = {"rate": sizes.rates, "draw": list(range(sizes.choice_draws)), "steps": sizes.steps}
+    key = {**runs[0].settings, **varied, "validation": VALIDATION}
+    found = lab.once("table8-rates", compute, key=key)
     chosen = {}
     for place, steps in enumerate(sizes.steps):
         means = {rate: sum(each["scores"][place] for each in found if each["rate"] == rate) for rate in sizes.rates}

@@ -112,7 +112,9 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> tuple[Claim, ...]:
 
 
 def _result(lab: Lab, name: str, dtype: str) -> Result:
-    rows = lab.once(f"spectrum/{name.replace('/', '-')}", lambda: _measured(name, dtype))
+    rows = lab.once(
+        f"spectrum/{name.replace('/', '-')}", lambda: _measured(name, dtype), key={"model": name, "dtype": dtype, "fractions": FRACTIONS}
+    )
     layers = len({row["layer"] for row in rows})
     notes = (
         f"{name}: {layers} layers, all linear maps in them, singular values in float64; nothing is sampled, so nothing is tested.",

@@ -75,7 +75,14 @@ def _only_the_solution(rows: Sequence[Mapping[str, Any]]) -> Claim:
 
 def run(lab: Lab) -> Result:
     """The training examples of the seen tasks, as they are encoded."""
-    rows: list[dict[str, Any]] = lab.once("supervision", lambda: _read(lab))
+    configs = {skill: lab.training("settings", skill, 0, method="lora", objective="supervised").config for skill in SKILLS}
+    fields = {"task", "apply_chat_template", "num_fewshot", "mask_prompt"}  # what a prompt and its loss depend on
+    key = {
+        "model": lab.preset.model,
+        "examples": EXAMPLES,
+        **{skill: config.model_dump(include=fields) for skill, config in configs.items()},
+    }
+    rows: list[dict[str, Any]] = lab.once("supervision", lambda: _read(lab), key=key)
     claims = tuple(_only_the_solution([row for row in rows if row["skill"] == skill]) for skill in SKILLS)
     first = rows[0]
     notes = (
