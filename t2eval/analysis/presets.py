@@ -59,7 +59,7 @@ class Preset:
         training: settings of every training, over the recipes'.
         vision: a vision-language model and its tasks; None: the preset has none.
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
-        rate_factors: what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
+        rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Preset:
     vision: Vision | None = None
     rates: tuple[float, ...] = _RATES
     policy_rates: tuple[float, ...] = _POLICY_RATES
-    rate_factors: tuple[float, ...] = ()
+    rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -142,8 +142,8 @@ def _embedded(name: str) -> Preset:
         unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
         shipped=True,
         vision=_EMBEDDED_VISION,
-        rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
-        rate_factors=(4, 16),
+        rates=(5e-4, 2e-3, 8e-3),
+        rate_factors={"svf": (16,), "lora": (4,)},
     )
 
 
@@ -168,7 +168,7 @@ _QUICK: dict[str, Any] = {
     "training": {"steps": 4, "validation_limit": 32, "validate_every": 2},
     "rates": (5e-4, 2e-3),
     "policy_rates": (5e-4, 2e-2),
-    "rate_factors": (4,),
+    "rate_factors": {"svf": (16,)},
 }
 _QUICK_ITERATIONS = 2  # fewer than the search's own default
 _FILES = {

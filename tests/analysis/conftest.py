@@ -101,5 +101,12 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lab(tmp_path: Path, fakes: None) -> Lab:
     """The embedded preset with two seeds and two learning rates, on fakes."""
-    small = replace(preset("embedded"), seeds=(0, 1), limit=None, rates=(5e-4, 2e-3), policy_rates=(5e-4, 2e-2), rate_factors=(4,))
+    small = replace(
+        preset("embedded"),
+        seeds=(0, 1),
+        limit=None,
+        rates=(5e-4, 2e-3),
+        policy_rates=(5e-4, 2e-2),
+        rate_factors={"svf": (4,), "lora": (4,)},
+    )
     return Lab(tmp_path / "out", small, say=lambda _: None)

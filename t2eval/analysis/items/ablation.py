@@ -72,7 +72,7 @@ def _rates(lab: Lab, variant: Variant) -> tuple[float | None, ...]:
     if variant is _POLICY_LORA:
         return lab.preset.policy_rates
     recipe = _trainings(lab, variant)[0].config.lr
-    return (None, *(factor * recipe for factor in lab.preset.rate_factors if isinstance(recipe, float)))
+    return (None, *(factor * recipe for factor in lab.preset.rate_factors.get(variant.method, ()) if isinstance(recipe, float)))
 
 
 def _swept(lab: Lab, variants: Sequence[Variant]) -> dict[Variant, dict[float | None, list[Training]]]:
