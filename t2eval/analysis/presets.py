@@ -142,8 +142,8 @@ def _embedded(name: str) -> Preset:
         unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
         shipped=True,
         vision=_EMBEDDED_VISION,
-        rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
-        rate_factors={"svf": (16, 64), "lora": (4, 16)},
+        rates=(5e-4, 2e-3, 8e-3),
+        rate_factors={"svf": (16,), "lora": (4,)},
     )
 
 
