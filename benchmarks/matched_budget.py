@@ -13,27 +13,25 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean as mean
 
+from t2eval.analysis.curves import validated
 from t2eval.analysis.presets import SKILLS
+from t2eval.bench.training import RECORD
 
 SHARES = (0.25, 0.5, 1.0)  # of LoRA's whole time
 
 
 def curve(folder: Path) -> list[tuple[float, float]]:
     """(seconds, validation score) of one training, beginning with the base at 0."""
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     base = float(record["scores"]["before"]["validation"]["score"])
-    return [(0.0, base)] + [(float(row["seconds"]), float(row["validation"])) for row in rows if "validation" in row]
+    return [(0.0, base)] + [(float(row["seconds"]), float(row["validation"])) for row in validated(folder)]
 
 
 def reached(points: list[tuple[float, float]], seconds: float) -> float:
     """The best validation score by then."""
     return max(score for spent, score in points if spent <= seconds)
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def main() -> None:

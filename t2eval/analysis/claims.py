@@ -7,6 +7,7 @@ Holm's method together.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,11 +70,10 @@ def _p(value: float | None) -> str:
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def tested(text: str, result: Paired | None) -> Claim:
-    """A claim from a test whose positive difference agrees with it; None: nothing could be compared."""
-    if result is None:
-        return Claim(text=text)
-    return Claim(text=text, difference=result.difference, low=result.low, high=result.high, n=result.n, p=result.p, test=result.test)
+def tested(text: str, result: Paired | None, reported: tuple[float, float] | None = None) -> Claim:
+    """A claim from a test whose positive difference agrees with it; None: nothing could be compared. `reported`: the paper's figures."""
+    found = {} if result is None else dataclasses.asdict(result)
+    return Claim(text=text, reported=reported, **found)
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,20 @@ def better(first: Side, second: Side, where: str) -> Claim:
         where: ends the sentence: "on math_seen".
 
     Returns:
-        The claim, tested on the examples that both have; where both sides have one mapping a draw, over draws and examples.
+        The claim, tested on the examples that both have; where a side has one mapping a draw, over draws and examples.
     """
-    if first.paper is not None and second.paper is not None and first.paper < second.paper:
-        first, second = second, first
+    reported = None
+    if first.paper is not None and second.paper is not None:
+        reported = max(first.paper, second.paper), min(first.paper, second.paper)
+        if first.paper < second.paper:
+            first, second = second, first
     text = f"{first.name} scores higher than {second.name} {where}"
     if isinstance(first.scores, Mapping) and isinstance(second.scores, Mapping):
         result = paired(first.scores, second.scores)
     else:
         runs = [[side.scores] if isinstance(side.scores, Mapping) else side.scores for side in (first, second)]
         result = paired_draws(runs[0], runs[1])
-    reported = None if first.paper is None or second.paper is None else (first.paper, second.paper)
-    return tested(text, result).model_copy(update={"reported": reported})
+    return tested(text, result, reported)
 
 
 def judge(claims: Sequence[Claim]) -> tuple[Claim, ...]:

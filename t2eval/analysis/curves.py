@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from t2eval.analysis import style
 from t2eval.analysis.lab import Training
+
+
+def validated(folder: Path) -> list[dict[str, Any]]:
+    """The steps of a training's log that have a validation score, in order; `folder` is the training's."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if "validation" in row]
 
 
 def points(training: Training, **labels: Any) -> list[dict[str, Any]]:
@@ -24,8 +31,7 @@ def points(training: Training, **labels: Any) -> list[dict[str, Any]]:
     record = training.record
     before = record["scores"]["before"]["validation"]
     n = int(before["n"])
-    lines = (training.output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    logged = [(int(row["step"]), float(row["validation"])) for row in map(json.loads, lines) if "validation" in row]
+    logged = [(int(row["step"]), float(row["validation"])) for row in validated(training.output)]
     common = {**labels, "seed": training.seed, "n": n}
     base = {**common, "step": 0, "score": before["score"], "stderr": before["stderr"], "chosen": False}
     return [base] + [

@@ -18,9 +18,9 @@ from typing import Any
 
 from t2eval.analysis.key import check_key
 from t2eval.bench.rows import write_atomically
+from t2eval.bench.training import SETTINGS
 from t2eval.environment import Environment, Example, Split
 
-SETTINGS = "settings.json"
 VALIDATION = 200
 _RECORD = "adapter_config.json"  # written last
 

@@ -19,6 +19,9 @@ from t2eval.errors import UsageError, unknown
 from t2eval.resources import EMBEDDED_VLM, experts_dir
 
 SKILLS = ("math", "code", "reasoning")
+PAPER_SEEN = {"math": "GSM8K", "code": "MBPP-pro", "reasoning": "ARC-Easy"}
+PAPER_UNSEEN = {"math": "MATH", "code": "HumanEval", "reasoning": "ARC-Challenge"}
+"""Skill → the paper's task, as its tables name it."""
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
 _RATES = (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6)
 _POLICY_RATES = (2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2)

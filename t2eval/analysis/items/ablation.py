@@ -14,7 +14,7 @@ from typing import Any
 
 from t2eval.analysis.claims import Claim, Side, better, judge, tested
 from t2eval.analysis.curves import draw_base, draw_curve, mean_curve, points
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, item
 from t2eval.analysis.lab import Cells, Lab, Training
 from t2eval.analysis.markdown import score, short, spread
 from t2eval.bench.compare import unpaired
@@ -98,14 +98,15 @@ def run_table(lab: Lab) -> Result:
     scores = {(0, task): base.examples("base", task) for task in tasks}
     found: list[str] = []
     for variant, runs in swept.items():
-        chosen = max(runs, key=lambda rate: validation(runs[rate]))
+        validated = {rate: validation(group) for rate, group in runs.items()}
+        chosen = max(validated, key=validated.__getitem__)
         method, cells = "expert" if variant.method == "svf" else "lora", _evaluated(lab, variant, chosen, tasks)
         for task in tasks:
-            rate = runs[chosen][0].config.lr
-            rows.append({**cells.summary(method, task), "label": variant.label, "number": variant.number, "rate": rate})
+            own = {"label": variant.label, "number": variant.number, "rate": runs[chosen][0].config.lr}
+            rows.append({**cells.summary(method, task), **own})
             scores[variant.number, task] = cells.examples(method, task)
-        validated = ", ".join(f"{_rate(group)}: {validation(group):.3f}" for group in runs.values())
-        found.append(f"row {variant.number} {_rate(runs[chosen])} ({validated})")
+        tried = ", ".join(f"{_rate(runs[rate])}: {score:.3f}" for rate, score in validated.items())
+        found.append(f"row {variant.number} {_rate(runs[chosen])} ({tried})")
     notes = (
         spread(rows),
         f"All seven variants were trained here on {short(tasks[0])}. Learning rates that validation chose, in brackets the validation "
@@ -130,7 +131,7 @@ def _evaluated(lab: Lab, variant: Variant, rate: float | None, tasks: Sequence[s
 def _claims(scores: Mapping[tuple[int, str], Mapping[str, float]], seen: str, unseen: str) -> list[Claim]:
     names = {0: "the base", **{variant.number: f"row {variant.number} ({variant.label[2:]})" for variant in VARIANTS}}
     labels = {0: _BASE, **{variant.number: variant.label for variant in VARIANTS}}
-    (reported,) = (item.reported for item in ITEMS if item.name == "table4")
+    reported = item("table4").reported
     heads = {seen: "GSM8K", unseen: "MATH"}
 
     def side(number: int, task: str) -> Side:
@@ -177,8 +178,8 @@ def run_figure(lab: Lab) -> Result:
     claims = []
     for rate in runs:
         own = [row for row in rows if row["rate"] == rate]
-        base, *_, last = sorted({row["step"] for row in own})
-        first = min({row["step"] for row in own} - {base})
+        base, first, *_ = steps = sorted({row["step"] for row in own})
+        last = steps[-1]
         for step, where in ((first, f"is below the base after {first} steps"), (last, "ends below the base")):
             text = f"at learning rate {rate:g}, LoRA under policy gradient {where}"
             claims.append(tested(text, unpaired(_at(own, base), _at(own, step))))

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, Side, better, judge
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, item
 from t2eval.analysis.markdown import score, short
+from t2eval.analysis.presets import PAPER_UNSEEN
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Lab
 
 EVEN = "even mix"
-_PAPER_HEAD = {"math": "MATH", "code": "HumanEval", "reasoning": "ARC-Challenge"}
 
 
 def _even(lab: Lab) -> str:
@@ -44,7 +44,7 @@ def _normalised(alphas: list[Any]) -> list[float]:
 
 
 def _run(lab: Lab) -> Result:
-    (reported,) = (entry.reported for entry in ITEMS)
+    reported = item("figure7").reported
     tasks = {task: skill for skill, task in lab.preset.unseen.items()}
     main = lab.cells(["base", "fewshot"], list(tasks))
     even = lab.cells(["expert"], list(tasks), study="even-mix", experts=_even(lab))
@@ -60,18 +60,15 @@ def _run(lab: Lab) -> Result:
             rows.append({"kind": "alphas", "task": task, "skill": skill, "seed": run.seed, "alphas": found, "normalised": shares})
         for way, cells, method in (("base", main, "base"), ("few-shot", main, "fewshot"), (EVEN, even, "expert")):
             rows.append({"kind": "score", "way": way, **cells.summary(method, task)})
-        where = f"on {short(task)}"
-        few, mix = (
-            Side(way, cells.examples(method, task), reported.figure(way, _PAPER_HEAD[skill]))
-            for way, cells, method in (("few-shot", main, "fewshot"), (EVEN, even, "expert"))
-        )
-        named = Side(f"the {EVEN}", mix.scores, mix.paper)
-        claims += [better(few, named, where), better(named, Side("the base", main.examples("base", task)), where)]
+        few = Side("few-shot", main.examples("fewshot", task), reported.figure("few-shot", PAPER_UNSEEN[skill]))
+        mix = Side(f"the {EVEN}", even.examples("expert", task), reported.figure(EVEN, PAPER_UNSEEN[skill]))
+        base = Side("the base", main.examples("base", task))
+        claims += [better(few, mix, f"on {short(task)}"), better(mix, base, f"on {short(task)}")]
     claims = list(judge(claims))
     claims += [_largest(rows, task, skill) for task, skill in tasks.items()]
+    already = "" if lab.preset.searches_as_paper else " (which t2eval's default search divides already)"
     notes = (
-        "α is divided by its sum for the picture, as in the paper; the rows have it as found"
-        + (".", " (which t2eval's default search divides already).")[not lab.preset.searches_as_paper],
+        f"α is divided by its sum for the picture, as in the paper; the rows have it as found{already}.",
         "The paper has no figure for the even mix on the other two tasks.",
     )
     return Result(rows=tuple(rows), claims=tuple(claims), notes=notes)

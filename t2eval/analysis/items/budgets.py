@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, Side, better, judge
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, item
 from t2eval.analysis.markdown import score, short
 
 if TYPE_CHECKING:
@@ -55,13 +55,17 @@ _QUICK = (
 )
 
 
+def _budgets(lab: Lab) -> tuple[Budget, ...]:
+    return _QUICK if lab.preset.quick else _FULL
+
+
 def _cells(lab: Lab, budget: Budget, tasks: Sequence[str]) -> Cells:
     return lab.cells(["fewshot"], tasks, study=budget.study, model_args=budget.model_args)
 
 
 def paper_search(lab: Lab, tasks: Sequence[str]) -> Cells:
     """Few-shot with the paper's full search (`quick`: with the largest budget there), on tasks of the preset."""
-    return _cells(lab, (_QUICK if lab.preset.quick else _FULL)[0], tasks)
+    return _cells(lab, _budgets(lab)[0], tasks)
 
 
 def _row(budget: Budget, cells: Cells, task: str) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _row(budget: Budget, cells: Cells, task: str) -> dict[str, Any]:
 def _run(lab: Lab) -> Result:
     task = lab.preset.unseen["reasoning"]
     base = lab.cells(["base"], [task])
-    found = {budget: _cells(lab, budget, [task]) for budget in (_QUICK if lab.preset.quick else _FULL)}
+    found = {budget: _cells(lab, budget, [task]) for budget in _budgets(lab)}
     rows = [{"budget": BASE, **base.summary("base", task), "evaluations": 0, "answers": 0, "first_pass_seconds": 0.0}]
     rows += [_row(budget, cells, task) for budget, cells in found.items()]
     same = _same(rows)
@@ -119,7 +123,7 @@ def _same(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _claims(lab: Lab, task: str, base: Mapping[str, float], scores: Mapping[Budget, Mapping[str, float]]) -> list[Claim]:
     """Each budget against the base and against the full one; t2eval's default, a question of ours, comes first."""
-    (reported,) = (entry.reported for entry in ITEMS)
+    reported = item("table10").reported
 
     def side(label: str, own: Mapping[str, float], name: str = "") -> Side:
         return Side(name or label, own, reported.figure(PAPER_TASK, label, lab.preset.model))

@@ -16,6 +16,7 @@ from t2eval.analysis.item import Columns, Item, Reported, Result
 from t2eval.analysis.items.budgets import paper_search
 from t2eval.analysis.lab import Cells, Lab
 from t2eval.analysis.markdown import score, short, spread
+from t2eval.analysis.presets import PAPER_SEEN, PAPER_UNSEEN
 from t2eval.analysis.sweep import Candidate, Sweep
 
 BEST = "LoRA, best by test"
@@ -31,8 +32,7 @@ NAMES = {
     "fewshot": "few-shot",
 }
 MISTRAL, LLAMA_70B = "Mistral-7B-Instruct-v0.3", "Llama-3-70B-Instruct"
-_SEEN = ("GSM8K", "MBPP-pro", "ARC-Easy")
-_UNSEEN = ("MATH", "HumanEval", "ARC-Challenge")
+_SEEN, _UNSEEN = tuple(PAPER_SEEN.values()), tuple(PAPER_UNSEEN.values())
 
 
 def _cells(lab: Lab, methods: Sequence[str], tasks: Sequence[str]) -> tuple[Cells, list[dict[str, Any]]]:

@@ -11,13 +11,14 @@ Deviations from the paper:
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, Side, better, judge
-from t2eval.analysis.item import Columns, Item, Reported, Result
+from t2eval.analysis.item import Columns, Item, Reported, Result, item
 from t2eval.analysis.markdown import score
 
 if TYPE_CHECKING:
@@ -45,15 +46,14 @@ class Sizes:
 _QUICK = Sizes(shots=(3, 10), draws=2, steps=(10, 40), rates=(PAPER_RATE, 5e-3), choice_draws=1, choice_shots=5)
 
 
-def _run_of(
-    lab: Lab, task: str, split: Any, shots: int, draw: int, rate: float, steps: tuple[int, ...], folders: tuple[str, ...] = ()
-) -> Run:
+def _runs_of(lab: Lab) -> Callable[..., Run]:
+    """`Run` with what all runs of the preset share: its base, and the recipe's layers and batches."""
     from t2eval.analysis.ia3 import Run
 
     preset = lab.preset
-    recipe = lab.training("settings", SKILL, draw, method="ia3", objective="supervised").config
-    sizes: dict[str, Any] = {name: getattr(recipe, name) for name in ("layers", "micro_batch", "eval_batch_size")}
-    return Run(preset.model, task, split, shots, draw, rate, steps, folders, preset.chat, preset.dtype, preset.device, **sizes)
+    recipe = lab.training("settings", SKILL, 0, method="ia3", objective="supervised").config
+    sizes = {name: getattr(recipe, name) for name in ("layers", "micro_batch", "eval_batch_size")}
+    return functools.partial(Run, model=preset.model, chat=preset.chat, dtype=preset.dtype, device=preset.device, **sizes)
 
 
 def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
@@ -62,7 +62,8 @@ def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
 
     pairs = list(itertools.product(sizes.rates, range(sizes.choice_draws)))
     task = lab.preset.seen[SKILL]
-    runs = [_run_of(lab, task, "train", sizes.choice_shots, draw, rate, sizes.steps) for rate, draw in pairs]
+    run_of, common = _runs_of(lab), {"task": task, "split": "train", "shots": sizes.choice_shots, "steps": sizes.steps}
+    runs = [run_of(draw=draw, rate=rate, **common) for rate, draw in pairs]
 
     def compute() -> list[dict[str, Any]]:
         scores = train_all(runs, lab.workers)
@@ -86,11 +87,11 @@ def _adapters(lab: Lab, shots: int, steps: int, rate: float) -> str:
 def _train(lab: Lab, sizes: Sizes, rates: Mapping[float, tuple[int, ...]]) -> None:
     from t2eval.analysis.ia3 import train_all
 
-    task = lab.preset.unseen[SKILL]
+    task, run_of = lab.preset.unseen[SKILL], _runs_of(lab)
     runs = []
     for (rate, steps), shots, draw in itertools.product(rates.items(), sizes.shots, range(sizes.draws)):
         folders = [_adapters(lab, shots, each, rate).replace("{seed}", str(draw)).replace("{label}", SKILL) for each in steps]
-        runs.append(_run_of(lab, task, "adaptation", shots, draw, rate, steps, tuple(folders)))
+        runs.append(run_of(task=task, split="adaptation", shots=shots, draw=draw, rate=rate, steps=steps, folders=tuple(folders)))
     todo = [run for run in runs if not run.finished]
     if todo:
         lab.say(f"  training IA3 on a few examples, {len(todo)} runs …")
@@ -124,7 +125,7 @@ def _run(lab: Lab) -> Result:
     chosen = _chosen_rates(lab, sizes)
     rates = {rate: tuple(steps for steps in sizes.steps if rate in (PAPER_RATE, chosen[steps])) for rate in {PAPER_RATE, *chosen.values()}}
     _train(lab, sizes, rates)
-    (reported,) = (entry.reported for entry in ITEMS)
+    reported = item("table8").reported
     base = lab.cells(["base"], [task])
     found = _ways(lab, sizes, chosen)
     rows: list[dict[str, Any]] = [{"way": BASE, "shots": 0, **base.summary("base", task)}]
@@ -136,7 +137,7 @@ def _run(lab: Lab) -> Result:
         head = f"{shots} examples"
         ours = Side("few-shot", found["few-shot", shots].runs("fewshot", task), reported.figure("few-shot", head))
         if way == "few-shot":
-            other = Side("the base", base.runs("base", task)[:1], reported.figure("few-shot", BASE))
+            other = Side("the base", base.examples("base", task), reported.figure("few-shot", BASE))
         else:  # the paper has one rate
             other = Side(way, cells.runs(method, task), reported.figure(way.removesuffix(_AT_PAPER_RATE), head))
         claims.append(better(ours, other, f"with {shots} examples"))

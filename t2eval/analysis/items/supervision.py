@@ -17,6 +17,7 @@ from t2eval.errors import T2Error
 
 if TYPE_CHECKING:
     from t2eval.analysis.lab import Lab
+    from t2eval.training.config import TrainConfig
 
 EXAMPLES = 64
 """Of each skill's training split."""
@@ -40,15 +41,14 @@ def _tokenizer(name: str) -> Any:
         raise T2Error(f"Cannot load the tokenizer of {name!r}: {error}") from error
 
 
-def _read(lab: Lab) -> list[dict[str, Any]]:
+def _read(lab: Lab, configs: Mapping[str, TrainConfig]) -> list[dict[str, Any]]:
     """A row for each example of the skills' training splits: its tokens as texts, and the solution that should carry the loss."""
     from t2eval.environment import Environment
     from t2eval.training.supervised import Supervised
 
     tokenizer = _tokenizer(lab.preset.model)
     rows = []
-    for skill in SKILLS:
-        config = lab.training("settings", skill, 0, method="lora", objective="supervised").config
+    for skill, config in configs.items():
         environment = Environment(
             config.task, tokenizer=tokenizer, apply_chat_template=config.apply_chat_template, num_fewshot=config.num_fewshot
         )
@@ -82,7 +82,7 @@ def run(lab: Lab) -> Result:
         "examples": EXAMPLES,
         **{skill: config.model_dump(include=fields) for skill, config in configs.items()},
     }
-    rows: list[dict[str, Any]] = lab.once("supervision", lambda: _read(lab), key=key)
+    rows: list[dict[str, Any]] = lab.once("supervision", lambda: _read(lab, configs), key=key)
     claims = tuple(_only_the_solution([row for row in rows if row["skill"] == skill]) for skill in SKILLS)
     first = rows[0]
     notes = (

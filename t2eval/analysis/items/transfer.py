@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2eval.analysis.claims import Claim, Side, better, judge
-from t2eval.analysis.item import Columns, Item, Reported, Result, Unavailable
+from t2eval.analysis.item import Columns, Item, Reported, Result, Unavailable, item
 from t2eval.analysis.markdown import score, short
-from t2eval.analysis.presets import SKILLS
+from t2eval.analysis.presets import PAPER_SEEN, PAPER_UNSEEN, SKILLS
 from t2eval.errors import T2Error
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _run(lab: Lab, level: str) -> Result:
     tasks = tuple((lab.preset.seen if level == "seen" else lab.preset.unseen).values())
     rows = [{"way": way, **cells.summary(_METHOD[way], task)} for way, cells in ways.items() for task in tasks]
 
-    (reported,) = (item.reported for item in ITEMS if item.name == {"unseen": "table5", "seen": "table9"}[level])
+    reported = item({"unseen": "table5", "seen": "table9"}[level]).reported
     heads = dict(zip(tasks, reported.columns, strict=True))
 
     def side(way: str, task: str) -> Side:
@@ -196,7 +196,7 @@ ITEMS = (
         name="table5",
         title="Experts of one base model on another, unseen tasks",
         measures="Experts of the first base on the second one, with z in order and shuffled, and few-shot over both bases' experts.",
-        reported=Reported(model=_MODELS, columns=_paper(_TABLE5, ("MATH", "HumanEval", "ARC-Challenge"))),
+        reported=Reported(model=_MODELS, columns=_paper(_TABLE5, tuple(PAPER_UNSEEN.values()))),
         run=functools.partial(_run, level="unseen"),
         ours=_ours,
     ),
@@ -206,7 +206,7 @@ ITEMS = (
         measures="Experts of the first base on the second one, with z in order and shuffled, on the tasks that they were trained for.",
         reported=Reported(
             model=_MODELS,
-            columns=_paper(_TABLE9, ("GSM8K", "MBPP-pro", "ARC-Easy")),
+            columns=_paper(_TABLE9, tuple(PAPER_SEEN.values())),
             slips=("46.34 is 76 of 164, HumanEval's number of problems, not MBPP-pro's 99.",),
         ),
         run=functools.partial(_run, level="seen"),
