@@ -15,9 +15,9 @@ import json
 from pathlib import Path
 from statistics import fmean as mean
 
-from t2eval.analysis.curves import validated
-from t2eval.analysis.presets import SKILLS
 from t2eval.bench.training import RECORD
+from t2eval.paper.curves import validated
+from t2eval.paper.presets import SKILLS
 
 SHARES = (0.25, 0.5, 1.0)  # of LoRA's whole time
 

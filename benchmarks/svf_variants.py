@@ -13,12 +13,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.compare import average_seeds, holm, mean_stderr, paired
-from t2eval.bench.pool import Pool
 from t2eval.bench.training import RECORD, Job, train
-from t2eval.resources import experts_dir
+from t2eval.paths import experts_dir
+from t2eval.stats.compare import average_seeds, holm, mean_stderr, paired
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import OUTCOMES
+from t2eval.workers.pool import Pool
 
 RECIPE = experts_dir() / "recipes" / "math.yaml"
 DEFAULT = "as shipped: KL 0.1, new to base; batch mean; direct"

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from t2eval.base import load_base as load_base
+    from t2eval.basemodel.load import load_base as load_base
     from t2eval.errors import T2Error as T2Error
-    from t2eval.expert import Expert as Expert
-    from t2eval.svf import attach as attach
+    from t2eval.expert.expert import Expert as Expert
+    from t2eval.svf.adapted import attach as attach
     from t2eval.training.config import TrainConfig as TrainConfig
     from t2eval.training.train import train_expert as train_expert
 
 _HOMES = {
-    "Expert": "t2eval.expert",
+    "Expert": "t2eval.expert.expert",
     "T2Error": "t2eval.errors",
     "TrainConfig": "t2eval.training.config",
-    "attach": "t2eval.svf",
-    "load_base": "t2eval.base",
+    "attach": "t2eval.svf.adapted",
+    "load_base": "t2eval.basemodel.load",
     "train_expert": "t2eval.training.train",
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from t2eval import plugin
+from t2eval.models import plugin
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +102,10 @@ def test_unmodified_lm_eval_finds_models_and_tasks(python: Path, tmp_path: Path)
     found = json.loads(run(python, "-c", _REAL, folder=tmp_path).stdout.splitlines()[-1])
     assert found["home"].startswith(str(python.parent.parent))
     assert found["plugin"] == {
-        "t2-expert": "t2eval.models:T2Expert",
-        "t2-prompt": "t2eval.models:T2Prompt",
-        "t2-cls": "t2eval.models:T2Cls",
-        "t2-fewshot": "t2eval.models:T2Fewshot",
+        "t2-expert": "t2eval.models.text:T2Expert",
+        "t2-prompt": "t2eval.models.text:T2Prompt",
+        "t2-cls": "t2eval.models.text:T2Cls",
+        "t2-fewshot": "t2eval.models.text:T2Fewshot",
     }
     assert found["missing"] == []
     assert "t2eval.models" not in found["heavy"]
@@ -132,7 +132,7 @@ def test_the_bridge_costs_one_small_module(python: Path, tmp_path: Path) -> None
 
 
 def test_files_of_the_wheel_are_found(python: Path, tmp_path: Path) -> None:
-    show = "from t2eval import resources; print(resources.tasks_dir().is_dir(), resources.experts_dir())"
+    show = "from t2eval import paths; print(paths.tasks_dir().is_dir(), paths.experts_dir())"
     there, experts = run(python, "-c", show, folder=tmp_path).stdout.split()
     assert there == "True"
     assert str(python.parent.parent) in experts

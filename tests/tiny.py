@@ -21,8 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from t2eval.expert import Expert
-from t2eval.svf import attach
+from t2eval.expert.expert import Expert
+from t2eval.svf.adapted import attach
 
 VOCABULARY = 256 + 2
 _DECODER = {

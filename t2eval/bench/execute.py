@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 from t2eval.bench import rows
 from t2eval.bench.plan import BASELINES, EXPERT_METHODS, BenchConfig, Cell, Plan, make_plan, parse_config
-from t2eval.bench.pool import Outcome, Pool
 from t2eval.bench.rows import Row
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
 from t2eval.bench.worker import Worker, file_hash, versions
 from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.workers.pool import Outcome, Pool
 
 MANIFEST = "manifest.json"
 LOG = "workers.log"

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.errors import UsageError, unknown
-from t2eval.resources import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, experts_in, is_embedded, joined
+from t2eval.paths import EMBEDDED, EMBEDDED_VLM, configs_dir, experts_dir, experts_in, is_embedded, joined
 
 METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
@@ -144,7 +144,7 @@ class BenchConfig(BaseModel):
         if self.experts is not None:
             return [Path(part) for part in joined(self.experts.replace("{seed}", str(seed)))]
         if self.model in (EMBEDDED, EMBEDDED_VLM):
-            from t2eval.base import embedded_libraries
+            from t2eval.basemodel.load import embedded_libraries
 
             return embedded_libraries(self.model, seed)
         raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
@@ -168,7 +168,7 @@ class BenchConfig(BaseModel):
             filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
             return [Path(part) for part in joined(filled.replace("{label}", label))]
         if self.model in (EMBEDDED, EMBEDDED_VLM):
-            from t2eval.base import embedded_adapters
+            from t2eval.basemodel.load import embedded_adapters
 
             return embedded_adapters(self.model, method, label, seed)
         raise UsageError(
@@ -332,7 +332,7 @@ def open_tasks(names: Sequence[str], include_path: str | None = None) -> Any:
     Raises:
         UsageError: a name that nobody knows, with near matches, a group of tasks, or a folder that does not exist.
     """
-    from t2eval.environment import make_task_manager
+    from t2eval.environment.environment import make_task_manager
 
     managers = [make_task_manager(include_path, task=name) for name in names]
     manager = max(managers, key=lambda manager: len(manager.all_tasks))

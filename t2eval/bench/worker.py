@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import t2eval
-from t2eval.bench.compare import mean_stderr
 from t2eval.bench.plan import BASELINES, DISPATCH, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
+from t2eval.environment.loading import quiet_lm_eval
 from t2eval.errors import T2Error, unknown
-from t2eval.images import reads_images
-from t2eval.loading import quiet_lm_eval
-from t2eval.resources import joined, tasks_dir
+from t2eval.paths import joined, tasks_dir
+from t2eval.stats.compare import mean_stderr
+from t2eval.vision.images import reads_images
 
 _CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
 _PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
@@ -221,7 +221,7 @@ class Worker:
         """
         from torch.utils import collect_env
 
-        from t2eval.base import load_base
+        from t2eval.basemodel.load import load_base
 
         # simple_evaluate describes the machine in every result, by a dozen subprocesses: a second a cell, were it not asked once.
         described: Any = collect_env.get_pretty_env_info
@@ -329,7 +329,7 @@ class Worker:
             yield self._with_experts(cell)
 
     def _plain(self, model: Any, method: str) -> Any:
-        from t2eval.plain import plain_model
+        from t2eval.environment.plain import plain_model
 
         return plain_model(model, self._tokenizer, batch_size=self.config.batch_size, **self.config.model_args.get(method, {}))
 
@@ -378,7 +378,7 @@ class Worker:
 
 def _strategy_class(method: str, *, with_images: bool) -> Any:
     """The lm-eval class of a strategy, for a language model or a vision-language model."""
-    module = importlib.import_module("t2eval.models.multimodal" if with_images else "t2eval.models")
+    module = importlib.import_module("t2eval.models")
     return getattr(module, _CLASSES[method] + ("Vlm" if with_images else ""))
 
 

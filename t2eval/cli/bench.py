@@ -48,14 +48,14 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     plan = load_plan(find_file(file), {"limit": options["limit"], "seeds": seeds, "methods": methods, **assumed})
     output = output or Path("runs") / find_file(file).stem
     if only_plan:
-        from t2eval.bench.forecast import forecast
-        from t2eval.bench.forecast_text import render
+        from t2eval.forecast.forecast import forecast
+        from t2eval.forecast.text import render
 
         found = forecast(plan, output)
         click.echo(json.dumps(found.as_dict(), indent=2) if as_json else render(found), nl=as_json)
         return 0
     from t2eval.bench.execute import run
-    from t2eval.preflight import check_bench
+    from t2eval.checks.preflight import check_bench
 
     for warning in check_bench(plan, output, options["executor"]):
         click.echo(f"Note: {warning}", err=True)
@@ -106,7 +106,7 @@ def leaderboard(directory: Path, form: str, pair: tuple[str, str] | None, other:
       t2 leaderboard runs/embedded --compare fewshot lora
       t2 leaderboard runs/new --fail-on-regression runs/main
     """
-    from t2eval.bench import report
+    from t2eval.leaderboard import report
 
     if pair and other:
         raise UsageError("--compare and --fail-on-regression answer different questions: give one of them.")
@@ -145,14 +145,14 @@ def demo(output: Path, full: bool, workers: int | None, limit: int | None, seeds
       t2 demo
       t2 demo --full --output runs/demo-full
     """
-    from t2eval.loading import quiet_lm_eval
+    from t2eval.environment.loading import quiet_lm_eval
 
     quiet_lm_eval()
-    from t2eval.preflight import check_demo
+    from t2eval.checks.preflight import check_demo
 
     for warning in check_demo(output):
         click.echo(f"Note: {warning}", err=True)
-    from t2eval.bench.demo import EXAMPLES, run_demo
+    from t2eval.leaderboard.demo import EXAMPLES, run_demo
 
     done = run_demo(
         output,

@@ -37,8 +37,8 @@ def list_(library: str | None, as_json: bool) -> None:
       t2 expert list runs/library --json
       t2 expert list runs/math+runs/code
     """
-    from t2eval.base import embedded_library_dir
-    from t2eval.library import load_library
+    from t2eval.basemodel.load import embedded_library_dir
+    from t2eval.expert.library import load_library
 
     experts = load_library(library or embedded_library_dir(0))
     if as_json:
@@ -87,7 +87,7 @@ def show(path: Path, as_json: bool) -> None:
       t2 expert show runs/math
       t2 expert show runs/math --json
     """
-    from t2eval.expert import Expert
+    from t2eval.expert.expert import Expert
 
     item = Expert.load(path)
     card = item.card.model_dump(mode="json")
@@ -126,7 +126,7 @@ def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) ->
       t2 expert mix runs/math runs/code --alphas 0.7,0.3 --output runs/mixed
       t2 expert mix runs/math --alphas 0.5 --form offset --output runs/half
     """
-    from t2eval.library import save_mix
+    from t2eval.expert.library import save_mix
 
     try:
         numbers = [float(alpha) for alpha in alphas.split(",")]
@@ -150,7 +150,7 @@ def import_(file: Path, output: Path, **options: Any) -> None:
     Example:
       t2 expert import learned_params.pt --model meta-llama/Meta-Llama-3-8B-Instruct --label math --output runs/math
     """
-    from t2eval.library import convert_reference
+    from t2eval.expert.library import convert_reference
 
     convert_reference(file, output, **options)
     click.echo(f"Saved in {output}")
@@ -168,7 +168,7 @@ def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
     Example:
       t2 expert export runs/math --merged --output runs/math-model
     """
-    from t2eval.library import export_merged
+    from t2eval.expert.library import export_merged
 
     click.echo(f"Saved in {export_merged(path, output, model=model)}")
 
@@ -184,6 +184,6 @@ def push(path: Path, repository: str, private: bool) -> None:
     Example:
       t2 expert push runs/math someone/math-expert --private
     """
-    from t2eval.library import push as upload
+    from t2eval.expert.library import push as upload
 
     click.echo(f"Uploaded to {upload(path, repository, private=private)}")

@@ -20,7 +20,7 @@ def doctor(as_json: bool) -> int:
       t2 doctor
       t2 doctor --json | python -m json.tool
     """
-    from t2eval.doctor import examine
+    from t2eval.checks.doctor import examine
 
     checks = examine()
     healthy = all(check.status != "missing" for check in checks)
@@ -91,7 +91,7 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
       t2 lm-eval ls tasks
       t2 lm-eval run --help
     """
-    from t2eval.plugin import activate
+    from t2eval.models.plugin import activate
 
     activate()
     from lm_eval.__main__ import cli_evaluate

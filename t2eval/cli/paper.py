@@ -35,7 +35,7 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
       t2 paper all --output runs/quick --quick
       t2 paper table1 --output runs/llama --preset paper
     """
-    from t2eval.analysis.item import item, items
+    from t2eval.paper.item import item, items
 
     if listed:
         entries = [{"name": entry.name, "title": entry.title, "measures": entry.measures} for entry in items().values()]
@@ -46,12 +46,12 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
     todo = list(items().values()) if name == "all" else [item(name)]
     if output is None:
         raise UsageError(f"Where to? `t2 paper {name} --output runs/paper`.")
-    from t2eval.analysis.presets import preset
+    from t2eval.paper.presets import preset
 
     settings = preset(chosen, quick=quick)
-    from t2eval.analysis.lab import Lab
-    from t2eval.analysis.report import REPORT, run_all, run_item
-    from t2eval.loading import quiet_lm_eval
+    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.paper.lab import Lab
+    from t2eval.paper.report import REPORT, run_all, run_item
 
     quiet_lm_eval()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from t2eval.resources import tasks_dir
+from t2eval.paths import tasks_dir
 
 
 @click.group(invoke_without_command=True)
@@ -25,7 +25,7 @@ def tasks(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from t2eval.catalogue import list_tasks
+    from t2eval.checks.catalogue import list_tasks
 
     found = list_tasks()
     if as_json:

@@ -51,10 +51,10 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
         raise UsageError(f"{key} is set twice, by its option and by --set.")
     given.update(chosen)
     config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
-    from t2eval.loading import quiet_lm_eval
+    from t2eval.environment.loading import quiet_lm_eval
 
     quiet_lm_eval()
-    from t2eval.preflight import check_training
+    from t2eval.checks.preflight import check_training
 
     for warning in check_training(config):
         click.echo(f"Note: {warning}", err=True)

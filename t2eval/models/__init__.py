@@ -1,36 +1,31 @@
-"""Models: the lm-eval classes `t2-expert`, `t2-prompt`, `t2-cls` and `t2-fewshot`.
+"""Models: the lm-eval classes `t2-expert`, `t2-prompt`, `t2-cls`, `t2-fewshot`, and the same with images (`-vlm`).
 
-Each is lm-eval's HFLM with a first pass, takes HFLM's `model_args` and its own (`options.py`), and without `pretrained` uses the
-embedded base model and its experts. What the first pass decided is reported under `config.t2` in lm-eval's results file.
+The classes are imported on first use: the plug-in (`plugin`) must be able to act before lm-eval is imported.
 """
 
 from __future__ import annotations
 
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from t2eval.models.adapting import Adapting
-from t2eval.models.dispatching import Classifying, Dispatching
-from t2eval.models.fixed import Fixed
+if TYPE_CHECKING:
+    from t2eval.models.images import T2ClsVlm as T2ClsVlm
+    from t2eval.models.images import T2ExpertVlm as T2ExpertVlm
+    from t2eval.models.images import T2FewshotVlm as T2FewshotVlm
+    from t2eval.models.images import T2PromptVlm as T2PromptVlm
+    from t2eval.models.text import T2Cls as T2Cls
+    from t2eval.models.text import T2Expert as T2Expert
+    from t2eval.models.text import T2Fewshot as T2Fewshot
+    from t2eval.models.text import T2Prompt as T2Prompt
 
-__all__ = ["T2Cls", "T2Expert", "T2Fewshot", "T2Prompt"]
-
-
-@register_model("t2-expert")
-class T2Expert(Fixed, HFLM):  # type: ignore[misc]
-    """One expert, or fixed α over several."""
-
-
-@register_model("t2-prompt")
-class T2Prompt(Dispatching, HFLM):  # type: ignore[misc]
-    """One expert for each document, chosen by the base model from the adaptation prompt."""
+_TEXT = ("T2Cls", "T2Expert", "T2Fewshot", "T2Prompt")
+_IMAGES = tuple(f"{name}Vlm" for name in _TEXT)
+__all__ = ["T2Cls", "T2ClsVlm", "T2Expert", "T2ExpertVlm", "T2Fewshot", "T2FewshotVlm", "T2Prompt", "T2PromptVlm"]
 
 
-@register_model("t2-cls")
-class T2Cls(Classifying, HFLM):  # type: ignore[misc]
-    """One expert for each document, chosen with the classification expert merged."""
-
-
-@register_model("t2-fewshot")
-class T2Fewshot(Adapting, HFLM):  # type: ignore[misc]
-    """α for each task, searched on its adaptation examples."""
+def __getattr__(name: str) -> Any:
+    if name in _TEXT:
+        return getattr(importlib.import_module("t2eval.models.text"), name)
+    if name in _IMAGES:
+        return getattr(importlib.import_module("t2eval.models.images"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from t2eval.environment import Environment, Example
+from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error
 from t2eval.models.options import FewshotOptions
 from t2eval.models.strategy import Strategy

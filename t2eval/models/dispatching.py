@@ -10,10 +10,8 @@ from typing import Any, ClassVar
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from t2eval.basis import mix_scales
 from t2eval.errors import UsageError
-from t2eval.expert import Expert
-from t2eval.images import images_of_request
+from t2eval.expert.expert import Expert
 from t2eval.models.launch import one_message
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.questions import Questions
@@ -29,6 +27,8 @@ from t2eval.strategies.dispatch import (
     load_format,
     paper_format,
 )
+from t2eval.svf.bases import mix_scales
+from t2eval.vision.images import images_of_request
 
 _SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from t2eval.documents import question_of
-from t2eval.environment import make_task_manager
+from t2eval.environment.documents import question_of
+from t2eval.environment.environment import make_task_manager
 from t2eval.errors import T2Error
-from t2eval.images import PLACEHOLDER, images_of_request
+from t2eval.vision.images import PLACEHOLDER, images_of_request
 
 _log = logging.getLogger(__name__)
 

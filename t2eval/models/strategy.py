@@ -20,18 +20,18 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from t2eval.base import embedded_library_dir, model_source
-from t2eval.chat import Chat
+from t2eval.basemodel.chat import Chat
+from t2eval.basemodel.load import embedded_library_dir, model_source
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert
-from t2eval.library import load_library
+from t2eval.expert.expert import Expert
+from t2eval.expert.library import load_library
+from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.models.launch import command_line_flags, one_message
 from t2eval.models.options import Options, split_arguments
-from t2eval.resources import EMBEDDED, is_embedded
+from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
-from t2eval.strategies.first_pass import Encoding, Meter, Runner
-from t2eval.svf import Adapted, attach
+from t2eval.svf.adapted import Adapted, attach
 
 _log = logging.getLogger(__name__)
 _ROWS_CPU, _ROWS_ACCELERATOR = 80, 32

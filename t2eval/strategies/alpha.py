@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from t2eval.basis import mix_scales
 from t2eval.strategies.search import Array
+from t2eval.svf.bases import mix_scales
 
 Granularity = Literal["task", "layer", "matrix"]
 Form = Literal["paper", "offset"]

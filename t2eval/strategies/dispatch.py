@@ -25,9 +25,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.images import PLACEHOLDER
-from t2eval.reading import Features, within
-from t2eval.strategies.first_pass import Encoding, Runner
+from t2eval.generation.first_pass import Encoding, Runner
+from t2eval.vision.features import Features, within
+from t2eval.vision.images import PLACEHOLDER
 
 DISPATCH_LABEL = "dispatch"
 """The label of a library's classification expert; never an outcome."""

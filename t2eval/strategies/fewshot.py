@@ -29,11 +29,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from t2eval.environment import Environment, Example
-from t2eval.reading import Features, within
+from t2eval.environment.environment import Environment, Example
+from t2eval.generation.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
-from t2eval.strategies.first_pass import Encoding, RowScope, Runner
 from t2eval.strategies.search import Array, SearchConfig, start_search
+from t2eval.vision.features import Features, within
 
 _SAME = 9
 """Decimals to which two scores are the same."""
@@ -222,7 +222,7 @@ class Candidates:
     """Evaluates candidates of one task on a model: many at once as rows of a batch, or one after the other merged.
 
     Args:
-        adapted: the model with its adapted matrices (`t2eval.svf.Adapted`).
+        adapted: the model with its adapted matrices (`t2eval.svf.adapted.Adapted`).
         runner: the same model, for batches.
         environment: the task.
         examples: the adaptation examples.

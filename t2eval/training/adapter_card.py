@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from t2eval.base import embedded_base_dir
-from t2eval.images import is_multimodal
-from t2eval.resources import is_embedded
+from t2eval.basemodel.load import embedded_base_dir
+from t2eval.paths import is_embedded
+from t2eval.vision.images import is_multimodal
 
 _CARD = """---
 base_model: {base}

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from t2eval.environment.loading import task_has_images
 from t2eval.errors import T2Error, UsageError, unknown
-from t2eval.loading import task_has_images
 
 Method = Literal["svf", "lora", "ia3", "dora"]
 Objective = Literal["reinforce", "supervised"]

@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from t2eval.card import Score
-from t2eval.environment import Example
+from t2eval.environment.environment import Example
 from t2eval.errors import T2Error
+from t2eval.expert.card import Score
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
 from t2eval.training.progress import Report

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.resources import cache_dir
-from t2eval.svf import Adapted, attach
-from t2eval.targets import find_module, moved_paths, target_paths
+from t2eval.paths import cache_dir
+from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.selection import find_module, moved_paths, target_paths
 from t2eval.training.config import TrainConfig
 
 _ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3)_.+")

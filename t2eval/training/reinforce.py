@@ -22,11 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from t2eval.environment import Environment, Example
-from t2eval.reading import Reader
-from t2eval.training.config import TrainConfig
-from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import (
+from t2eval.environment.environment import Environment, Example
+from t2eval.generation.rollouts import (
     Rollout,
     Rows,
     Sampler,
@@ -37,6 +34,9 @@ from t2eval.training.rollouts import (
     read_prompts,
     token_log_probs,
 )
+from t2eval.training.config import TrainConfig
+from t2eval.training.methods import Trainable
+from t2eval.vision.features import Reader
 
 Direction = Literal["new_to_base", "base_to_new"]
 Backward = Callable[[Tensor], Any]

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from t2eval.card import Score
-from t2eval.environment import Environment, Example
-from t2eval.reading import Reader
+from t2eval.environment.environment import Environment, Example
+from t2eval.expert.card import Score
+from t2eval.generation.rollouts import Sampler, choice_likelihoods, read_prompts
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import Sampler, choice_likelihoods, read_prompts
+from t2eval.vision.features import Reader
 
 
 def summarise(outcomes: Sequence[float]) -> Score:
@@ -78,7 +78,7 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
     """
     from lm_eval import simple_evaluate
 
-    from t2eval.plain import plain_model
+    from t2eval.environment.plain import plain_model
 
     trainable.eval_mode()
     with trainable.base() if base else trainable.fast(), _quiet():

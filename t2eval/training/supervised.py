@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from t2eval.environment import Environment, Example
+from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
-from t2eval.reading import Features, Reader
+from t2eval.generation.rollouts import answer_logits, encode_pair, pad_rows, read_example, token_log_probs
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
-from t2eval.training.rollouts import answer_logits, encode_pair, pad_rows, read_example, token_log_probs
+from t2eval.vision.features import Features, Reader
 
 
 class Supervised:

@@ -15,14 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from t2eval.base import base_identity, load_base
-from t2eval.card import CARD, README, TENSORS, Score, TrainingRecord
-from t2eval.environment import Environment, Example
+from t2eval.basemodel.load import base_identity, load_base
+from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert
-from t2eval.images import reads_images, text_tokenizer
-from t2eval.reading import Reader
-from t2eval.resources import git_commit
+from t2eval.expert.card import CARD, README, TENSORS, Score, TrainingRecord
+from t2eval.expert.expert import Expert
+from t2eval.paths import git_commit
 from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.training.curve import draw
@@ -32,6 +30,8 @@ from t2eval.training.progress import Report, reporter
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.scores import TestScore, paired_test, score_test, summarise, validate
 from t2eval.training.supervised import Supervised
+from t2eval.vision.features import Reader
+from t2eval.vision.images import reads_images, text_tokenizer
 
 RECORD, SETTINGS, CURVE, OUTCOMES = "training.json", "settings.json", "learning_curve.png", "test_outcomes.json"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

@@ -2,7 +2,7 @@
 
 import re
 
-from t2eval.documents import load_documents
+from t2eval.environment.documents import load_documents
 
 DATA_SET = "allenai/ai2_arc"
 INVALID = "[invalid]"

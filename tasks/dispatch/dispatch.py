@@ -8,8 +8,8 @@ import random
 
 import datasets
 
-from t2eval.documents import check_rows, content_hash, question_of
-from t2eval.environment import Environment, make_task_manager
+from t2eval.environment.documents import check_rows, content_hash, question_of
+from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error
 from t2eval.strategies.dispatch import paper_format, parse_label
 

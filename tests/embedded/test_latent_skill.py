@@ -10,9 +10,9 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 
-from t2eval.base import embedded_baseline_dir, load_base
-from t2eval.loading import make_task_manager
-from t2eval.resources import experts_dir
+from t2eval.basemodel.load import embedded_baseline_dir, load_base
+from t2eval.environment.loading import make_task_manager
+from t2eval.paths import experts_dir
 
 SKILLS = ("math", "code", "reasoning")
 

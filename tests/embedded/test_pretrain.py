@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from t2eval.base import embedded_base_dir, embedded_library_dir, load_base
+from t2eval.basemodel.load import embedded_base_dir, embedded_library_dir, load_base
 from t2eval.embedded import corpus
 from t2eval.embedded.pretrain import QUESTION_WEIGHT, TokenBatches, pretrain, train_tokenizer
 from t2eval.errors import T2Error
-from t2eval.expert import Expert
-from t2eval.svf import attach
+from t2eval.expert.expert import Expert
+from t2eval.svf.adapted import attach
 
 
 def test_batches_weigh_questions_less_and_padding_not_at_all() -> None:

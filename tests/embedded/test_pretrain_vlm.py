@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from t2eval.embedded import corpus, pictures, vision
 from t2eval.embedded.pretrain_vlm import TOKENS, Lessons, new_model, new_processor, pretrain
 from t2eval.embedded.problem import bucket
-from t2eval.resources import experts_dir
+from t2eval.paths import experts_dir
 
 BASE = experts_dir() / "base"
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from t2eval.embedded import corpus, pictures, vision
-from t2eval.resources import experts_dir
+from t2eval.paths import experts_dir
 from tests.embedded.test_pretrain_vlm import same_as_the_base
 
 BASE, SHIPPED = experts_dir() / "base", experts_dir() / "vlm"

@@ -10,8 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from t2eval.errors import T2Error, UsageError
+from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.strategies.dispatch import Dispatcher, DispatchFormat, by_label, checked_labels, load_format, paper_format, parse_label
-from t2eval.strategies.first_pass import Encoding, Meter, Runner
 from tests.tiny import tiny_model, tiny_tokenizer
 
 QUESTIONS = ["What is 3 + 4?", "Write a function that adds.", "Which animal can fly?  ", "a\n\nb", "What is 3 + 4?"]

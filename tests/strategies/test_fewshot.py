@@ -12,13 +12,13 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from t2eval.environment import Example
+from t2eval.environment.environment import Example
+from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.strategies import fewshot
 from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
-from t2eval.strategies.first_pass import Encoding, Meter, Runner
 from t2eval.strategies.search import SearchConfig
-from t2eval.svf import attach
+from t2eval.svf.adapted import attach
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.environment import Environment, make_task_manager
+from t2eval.environment.environment import Environment, make_task_manager
 from tests.offline_datasets import datasets_cache, write_hub
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from t2eval.environment import make_task_manager
+from t2eval.environment.environment import make_task_manager
 from t2eval.sandbox import available
 
 MANAGER = make_task_manager(task="embedded_math_seen")

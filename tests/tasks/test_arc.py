@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from t2eval.documents import question_of
-from t2eval.environment import Environment
+from t2eval.environment.documents import question_of
+from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset
 from tests.tasks.names import MANAGER

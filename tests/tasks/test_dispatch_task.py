@@ -11,12 +11,12 @@ from typing import Any
 import datasets
 import pytest
 
-from t2eval.documents import question_of
-from t2eval.environment import Environment, Split
+from t2eval.environment.documents import question_of
+from t2eval.environment.environment import Environment, Split
 from t2eval.errors import T2Error
+from t2eval.generation.first_pass import Encoding
 from t2eval.models.questions import Questions
 from t2eval.strategies.dispatch import Dispatcher, paper_format
-from t2eval.strategies.first_pass import Encoding
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset, write_hub
 from tests.tasks.names import MANAGER, raw
 from tests.tiny import chat_tokenizer

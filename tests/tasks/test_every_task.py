@@ -19,13 +19,13 @@ from lm_eval._cli.validate import Validate
 
 from t2eval import models as t2
 from t2eval.bench.worker import main_metric
-from t2eval.catalogue import list_tasks
+from t2eval.checks.catalogue import list_tasks
 from t2eval.cli import main
-from t2eval.documents import content_hash
 from t2eval.embedded import vision
-from t2eval.environment import Environment, Split
-from t2eval.loading import compiled_once
-from t2eval.resources import tasks_dir
+from t2eval.environment.documents import content_hash
+from t2eval.environment.environment import Environment, Split
+from t2eval.environment.loading import compiled_once
+from t2eval.paths import tasks_dir
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import train_expert
 from tests.tasks.names import ALL, GROUPS, MANAGER, TEXT, load_once, params, raw
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2eval.environment.load_task", load_once)
+    monkeypatch.setattr("t2eval.environment.environment.load_task", load_once)
 
 
 # ---------------------------------------------------------------------- splits

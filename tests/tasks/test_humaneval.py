@@ -11,9 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
-from t2eval.environment import Environment
+from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error
-from t2eval.resources import tasks_dir
+from t2eval.paths import tasks_dir
 from t2eval.sandbox import available
 from tests.tiny import tiny_model, tiny_tokenizer
 

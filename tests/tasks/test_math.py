@@ -12,7 +12,7 @@ import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from t2eval.environment import Environment, make_task_manager
+from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset
 from tests.tasks.names import MANAGER, raw

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
-from t2eval.environment import Environment
+from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error
-from t2eval.resources import tasks_dir
+from t2eval.paths import tasks_dir
 from t2eval.sandbox import available
 from tests.fixtures import mbpp_rows
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub

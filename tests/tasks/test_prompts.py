@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from t2eval.environment import Environment
+from t2eval.environment.environment import Environment
+from t2eval.environment.plain import PlainHFLM
 from t2eval.models import T2Expert
-from t2eval.plain import PlainHFLM
 from tests.tasks.names import MANAGER, TEXT, load_once, raw
 from tests.tiny import chat_tokenizer, save_library, tiny_model
 
@@ -24,7 +24,7 @@ TEMPLATES = ("plain", "llama3", "mistral")
 
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2eval.environment.load_task", load_once)
+    monkeypatch.setattr("t2eval.environment.environment.load_task", load_once)
 
 
 def _environment(name: str, template: str, **options: Any) -> Environment:

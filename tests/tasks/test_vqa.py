@@ -13,12 +13,12 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 from PIL import Image
 
-from t2eval import vqa
-from t2eval.base import load_base
-from t2eval.environment import Environment
+from t2eval.basemodel.load import load_base
+from t2eval.environment.environment import Environment
+from t2eval.environment.plain import plain_model
 from t2eval.errors import T2Error
-from t2eval.plain import plain_model
-from t2eval.resources import tasks_dir
+from t2eval.paths import tasks_dir
+from t2eval.vision import questions as vqa
 from tests.offline_datasets import datasets_cache, write_dataset
 
 TEXT, NUMBER, IMAGE = datasets.Value("string"), datasets.Value("int64"), datasets.Image()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from t2eval.card import Score
-from t2eval.environment import Environment, make_task_manager
+from t2eval.environment.environment import Environment, make_task_manager
+from t2eval.expert.card import Score
 from t2eval.training.config import TrainConfig
 from tests.tiny import save_tiny
 

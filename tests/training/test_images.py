@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from t2eval.environment import Environment
+from t2eval.environment.environment import Environment
 from t2eval.errors import UsageError
-from t2eval.reading import Reader
+from t2eval.generation.rollouts import Rollout
 from t2eval.training import reinforce
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
-from t2eval.training.rollouts import Rollout
 from t2eval.training.supervised import Supervised
 from t2eval.training.train import train_expert
+from t2eval.vision.features import Reader
 from tests.tiny import save_tiny
 from tests.tiny_vlm import save_tiny_vlm, tiny_processor, tiny_vlm
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from t2eval.environment import Environment
+from t2eval.environment.environment import Environment
+from t2eval.generation.rollouts import Rollout, encode
 from t2eval.training import reinforce
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce, advantages, divergence
-from t2eval.training.rollouts import Rollout, encode
 from t2eval.training.supervised import Supervised
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.conftest import one_step

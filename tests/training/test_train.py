@@ -21,11 +21,11 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
-from t2eval.base import load_base
-from t2eval.environment import Environment
+from t2eval.basemodel.load import load_base
+from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert import Expert
-from t2eval.svf import attach
+from t2eval.expert.expert import Expert
+from t2eval.svf.adapted import attach
 from t2eval.training import loop as loop_module
 from t2eval.training.config import TrainConfig
 from t2eval.training.loop import Loop, last_checkpoint

@@ -1,0 +1,291 @@
+"""Base model: a causal or vision-language model with its tokenizer or processor, from a Hugging Face name, a folder, or t2eval itself."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from t2eval import paths
+from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
+from t2eval.vision.images import text_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BASELINES = ("lora", "ia3", "dora")
+LANGUAGE_SKILLS = ("math", "code", "reasoning")
+"""The skills of which the embedded base model has experts and baselines."""
+
+
+def embedded_base_dir(name: str = EMBEDDED) -> Path:
+    """The folder of an embedded base model, in the Hub layout. It may be absent in a checkout where it was not built.
+
+    Args:
+        name: `embedded`; `embedded-seed-1`, which has no experts of its own; or `embedded-vlm`, whose folder holds a processor too.
+
+    Raises:
+        UsageError: another name.
+    """
+    if name not in EMBEDDED_FOLDERS:
+        raise unknown("embedded base", name, EMBEDDED_FOLDERS)
+    return paths.experts_dir() / EMBEDDED_FOLDERS[name]
+
+
+def embedded_library_dir(seed: int = 0) -> Path:
+    """The folder of the embedded base model's experts (math, code, reasoning, dispatch) of one seed."""
+    return paths.experts_dir() / "library" / f"seed-{seed}"
+
+
+def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
+    """The folder of the PEFT adapter that one baseline method gave for one task family and seed.
+
+    Args:
+        method: `lora`, `ia3` or `dora`.
+        task_family: `math`, `code` or `reasoning`.
+        seed: the training seed.
+
+    Raises:
+        UsageError: an unknown method or family.
+    """
+    if method not in _BASELINES:
+        raise unknown("baseline", method, _BASELINES)
+    if task_family not in LANGUAGE_SKILLS:
+        raise unknown("task family", task_family, LANGUAGE_SKILLS)
+    return paths.experts_dir() / "baselines" / f"seed-{seed}" / f"{method}-{task_family}"
+
+
+def embedded_vlm_library_dir(seed: int = 0) -> Path:
+    """The folder of the embedded vision-language model's experts of one seed, one folder a label."""
+    return paths.experts_dir() / "vlm-library" / f"seed-{seed}"
+
+
+def embedded_vlm_baseline_dir(method: str, label: str, seed: int = 0) -> Path:
+    """The folder of the PEFT adapter that one baseline method gave for one label and seed on the embedded vision-language model.
+
+    Raises:
+        UsageError: an unknown method.
+    """
+    if method not in _BASELINES:
+        raise unknown("baseline", method, _BASELINES)
+    return paths.experts_dir() / "vlm-baselines" / f"seed-{seed}" / f"{method}-{label}"
+
+
+def embedded_libraries(name: str, seed: int = 0) -> list[Path]:
+    """The folders of the experts that go with an embedded model: to the vision-language one belong the language model's too, and what
+    was trained with pictures takes the place of what has its name there (`paths.experts_in`).
+
+    Args:
+        name: `embedded` or `embedded-vlm`.
+        seed: the training seed.
+    """
+    return [embedded_library_dir(seed), *([embedded_vlm_library_dir(seed)] if name == EMBEDDED_VLM else [])]
+
+
+def embedded_adapters(name: str, method: str, label: str, seed: int = 0) -> list[Path]:
+    """Where a baseline's adapter for an embedded model may lie, in the order of `embedded_libraries`; `*` stands for all labels.
+
+    Raises:
+        UsageError: an unknown method, or, for the language model, a label that it has no baselines for.
+    """
+    found = [embedded_vlm_baseline_dir(method, label, seed)] if name == EMBEDDED_VLM else []
+    if label == "*":
+        return [embedded_baseline_dir(method, LANGUAGE_SKILLS[0], seed).with_name(f"{method}-*"), *found]
+    return [embedded_baseline_dir(method, label, seed), *found] if label in LANGUAGE_SKILLS or not found else found
+
+
+def load_base(
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
+    """Load a base model, in evaluation mode, and its tokenizer, which pads on the left; of a vision-language model, its processor.
+
+    Args:
+        name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed, or
+            `embedded-vlm` for the embedded vision-language one.
+        revision: a Hub revision.
+        dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
+        device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
+        trust_remote_code: run code that the repository brings.
+
+    Returns:
+        (model, tokenizer), or (model, processor) where the configuration is a vision-language model's: `t2eval.vision.images.reads_images`
+        tells which, and `text_tokenizer` gives the tokenizer of either.
+
+    Raises:
+        T2Error: no such folder or repository, a gated one, a hub that cannot be reached, a damaged checkpoint, no embedded base.
+
+    Example:
+        >>> model, tokenizer = load_base("embedded")
+    """
+    source = model_source(name)
+    wanted = _dtype(dtype)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        options["local_files_only"] = not _hub_answers(source, revision)
+        spread = {"device_map": "auto"} if device == "auto" else {}
+        if _is_vlm(AutoConfig.from_pretrained(source, **options)):
+            reader = AutoProcessor.from_pretrained(source, **options)
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **spread, **options)
+        else:
+            reader = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
+    except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
+        raise _explain(source, revision, error) from error
+    tokenizer = text_tokenizer(reader)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        _set_padding(tokenizer, source)
+    if device is not None and not spread:
+        model = model.to(device)
+    return model.eval(), reader
+
+
+def _is_vlm(config: Any) -> bool:
+    """Some families (Gemma 3) have one class for both kinds: those with a vision tower in the configuration are meant."""
+    vision = getattr(config, "vision_config", None) is not None
+    return vision and config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def base_identity(model_or_name: Any) -> dict[str, str | None]:
+    """What names a base model in an expert's card and in results.
+
+    Args:
+        model_or_name: a loaded model, or what `load_base` takes.
+
+    Returns:
+        `id` (`embedded`, `embedded-seed-1`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and
+        `architecture` (the class name).
+
+    Raises:
+        T2Error: as `load_base`, where a name is given.
+    """
+    if model_or_name is None or isinstance(model_or_name, (str, Path)):
+        source = model_source(None if model_or_name is None else str(model_or_name))
+        try:
+            config = AutoConfig.from_pretrained(source, local_files_only=not _hub_answers(source, None))
+        except Exception as error:  # as in load_base
+            raise _explain(source, None, error) from error
+        architecture = (config.architectures or ["unknown"])[0]
+        location = source
+    else:
+        config, architecture = model_or_name.config, type(model_or_name).__name__
+        location = str(config.name_or_path)
+    local = Path(location).resolve() if location and Path(location).is_dir() else None
+    embedded = next((name for name in EMBEDDED_FOLDERS if local == embedded_base_dir(name).resolve()), None)
+    return {
+        "id": embedded or location or "unnamed",
+        "revision": getattr(config, "_commit_hash", None),
+        "architecture": architecture,
+    }
+
+
+def model_source(name: str | None) -> str:
+    """What transformers loads a base model from: the folder of an embedded one, else the name itself.
+
+    Args:
+        name: an embedded model, a folder in the Hub layout or a Hub id; None: the embedded base.
+
+    Raises:
+        T2Error: the folder is missing, or has no config.json.
+    """
+    if name is None or is_embedded(name):
+        folder = embedded_base_dir(name or EMBEDDED)
+        if not (folder / "config.json").exists():
+            kind = "vision-language" if name == EMBEDDED_VLM else "base"
+            remedy = "Install t2eval again, or build it with `make embedded`; or give another model."
+            raise T2Error(f"The embedded {kind} model is not in {folder}. {remedy}")
+        return str(folder)
+    assert name is not None
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise T2Error(f"{name} is a folder without config.json: it is not a model in the Hub layout.")
+        return name
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(str(path.parent / match) for match in near)}?" if near else ""
+        raise T2Error(f"There is no model folder {name}.{hint}")
+    return name
+
+
+def _hub_answers(source: str, revision: str | None) -> bool:
+    """Whether the Hub can be asked for this source: one request, because the libraries retry each file of a checkpoint for half a minute.
+
+    Raises:
+        Exception: the Hub's own answer that there is no such repository or revision.
+    """
+    if Path(source).is_dir():
+        return False
+    try:
+        HfApi().model_info(source, revision=revision, timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception as error:  # noqa: BLE001  the HTTP library's own errors, whichever it is in this release of huggingface_hub
+        logging.getLogger(__name__).info("The Hub cannot be reached (%s): looking in the local cache only.", error)
+        return False
+    return True
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
+
+
+def _set_padding(tokenizer: Any, source: str) -> None:
+    """A tokenizer without a padding token pads with the end of text, as lm-eval does; a new token would change the embeddings."""
+    token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if token is None:
+        raise T2Error(f"The tokenizer of {source} has no padding and no end-of-text token: set pad_token in its tokenizer_config.json.")
+    tokenizer.pad_token = token
+
+
+def _explain(source: str, revision: str | None, error: Exception) -> Exception:
+    """A `T2Error` for a checkpoint that cannot be had; anything else as it is."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    local = Path(source).is_dir()
+    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return T2Error(f"{source} is gated: ask for access at https://huggingface.co/{source}, then run `hf auth login`.")
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return T2Error(f"{source} has no revision {revision!r}. Look at https://huggingface.co/{source}/tree/main for those it has.")
+    if any(isinstance(link, (RepositoryNotFoundError, HFValidationError)) for link in chain):
+        return T2Error(
+            f"There is no model {source!r}, neither a folder nor on the Hub. Check the name; private models need `hf auth login`."
+        )
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return T2Error(f"Not enough memory to load {source}. Try dtype bfloat16, or a smaller model.")
+    if local and isinstance(error, (OSError, ValueError, KeyError, RuntimeError)) or "Safetensor" in type(error).__name__:
+        return T2Error(f"The checkpoint in {source} cannot be loaded: {detail}")
+    if isinstance(error, OSError) or any(isinstance(link, ConnectionError) for link in chain):
+        return T2Error(
+            f"{source} is neither a folder nor in the local cache, and the Hub cannot be reached. Check the name and the network "
+            "(is HF_HUB_OFFLINE set?), or use a local folder, or the embedded base model (no name)."
+        )
+    if isinstance(error, (ValueError, ImportError)):
+        return UsageError(f"{source} cannot be loaded: {detail}")
+    return error

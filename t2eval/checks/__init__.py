@@ -1,0 +1,1 @@
+"""Checks: what this machine has, and what a run would miss."""

@@ -1,0 +1,82 @@
+"""The catalogue: t2eval's own tasks, with splits, sizes and what they need."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from t2eval.paths import tasks_dir
+
+_ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
+_LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text"})
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """One task.
+
+    Attributes:
+        name: for `--tasks`.
+        label: the skill label, None where the YAML gives none.
+        metric: the first of its metrics, by which t2eval compares.
+        splits: role (`train`, `validation`, `adaptation`, `test`) -> examples, None where that takes a download.
+        needs: of `hub`, `code execution`, `images`.
+    """
+
+    name: str
+    label: str | None
+    metric: str
+    splits: dict[str, int | None]
+    needs: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def list_tasks() -> list[TaskEntry]:
+    """All tasks of `t2eval/tasks`, by name. Tasks that need the hub are described from their YAMLs, without a download."""
+    from lm_eval.tasks import TaskManager
+
+    # Each load tells how a custom dataset can be given arguments, which is no news here.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_path=[str(tasks_dir())], include_defaults=False)
+    return [_entry(manager, name) for name in manager.all_subtasks]
+
+
+def _entry(manager: Any, name: str) -> TaskEntry:
+    config: Mapping[str, Any] = manager.task_index[name].cfg or {}
+    own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
+    needs = _needs(config)
+    splits = _roles(config, own)
+    sizes: Mapping[str, int] = own.get("sizes") or {}
+    if "hub" not in needs:
+        dataset = manager.load([name])["tasks"][name].dataset
+        sizes = {split: len(dataset[split]) for split in dataset}
+    counted = {role: sizes.get(split) for role, split in splits.items()}
+    metrics = config.get("metric_list") or [{"metric": "–"}]
+    return TaskEntry(name, own.get("label"), str(metrics[0]["metric"]), counted, needs)
+
+
+def _roles(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> the split that plays it. A split that is there for adaptation only is not counted as validation too."""
+    splits = {role: config[key] for role, key in _ROLES.items() if config.get(key)}
+    if adaptation := own.get("adaptation_split"):
+        if splits.get("validation") == adaptation:
+            del splits["validation"]
+        splits = {**{role: split for role, split in splits.items() if role != "test"}, "adaptation": adaptation} | {
+            role: split for role, split in splits.items() if role == "test"
+        }
+    return splits
+
+
+def _needs(config: Mapping[str, Any]) -> tuple[str, ...]:
+    path = config.get("dataset_path")
+    needs = {
+        "hub": bool(path) and path not in _LOCAL_READERS,  # also where a `custom_dataset` makes the splits of it
+        "code execution": bool(config.get("unsafe_code")),
+        "images": "doc_to_image" in config,
+    }
+    return tuple(need for need, needed in needs.items() if needed)

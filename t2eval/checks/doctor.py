@@ -1,0 +1,187 @@
+"""The doctor: is everything that t2eval needs on this machine, and if not, what to do.
+
+A check is `ok`, `note` (works, with a limit worth knowing) or `missing` (something that is needed is not there).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from t2eval import __version__, paths
+from t2eval.errors import T2Error
+from t2eval.models import plugin
+
+PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "peft", "accelerate", "safetensors")
+_NAMES = {paths.EMBEDDED: "embedded base", paths.EMBEDDED_VLM: "embedded vision-language model"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's report; `remedy` is empty where there is nothing to do."""
+
+    name: str
+    status: Literal["ok", "note", "missing"]
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Run all checks. Imports torch and lm-eval."""
+    checks: tuple[Callable[[], Check], ...] = (
+        _python,
+        _packages,
+        _device,
+        _plugin,
+        _tasks,
+        sandbox,
+        _cache,
+        _datasets_cache,
+        embedded_base,
+        embedded_vlm,
+    )
+    return [check() for check in checks]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"t2eval {__version__} on Python {platform.python_version()}, {sys.executable}")
+
+
+def _packages() -> Check:
+    found, absent = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            absent.append(name)
+    if absent:
+        return Check("packages", "missing", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _device() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Check("device", "note", f"no GPU; {cores} CPU cores, {torch.get_num_threads()} threads: enough for the embedded base")
+
+
+def _plugin() -> Check:
+    by_itself = plugin.active()
+    plugin.activate()
+    unknown = [name for name, known in plugin.registered().items() if not known]
+    if unknown:
+        return Check(
+            "plug-in", "missing", f"lm-eval does not know {', '.join(unknown)}", "Install t2eval again: pip install --force-reinstall"
+        )
+    if by_itself:
+        return Check("plug-in", "ok", f"active at start-up: `lm_eval --model {next(iter(plugin.MODELS))}` works")
+    return Check(
+        "plug-in",
+        "note",
+        "this interpreter has not read t2eval_bridge.pth (a checkout that is not installed, `pip --target` or `python -S`)",
+        "Use `t2 lm-eval …` in place of `lm_eval …`, or install t2eval with pip in a venv.",
+    )
+
+
+def _tasks() -> Check:
+    folder = paths.tasks_dir()
+    count = len(list(folder.glob("**/*.yaml"))) if folder.is_dir() else 0
+    if not count:
+        return Check(
+            "tasks", "missing", f"no task YAMLs in {folder}", "Install t2eval again; in a checkout, t2eval/tasks must be a link to tasks/."
+        )
+    return Check("tasks", "ok", f"{count} YAMLs in {folder}")
+
+
+def sandbox() -> Check:
+    """Whether model-written programs can be isolated here."""
+    from t2eval.sandbox import available
+
+    try:
+        isolation = available()
+    except T2Error as error:
+        return Check("sandbox", "missing", str(error), "Unset T2EVAL_SANDBOX or give it one of those values.")
+    if isolation.kind is None:
+        return Check("sandbox", "missing", isolation.reason, "apt-get install bubblewrap; without it, tasks that run programs refuse to.")
+    if isolation.kind == "none":
+        return Check("sandbox", "note", isolation.reason, "Unset T2EVAL_SANDBOX to isolate programs.")
+    return Check("sandbox", "ok", f"{isolation.kind}: {isolation.reason}")
+
+
+def _cache() -> Check:
+    return writable("cache", paths.cache_dir(), "T2EVAL_CACHE")
+
+
+def _datasets_cache() -> Check:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return writable("hub cache", Path(home), "HF_HOME")
+
+
+def writable(name: str, folder: Path, variable: str) -> Check:
+    """Whether a file can be written in `folder`, or in the nearest parent that exists."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"t2eval")
+    except OSError as error:
+        return Check(name, "missing", f"{folder} cannot be written: {error.strerror}", f"Set {variable} to a folder that can be written.")
+    return Check(name, "ok", str(folder))
+
+
+def embedded_model(name: str = paths.EMBEDDED) -> Check:
+    """Whether the weights of an embedded model are there; its experts are not looked at.
+
+    Args:
+        name: a key of `paths.EMBEDDED_FOLDERS`.
+    """
+    what = _NAMES.get(name, name)
+    if importlib.util.find_spec("t2eval.basemodel.load") is None:
+        return Check(what, "missing", "t2eval.basemodel.load is not installed", "Install t2eval again.")
+    from t2eval.basemodel.load import embedded_base_dir
+
+    folder = embedded_base_dir(name)
+    absent = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
+    if absent:
+        return Check(what, "missing", f"{folder} lacks {', '.join(absent)}", "Install t2eval again, or `make embedded` in a checkout.")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    return Check(what, "ok", f"{size:.1f} MB in {folder}")
+
+
+def embedded_base() -> Check:
+    """Whether the embedded base model and its experts are there."""
+    from t2eval.basemodel.load import embedded_library_dir
+
+    return _with_experts(embedded_model(), embedded_library_dir(0))
+
+
+def embedded_vlm() -> Check:
+    """Whether the embedded vision-language model and the experts that were trained with pictures are there."""
+    from t2eval.basemodel.load import embedded_vlm_library_dir
+
+    return _with_experts(embedded_model(paths.EMBEDDED_VLM), embedded_vlm_library_dir(0))
+
+
+def _with_experts(model: Check, library: Path) -> Check:
+    if model.status != "ok":
+        return model
+    experts = sorted(card.parent.name for card in library.glob("*/expert.json"))
+    if not experts:
+        return Check(model.name, "missing", f"{model.detail}, but no experts in {library}", "Install t2eval again, or `make embedded`.")
+    return Check(model.name, "ok", f"{model.detail}, experts: {', '.join(experts)}")

@@ -1,0 +1,254 @@
+"""Preflight: everything that a command will need and this machine lacks, said in one message before anything is loaded.
+
+An obstacle stops the command: what is missing, and what to do. A warning does not: the run may still succeed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from t2eval.basemodel import probe as hub
+from t2eval.bench.execute import EXECUTORS
+from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Plan, open_tasks
+from t2eval.bench.training import jobs, settle
+from t2eval.checks import doctor
+from t2eval.environment.loading import checked_config
+from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.forecast.forecast import Figure, Forecast, forecast, task_data
+from t2eval.paths import EMBEDDED, cache_dir, is_embedded
+from t2eval.training.config import TrainConfig
+
+_EXTRAS = {"ray": "t2eval[ray]", "wandb": "t2eval[wandb]"}
+
+
+@dataclass
+class Findings:
+    """What was found: obstacles and warnings, one sentence or two each."""
+
+    obstacles: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def settled(self) -> list[str]:
+        """The warnings, where there is no obstacle.
+
+        Raises:
+            T2Error: all obstacles, and the warnings after them.
+        """
+        if not self.obstacles:
+            return self.warnings
+        lines = [f"- {line}" for line in dict.fromkeys([*self.obstacles, *self.warnings])]
+        count = "One thing is" if len(self.obstacles) == 1 else f"{len(self.obstacles)} things are"
+        raise T2Error("\n".join([f"{count} missing, and nothing was loaded:", *lines]))
+
+
+def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
+    """Check what `t2 bench` will need.
+
+    Args:
+        plan: from `load_plan`.
+        output: its folder.
+        executor: where cells run.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        UsageError: a wrong name or setting.
+        T2Error: something is missing; the message lists all of it.
+    """
+    if executor not in EXECUTORS:
+        raise unknown("executor", executor, EXECUTORS)
+    found = Findings()
+    here = settle(plan, output)
+    config, todo = here.config, [job for job in jobs(here) if not job.finished]
+    tasks = list(dict.fromkeys([*config.tasks, *(job.config.task for job in todo)]))
+    manager = open_tasks(tasks, config.include_path)
+    readable = _check_tasks(found, manager, tasks)
+    _check_model(found, config.model, config.revision)
+    _check_device(found, config.device)
+    packages = {tool: "report_to" for job in todo for tool in job.config.report_to}
+    _check_packages(found, packages | ({"ray": "--executor ray"} if executor == "ray" else {}))
+    _check_experts(found, here)
+    if readable:
+        prediction = forecast(plan, output)
+        _check_disk(found, output, prediction)
+        _check_memory(found, config.device, prediction, bool(todo))
+    return found.settled()
+
+
+def check_training(config: TrainConfig) -> list[str]:
+    """Check what `t2 train-expert` will need. Returns and raises as `check_bench`."""
+    found = Findings()
+    _check_tasks(found, open_tasks([config.task], None if config.include_path is None else str(config.include_path)), [config.task])
+    _check_model(found, config.for_task().model or EMBEDDED, config.revision)
+    _check_device(found, config.device)
+    _check_packages(found, dict.fromkeys(config.report_to, "report_to"))
+    return found.settled()
+
+
+def check_demo(output: Path) -> list[str]:
+    """Check what `t2 demo` will need: the embedded base, and a sandbox for its programs. Returns and raises as `check_bench`."""
+    found = Findings()
+    for check in (doctor.embedded_base(), doctor.sandbox(), doctor.writable("output", output, "--output")):
+        if check.status == "missing":
+            found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
+    return found.settled()
+
+
+# ---------------------------------------------------------------------- tasks
+def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
+    """Data, packages and the sandbox for tasks. Whether all of them may be read: one whose programs would run unprotected may not."""
+    readable = True
+    users: dict[hub.HubData, list[str]] = {}
+    packages: dict[str, str] = {}
+    programs = []
+    for name in names:
+        try:
+            config = checked_config(manager, name)
+        except UsageError:
+            raise
+        except T2Error as error:
+            found.obstacles.append(str(error))
+            readable = False
+            continue
+        for data in task_data(manager, config):
+            users.setdefault(data, []).append(name)
+        own = (config.get("metadata") or {}).get("t2") or {}
+        packages |= dict.fromkeys((str(package) for package in own.get("requires") or ()), f"task {name}")
+        programs += [name] if config.get("unsafe_code") else []
+    _check_data(found, users)
+    _check_packages(found, packages)
+    check = doctor.sandbox()
+    if programs and check.status == "missing":
+        found.obstacles.append(f"{', '.join(programs)} run model-written programs, and there is no sandbox: {check.detail}. {check.remedy}")
+    return readable
+
+
+def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> None:
+    """Data sets that cannot be had, by reason; where the hub cannot be reached once, it is not asked again."""
+    unreachable = ""
+    reasons: dict[str, list[str]] = {}
+    for data, names in users.items():
+        reason = hub.data_obstacle(data) if not unreachable or hub.cached_data(data) is not None else unreachable
+        if reason is not None:
+            unreachable = reason if "cannot be reached" in reason else unreachable
+            reasons.setdefault(reason, []).append(f"{data} (for {', '.join(names)})")
+    for reason, wanted in reasons.items():
+        remedy = (
+            " Load the tasks once where there is a network and copy the folder that HF_HOME names, or unset HF_HUB_OFFLINE."
+            if "not in the cache" in reason
+            else ""
+        )
+        found.obstacles.append(f"Data sets: {'; '.join(wanted)}: {reason}.{remedy}")
+
+
+# ---------------------------------------------------------------------- the machine
+def _check_model(found: Findings, model: str, revision: str | None) -> None:
+    if is_embedded(model):
+        check = doctor.embedded_model(model)  # what needs experts says so itself (`_check_experts`); training needs none
+        if check.status == "missing":
+            found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
+    elif (reason := hub.model_obstacle(model, revision)) is not None:
+        found.obstacles.append(reason)
+
+
+def _check_device(found: Findings, device: str | None) -> None:
+    if device is not None and (device.startswith("cuda") or device == "auto") and not _gpus():
+        found.obstacles.append(
+            f"There is no GPU here that torch can use, and the device is {device!r}. Set `device: cpu`, or run where there is one."
+        )
+
+
+def _gpus() -> list[int]:
+    """Bytes of memory of each GPU that torch sees."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [int(torch.cuda.get_device_properties(index).total_memory) for index in range(torch.cuda.device_count())]
+
+
+def _check_packages(found: Findings, packages: Mapping[str, str]) -> None:
+    """Optional packages, by the name that pip knows, and what asks for each."""
+    for package, wanted_by in packages.items():
+        name = re.split(r"[\s\[<>=!~;]", package, maxsplit=1)[0]
+        try:
+            version(name)
+        except PackageNotFoundError:
+            found.obstacles.append(f"The package {name} is not installed ({wanted_by}). pip install '{_EXTRAS.get(name, package)}'")
+
+
+def _check_experts(found: Findings, plan: Plan) -> None:
+    """Experts and baselines that nobody will make. Their cells would fail, and the others run: a warning."""
+    config = plan.config
+    if config.train is not None:
+        return
+    for seed in config.seeds:
+        if EXPERT_METHODS & set(config.methods) and not config.expert_folders(seed):
+            places = " or ".join(map(str, config.libraries(seed)))
+            found.warnings.append(f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
+        for method in BASELINES:
+            if method in config.methods and not config.adapters(method, seed):
+                found.warnings.append(
+                    f"There is no {method} adapter of seed {seed}: its cells will fail. Train it, or give a `train:` section."
+                )
+
+
+def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:
+    from huggingface_hub import constants
+
+    places = {"download": (Path(constants.HF_HUB_CACHE), "HF_HOME"), "bases": (cache_dir(), "T2EVAL_CACHE")}
+    for name, part in prediction.disk.items():
+        folder, variable = places[name]
+        free = shutil.disk_usage(_existing(folder)).free
+        if part.value is not None and part.value > free:
+            found.warnings.append(
+                f"{folder} has {_gigabytes(free)} free, and {name} may take {_gigabytes(part.value)} ({part.source}). "
+                f"Make room, or set {variable} to another disk."
+            )
+    if not os.access(_existing(output), os.W_OK):
+        found.obstacles.append(f"{output} cannot be written. Choose another --output.")
+
+
+def _check_memory(found: Findings, device: str | None, prediction: Forecast, trains: bool) -> None:
+    needs: Iterable[tuple[str, Figure]] = [("evaluation", prediction.needed(False))]
+    needs = [*needs, ("training", prediction.needed(True))] if trains else needs
+    gpus = [] if device == "cpu" or (device is None and is_embedded(prediction.model)) else _gpus()
+    free: int | None = None
+    where = "of memory"
+    if gpus:
+        free, where = (sum(gpus), "on the GPUs") if device == "auto" else (gpus[0], "on the GPU")
+    elif device in (None, "cpu"):
+        free = _host_memory()
+    for name, need in needs:
+        if free is not None and need.value is not None and need.value > free:
+            found.warnings.append(
+                f"{name} may take {_gigabytes(need.value)} ({need.source}), and there are {_gigabytes(free)} {where}. "
+                "A smaller batch_size or micro_batch takes less."
+            )
+
+
+def _host_memory() -> int | None:
+    """Bytes that are available, where Linux says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _gigabytes(value: float) -> str:
+    return f"{value / 1e9:.1f} GB"

@@ -1,0 +1,393 @@
+"""Environment: one lm-eval task as a reinforcement-learning environment, with its examples, prompts and the reward of an answer.
+
+Nothing about a task is restated here. Documents, prompts, filters and metrics are lm-eval's own objects, so the reward of an answer
+is what lm-eval would report for it: the task's filters (the first filter pipeline), then `process_results`, then the first metric.
+
+Splits:
+
+- `train`: the task's training split. Where the task has no separate validation split, the first half of it, shuffled by a constant
+  seed (the paper's equal halves).
+- `validation`: the task's validation split, else the other half. A task without a test split is evaluated by lm-eval on its
+  validation split; that split is then `test` here, and never used to choose anything.
+- `adaptation`: what `metadata: {t2: {adaptation_split: …}}` names, else validation, else train, else the labelled test split.
+- `test`: what lm-eval evaluates, less the adaptation examples where those had to come from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from t2eval.basemodel.chat import tokenizer_chat
+from t2eval.environment.loading import checked_config, compiled_once, load_task, make_task_manager
+from t2eval.errors import T2Error, UsageError
+from t2eval.vision.images import has_images, images_of, refuse_with_images, without_images
+
+__all__ = ["Environment", "Example", "Split", "make_task_manager"]
+
+Split = Literal["train", "validation", "adaptation", "test"]
+
+_HALVES_SEED = 16
+_FEWSHOT_SEED = 1234
+"""lm-eval's own default, so that few-shot prompts are its own."""
+_DEFAULT_NEW_TOKENS = 256
+"""What HFLM generates where a task does not say."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document of a task, ready to be answered and scored.
+
+    Attributes:
+        task: the task's name.
+        split: the lm-eval split that it came from.
+        index: its position in that split.
+        doc: the document.
+        prompt: what the model reads (for a choice task whose choices are contexts: the first of them).
+        target: the gold answer as text. `metadata: {t2: {answer_field: …}}` may name the field that holds a worked solution.
+        choices: the answers to choose from, or None for a generated answer.
+        gold: the index of the right choice, or None.
+        key: a hash of the document.
+        answer: `target` as it continues `prompt`, with the task's delimiter: what supervised training learns.
+        requests: for a choice task, the (context, continuation) pairs exactly as lm-eval would send them.
+    """
+
+    task: str
+    split: str
+    index: int
+    doc: dict[str, Any]
+    prompt: str
+    target: str
+    choices: tuple[str, ...] | None
+    gold: int | None
+    key: str
+    answer: str = ""
+    requests: tuple[tuple[str, str], ...] = ()
+
+
+class Environment:
+    """One lm-eval task as examples with prompts, and the score of an answer.
+
+    Attributes:
+        name: the task's name.
+        kind: `generate` or `choice`.
+        metric: the main metric: the first of the task's list.
+        filter: the main filter pipeline: the task's first.
+        higher_is_better: of the main metric.
+        unsafe_code: the metric runs model-written programs (in `t2eval.sandbox`; others are refused).
+        until: the strings that end a generated answer.
+        max_new_tokens: the most tokens of a generated answer.
+        num_fewshot: the worked examples in each prompt.
+        images: whether documents have images; `images_of` gives an example's.
+        task: lm-eval's own task object. manager: the TaskManager that loaded it.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        include_path: str | Path | Sequence[str | Path] | None = None,
+        tokenizer: Any = None,
+        apply_chat_template: bool = False,
+        num_fewshot: int | None = None,
+        task_manager: Any = None,
+        chat_template_args: Mapping[str, Any] | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load a task by name.
+
+        Args:
+            task: an lm-eval task name (not a group).
+            include_path: further folders of task YAMLs.
+            tokenizer: needed for `apply_chat_template`; of a vision-language model, its processor.
+            apply_chat_template: prompts in the tokenizer's chat template, as `lm_eval --apply_chat_template`.
+            num_fewshot: worked examples in each prompt; None: the task's own number, else 0.
+            task_manager: an lm-eval TaskManager to load from.
+            chat_template_args: further arguments for the chat template, as HFLM's.
+            generation_kwargs: instead of the task's own, where lm-eval was given others (`--gen_kwargs`).
+
+        Raises:
+            UsageError: no such task, or a group of tasks.
+            T2Error: the task's kind cannot be an environment, its code would run unprotected, or its data cannot be had.
+        """
+        if apply_chat_template and tokenizer is None:
+            raise UsageError("apply_chat_template needs a tokenizer.")
+        self.manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
+        self.name = task
+        self._chat: Any = tokenizer_chat(tokenizer, **(chat_template_args or {})) if apply_chat_template else None
+        config = checked_config(self.manager, task)
+        self.task: Any = load_task(self.manager, task)
+        self.unsafe_code = bool(self.task.config.unsafe_code) or bool(config.get("unsafe_code"))
+        output_type = self.task.OUTPUT_TYPE
+        if output_type not in ("generate_until", "multiple_choice"):
+            raise T2Error(
+                f"Task {task!r} has output type {output_type!r}: it has no answer that could be right or wrong. "
+                "Use a task with generated answers (generate_until) or with choices (multiple_choice)."
+            )
+        self.kind: Literal["generate", "choice"] = "generate" if output_type == "generate_until" else "choice"
+        self.metric: str = next(iter(self.task._metric_fn_list))
+        self.filter: str = self.task._filters[0].name
+        self.higher_is_better = bool(self.task.higher_is_better().get(self.metric, True))
+        self.num_fewshot = int(num_fewshot if num_fewshot is not None else self.task.config.num_fewshot or 0)
+        self.until, self.max_new_tokens = self._generation(generation_kwargs)
+        metadata = self.task.config.metadata
+        self.t2: dict[str, Any] = dict((metadata.get("t2") or {}) if isinstance(metadata, dict) else {})
+        self._held_out: set[str] = set()
+        self._pictured: dict[str, Any] = {}
+        self.images = has_images(self.task)
+        if self.images:
+            refuse_with_images(task, self.kind, self.num_fewshot)
+
+    def _generation(self, given: Mapping[str, Any] | None) -> tuple[list[str], int]:
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        if self.kind == "choice":
+            return [], 0
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given or self.task.config.generation_kwargs or {}), _DEFAULT_NEW_TOKENS))
+        until = settings.get("until") or []
+        return ([until] if isinstance(until, str) else [str(item) for item in until]), int(settings["max_gen_toks"])
+
+    # ------------------------------------------------------------------ splits
+    def _splits(self) -> dict[str, str | None]:
+        config = self.task.config
+        test = config.test_split or config.validation_split
+        validation = config.validation_split if config.test_split else None
+        train = config.training_split if config.training_split != test else None
+        adaptation = self.t2.get("adaptation_split")
+        return {"train": train, "validation": validation, "test": test, "adaptation": adaptation}
+
+    def _plan(self, split: Split) -> tuple[str, Literal["all", "first", "second"]]:
+        """The lm-eval split, and which half of it."""
+        splits = self._splits()
+        train, validation, test = splits["train"], splits["validation"], splits["test"]
+        if split == "adaptation":
+            if splits["adaptation"]:
+                return str(splits["adaptation"]), "all"
+            if validation:
+                return validation, "all"
+            if train:
+                return train, "all"
+            split = "test"
+        if split == "test":
+            if test is None:
+                raise T2Error(f"Task {self.name!r} has no test split and no validation split.")
+            return test, "all"
+        if split == "validation" and validation:
+            return validation, "all"
+        if train is None:
+            have = sorted(getattr(self.task, "dataset", None) or {})
+            raise T2Error(
+                f"Task {self.name!r} has no training split that is apart from what it is tested on; its dataset has: "
+                f"{', '.join(map(str, have)) or 'none'}. Name one as training_split in the task's YAML, or train on another task."
+            )
+        return train, ("all" if validation else "first" if split == "train" else "second")
+
+    def split_source(self, split: Split) -> str:
+        """Which lm-eval split `examples(split)` draws from, for the record: `"train"`, `"train (second half)"`, …
+
+        Raises:
+            T2Error: the task has nothing to draw this split from.
+        """
+        source, part = self._plan(split)
+        return source if part == "all" else f"{source} ({part} half)"
+
+    def examples(self, split: Split, limit: int | None = None, seed: int = 0) -> list[Example]:
+        """The examples of a split, with prompts.
+
+        Args:
+            split: `train`, `validation`, `adaptation` or `test`; see the module's text for where each comes from.
+            limit: at most so many: the first ones of `test` (as `lm_eval --limit`), a seeded sample, in order, of the others.
+            seed: of that sample.
+
+        Returns:
+            The examples, in the split's order.
+
+        Raises:
+            T2Error: the task has nothing to draw this split from.
+        """
+        source, part = self._plan(split)
+        docs = self._docs(source)
+        indices = list(range(len(docs)))
+        if part != "all":
+            random.Random(_HALVES_SEED).shuffle(indices)
+            middle = (len(indices) + 1) // 2
+            indices = sorted(indices[:middle] if part == "first" else indices[middle:])
+        if limit is not None and limit < len(indices):
+            indices = indices[:limit] if split == "test" else sorted(random.Random(seed).sample(indices, limit))
+        self.task.set_fewshot_seed(_FEWSHOT_SEED)
+        with compiled_once():
+            built = [self._example(docs[index], source, index) for index in indices]
+        if split == "adaptation" and source == self._splits()["test"]:
+            self._held_out = {example.key for example in built}
+        return [example for example in built if example.key not in self._held_out] if split == "test" else built
+
+    def _docs(self, source: str) -> list[dict[str, Any]]:
+        dataset = self.task.dataset
+        if source not in dataset:
+            raise T2Error(f"Task {self.name!r} has no split {source!r}. Its dataset has: {', '.join(sorted(map(str, dataset)))}.")
+        docs = dataset[source]
+        if callable(self.task.config.process_docs):
+            docs = self.task.config.process_docs(docs)
+        if self.images:
+            self._pictured[source] = docs
+            docs = without_images(docs)
+        return [dict(doc) for doc in docs]
+
+    def images_of(self, example: Example) -> list[Any]:
+        """The PIL images of an example, read or drawn now, and not kept."""
+        return images_of(self.task, dict(self._pictured[example.split][example.index]))
+
+    # ------------------------------------------------------------------ prompts
+    def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
+        task = self.task
+        extra: dict[str, Any] = {}
+        if self._chat is not None:
+            extra = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True}
+        sampler: Any = getattr(task, "sampler", None)
+        own = self.num_fewshot > 0 and sampler is not None and task.fewshot_cfg.split == source != task.config.test_split
+        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training may draw both from one
+            plain = sampler.sample
+            sampler.sample = lambda n, eval_doc=None, **kwargs: plain(n, eval_doc=doc, **kwargs)
+        try:
+            context: str | list[str] = task.fewshot_context(doc, num_fewshot=self.num_fewshot, gen_prefix=task.doc_to_prefix(doc), **extra)
+        finally:
+            if own:
+                del sampler.sample
+        return context
+
+    def _example(self, doc: dict[str, Any], source: str, index: int) -> Example:
+        context = self._context(doc, source)
+        told = {"doc": doc, "place": [source, index]} if self.images else doc  # one question may be asked about two pictures
+        key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        shared: dict[str, Any] = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
+        if self.kind == "generate":
+            prompt = str(context)
+            target = self._target(doc)
+            answer = self._delimited(prompt, target, prefixed=bool(self.task.doc_to_prefix(doc)))
+            return Example(**shared, prompt=prompt, target=target, choices=None, gold=None, answer=answer)
+        instances = self.task.construct_requests(
+            doc, context, metadata=(self.name, index, 1), apply_chat_template=self._chat is not None, chat_template=None
+        )
+        requests = tuple((str(instance.args[0]), str(instance.args[1])) for instance in instances)
+        choices = tuple(str(choice) for choice in self.task.doc_to_choice(doc))
+        requests = requests[: 2 * len(choices)]
+        gold = self._gold(doc, choices)
+        return Example(
+            **shared,
+            prompt=requests[0][0],
+            target=choices[gold] if gold is not None else "",
+            choices=choices,
+            gold=gold,
+            answer=requests[gold][1] if gold is not None else "",
+            requests=requests,
+        )
+
+    def _target(self, doc: dict[str, Any]) -> str:
+        if field := self.t2.get("answer_field"):
+            if field not in doc:
+                raise T2Error(f"Task {self.name!r}: metadata.t2.answer_field names {field!r}, but a document has: {', '.join(doc)}.")
+            return str(doc[field])
+        target = self.task.doc_to_target(doc)
+        if isinstance(target, int) and self.task.config.doc_to_choice is not None:
+            target = self.task.doc_to_choice(doc)[target]
+        if isinstance(target, (list, tuple)):
+            target = target[0] if target else ""
+        return str(target)
+
+    def _delimited(self, prompt: str, target: str, *, prefixed: bool) -> str:
+        """The target as it continues the prompt: behind a `gen_prefix` as in lm-eval's worked examples, else behind the delimiter."""
+        if prompt[-1:].isspace() or target[:1].isspace():
+            return target
+        if prefixed:
+            return f" {target}"
+        return target if self._chat is not None else f"{self.task.config.target_delimiter or ''}{target}"
+
+    def _gold(self, doc: dict[str, Any], choices: Sequence[str]) -> int | None:
+        gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)
+        if isinstance(gold, (list, tuple)):
+            gold = gold[0] if gold else None
+        if isinstance(gold, str):
+            gold = list(choices).index(gold) if gold in choices else None
+        return int(gold) if gold is not None and 0 <= int(gold) < len(choices) else None
+
+    # ------------------------------------------------------------------ scores
+    def score(self, example: Example, response: str) -> float:
+        """The main metric of one generated answer, by the task's own filters and `process_results`.
+
+        Args:
+            example: of this environment.
+            response: the model's text, with stop strings already cut off, as lm-eval hands it to the filters.
+
+        Returns:
+            The metric's value; for exact match and the like 0.0 or 1.0.
+        """
+        return self.score_many([(example, response)])[0]
+
+    def score_many(self, pairs: Sequence[tuple[Example, str]]) -> list[float]:
+        """`score` of many answers: filters run once over all, and programs run several at a time.
+
+        Args:
+            pairs: examples with their answers; an example may come several times.
+
+        Returns:
+            One value a pair, in order.
+
+        Raises:
+            T2Error: the task has choices instead of generated answers.
+        """
+        if self.kind != "generate":
+            raise T2Error(f"Task {self.name!r} has choices: its score comes from score_choice, not from a text.")
+        if not pairs:
+            return []
+        from lm_eval.api.instance import Instance
+
+        repeats = max(1, int(self.task.config.repeats or 1))
+        instances = [
+            Instance("generate_until", doc=example.doc, arguments=(example.prompt, {}), idx=0, metadata=(self.name, row, 1))
+            for row, (example, _) in enumerate(pairs)
+        ]
+        for instance, (_, response) in zip(instances, pairs, strict=True):
+            instance.resps = [response] * repeats
+        self.task._filters[0].apply(instances)
+
+        def one(instance: Any) -> float:
+            return self.value(self.task.process_results(instance.doc, [instance.filtered_resps[self.filter]]))
+
+        if self.unsafe_code and len(instances) > 1:
+            with ThreadPoolExecutor(max_workers=min(len(instances), os.cpu_count() or 1)) as pool:
+                return list(pool.map(one, instances))
+        return [one(instance) for instance in instances]
+
+    def score_choice(self, example: Example, loglikelihoods: Sequence[float], greedy: Sequence[bool] | None = None) -> float:
+        """The main metric of one choice question, given the log-likelihood of each of `example.requests`.
+
+        Args:
+            example: of this environment.
+            loglikelihoods: one a request, in nats (for mutual-information metrics the unconditional ones follow).
+            greedy: whether each continuation is what greedy decoding would say; only an exact-match metric asks for it.
+
+        Returns:
+            The metric's value; for accuracy 0.0 or 1.0.
+        """
+        flags = list(greedy) if greedy is not None else [False] * len(loglikelihoods)
+        if self.metric == "exact_match" and greedy is None:
+            raise T2Error(f"Task {self.name!r} scores choices by exact match, which also needs the greedy flags.")
+        results = [(float(value), bool(flag)) for value, flag in zip(loglikelihoods, flags, strict=True)]
+        return self.value(self.task.process_results(example.doc, results))
+
+    def value(self, result: Mapping[str, Any]) -> float:
+        """The main metric as one number, from what `process_results` returned for one document."""
+        value = result[self.metric] if self.metric in result else next(iter(result.values()))
+        if self.kind == "choice" and isinstance(value, tuple) and len(value) == 2:  # f1, mcc: (gold, predicted) to be aggregated
+            gold, predicted = value
+            return float(predicted in gold if isinstance(gold, (list, tuple)) else predicted == gold)
+        if isinstance(value, (int, float)) or hasattr(value, "item"):
+            return float(value)
+        return float(self.task.aggregation()[self.metric]([value]))

@@ -1,0 +1,148 @@
+"""Loading: one lm-eval task by name, with errors that a user can act on.
+
+What must be refused is refused before the task's own code is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.paths import tasks_dir
+
+
+def quiet_lm_eval() -> None:
+    """Leave out lm-eval's remarks on how it is called, and others' bars and warnings: t2's own commands say what a user needs.
+
+    Call it before the libraries are imported: tqdm reads its setting only then.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", message="Could not find a config file in")  # PEFT looks for the base's vocabulary on the Hub
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+
+
+@lru_cache(maxsize=8)
+def _task_manager(include: tuple[str, ...], defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    index_log = logging.getLogger("lm_eval.tasks._index")
+    level = index_log.level
+    index_log.setLevel(logging.ERROR)  # our own folder may be known to the plug-in already: not worth a warning for each task
+    try:
+        return TaskManager(include_path=[str(tasks_dir()), *include], include_defaults=defaults)
+    finally:
+        index_log.setLevel(level)
+
+
+def make_task_manager(include_path: str | Path | Sequence[str | Path] | None = None, *, task: str | None = None) -> Any:
+    """lm-eval's TaskManager over its own tasks, t2eval's, and those under `include_path`; scanned once a process.
+
+    Reading lm-eval's ten thousand YAML files takes seconds, so they are left out where `task` is found without them.
+
+    Args:
+        include_path: a folder of task YAMLs, or several.
+        task: the only task that will be asked for.
+
+    Returns:
+        An `lm_eval.tasks.TaskManager`.
+
+    Raises:
+        UsageError: `include_path` is not a folder.
+    """
+    paths = [] if include_path is None else [include_path] if isinstance(include_path, (str, Path)) else list(include_path)
+    for path in paths:
+        if not Path(path).is_dir():
+            raise UsageError(f"include_path {str(path)!r} is not a folder. Give the folder that holds the task's YAML file.")
+    include = tuple(str(Path(path).resolve()) for path in paths)
+    if task is not None and task in (few := _task_manager(include, False)).all_subtasks:
+        return few
+    return _task_manager(include, True)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Inside, lm-eval compiles each prompt template once, not once a document: most of the time that prompts take."""
+    from lm_eval import utils
+
+    compiled = utils.env.from_string
+    utils.env.from_string = lru_cache(maxsize=256)(compiled)
+    try:
+        yield
+    finally:
+        utils.env.from_string = compiled
+
+
+def checked_config(manager: Any, name: str) -> dict[str, Any]:
+    """The task's raw YAML, after the checks that must come before its code is imported.
+
+    Raises:
+        UsageError: no such task, or a group of tasks.
+        T2Error: its programs would run unprotected.
+    """
+    entry = manager.task_index.get(name)
+    if entry is None:
+        raise unknown("task", name, manager.all_subtasks)
+    if name not in set(manager.all_subtasks):
+        members = [task for task, other in manager.task_index.items() if name in other.tags] or ["see `lm_eval ls groups`"]
+        raise UsageError(f"{name!r} is a group of tasks, and one task is needed. Its tasks: {', '.join(sorted(members)[:20])}.")
+    config = _raw_config(entry)
+    t2 = (config.get("metadata") or {}).get("t2") or {}
+    ours = entry.yaml_path is not None and Path(entry.yaml_path).resolve().is_relative_to(tasks_dir().resolve())
+    if config.get("unsafe_code") and not (ours or t2.get("sandbox")):
+        hint = " Use t2_humaneval, the same problems." if name.startswith("humaneval") else ""
+        raise T2Error(
+            f"Task {name!r} runs model-written programs without protection (its own metric executes them in this machine's Python). "
+            f"t2eval runs programs only in its sandbox.{hint} A task of your own that grades with t2eval.sandbox says so with "
+            "`metadata: {t2: {sandbox: true}}`."
+        )
+    return config
+
+
+def task_has_images(name: str, include_path: str | Path | Sequence[str | Path] | None = None) -> bool:
+    """Whether a task's documents have images, without loading its data.
+
+    Raises:
+        UsageError, T2Error: as `checked_config`.
+    """
+    return checked_config(make_task_manager(include_path, task=name), name).get("doc_to_image") is not None
+
+
+def _raw_config(entry: Any) -> dict[str, Any]:
+    if entry.yaml_path is None:
+        return dict(entry.cfg or {})
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(entry.yaml_path, resolve_func=False, recursive=True))
+
+
+_NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "huggingface_hub", "datasets", "requests"}
+
+
+def load_task(manager: Any, name: str) -> Any:
+    """lm-eval's task object.
+
+    Raises:
+        T2Error: its data cannot be had.
+    """
+    try:
+        return manager.load([name])["tasks"][name]
+    except Exception as error:
+        # which HTTP client the hub's library raises from depends on its version: told by package, not by class
+        if not isinstance(error, (OSError, ValueError, EOFError)) and type(error).__module__.split(".")[0] not in _NETWORK_PACKAGES:
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise T2Error(
+            f"The data of task {name!r} could not be loaded: {type(error).__name__}: {first} "
+            "If the hub cannot be reached from here, load the task once where it can and copy the folder that HF_HOME names "
+            "(then set HF_HUB_OFFLINE=1), or point the task's YAML at local files."
+        ) from error

@@ -1,0 +1,368 @@
+"""Expert: one z for each adapted matrix, trained for one skill, and the card that says what it is and which base model it fits.
+
+An expert is a directory: `expert.safetensors` (a float32 tensor `z/<module path>` a matrix), `expert.json` (the card) and `README.md`
+(a model card for the Hub). Nothing is ever unpickled without `weights_only`.
+
+Deviations from the reference implementation:
+    1. Mixing mixes trained z, as the paper's text has it; the implementation's older checkpoints mix raw p.
+    2. `import_reference` takes sigmoid(p) in float32; the implementation rounds it to bfloat16.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from t2eval import __version__
+from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.expert.card import (
+    CARD,
+    FORMAT_VERSION,
+    README,
+    TENSORS,
+    BaseModelCard,
+    ExpertCard,
+    ModuleCard,
+    Score,
+    TrainingRecord,
+    read_card,
+    read_part,
+)
+from t2eval.expert.import_sakana import raw_parameters
+from t2eval.expert.model_card import model_card
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.bases import mix_scales, renormalise, sketch_difference
+from t2eval.svf.selection import moved_paths
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Expert",
+    "ExpertCard",
+    "Score",
+    "TrainingRecord",
+    "import_reference",
+    "mix",
+]
+
+_SAME, _TOLERATED = 1e-3, 5e-2  # relative difference of basis fingerprints: fine below the first, an error above the second
+
+
+@dataclass(frozen=True, eq=False)
+class Expert:
+    """z vectors and their card.
+
+    Attributes:
+        z: (r,) float32 on the CPU, by matrix path.
+        card: what `expert.json` holds.
+        moved: whether `fitted` gave its matrices other paths than its file has.
+    """
+
+    z: dict[str, Tensor]
+    card: ExpertCard
+    _content: bytes = field(repr=False)
+    moved: bool = False
+
+    def __repr__(self) -> str:
+        return f"Expert(name={self.name!r}, label={self.label!r}, matrices={len(self.z)}, sha256={self.sha256[:12]!r})"
+
+    @property
+    def name(self) -> str:
+        """The expert's name, unique in a library."""
+        return self.card.name
+
+    @property
+    def label(self) -> str:
+        """The skill's label, which dispatch chooses among."""
+        return self.card.label
+
+    @property
+    def description(self) -> str:
+        """One line about the skill, for dispatch prompts."""
+        return self.card.description
+
+    @property
+    def sha256(self) -> str:
+        """The hash of `expert.safetensors`."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    def renamed(self, name: str, label: str | None = None) -> Expert:
+        """The same z under another name, and under another label where one is given.
+
+        Raises:
+            UsageError: a name that is not a plain file name.
+        """
+        _check_name(name)
+        card = self.card.model_copy(update={"name": name, "label": self.label if label is None else label})
+        return replace(self, card=card)
+
+    @classmethod
+    def from_adapted(
+        cls,
+        adapted: Adapted,
+        z: Mapping[str, Tensor],
+        *,
+        name: str,
+        label: str,
+        description: str,
+        base_id: str,
+        revision: str | None = None,
+        training: TrainingRecord | None = None,
+    ) -> Expert:
+        """An expert of the given z, with the fingerprint of this model's bases.
+
+        Args:
+            adapted: the model that z was trained on.
+            z: (r,) by matrix path, all of them adapted matrices.
+            name: unique in a library; a plain file name.
+            label: the skill's label.
+            description: one line.
+            base_id: the base model's Hub name or path.
+            revision: its revision, where known.
+            training: the training record.
+
+        Raises:
+            T2Error: z of an unknown matrix, of a wrong length, or not finite; a name that is not a plain file name.
+        """
+        _check_name(name)
+        tensors = {path: value.detach().to("cpu", torch.float32).contiguous().clone() for path, value in z.items()}
+        if not tensors:
+            raise UsageError(f"Expert {name!r} has no z: give at least one matrix.")
+        for path, value in tensors.items():
+            if path not in adapted.bases:
+                raise unknown("adapted matrix", path, adapted.paths)
+            _check_tensor(f"Expert {name!r}", path, value, adapted.bases[path].rank)
+        card = ExpertCard(
+            name=name,
+            label=label,
+            description=description,
+            base_model=BaseModelCard(id=base_id, revision=revision, architecture=_architecture(adapted.model)),
+            modules={p: ModuleCard(shape=adapted.bases[p].shape, side=adapted.bases[p].side, rank=adapted.bases[p].rank) for p in tensors},
+            parameterisation=adapted.parameterisation,  # type: ignore[arg-type]
+            basis_fingerprint=adapted.sketch(tensors),
+            training=training,
+            versions=_versions(),
+        )
+        return cls(tensors, card, _serialise(tensors))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the expert to a directory, which may hold other files already. Leaves the old expert or the new one, never half of one.
+
+        Raises:
+            T2Error: the directory cannot be written.
+        """
+        target = Path(path)
+        card = self.card.model_dump_json(indent=2) + "\n"
+        contents = {TENSORS: self._content, README: model_card(self.card).encode(), CARD: card.encode()}
+        staging: Path | None = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+            for name, content in contents.items():
+                (staging / name).write_bytes(content)
+            staging.chmod(0o755)
+            if not target.exists():
+                os.rename(staging, target)
+                return target
+            (target / CARD).unlink(missing_ok=True)  # without its card a directory is no expert: nobody loads new tensors with an old card
+            for name in contents:
+                os.replace(staging / name, target / name)
+        except OSError as error:
+            raise T2Error(f"Cannot save expert {self.name!r} to {target}: {error}. Free some space, or choose another folder.") from error
+        finally:
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Expert:
+        """Read and check an expert directory.
+
+        Raises:
+            T2Error: no such directory (with near matches), a missing or damaged file, a newer format, tensors that do not fit the card.
+        """
+        folder = Path(path)
+        card = read_card(folder)
+        content = read_part(folder, TENSORS)
+        try:
+            stored = load_tensors(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise T2Error(f"{folder / TENSORS} is damaged or cut off ({error}). Copy the expert again.") from error
+        foreign = sorted(name for name in stored if not name.startswith("z/"))
+        tensors = {name.removeprefix("z/"): tensor for name, tensor in stored.items() if name.startswith("z/")}
+        if missing := sorted(set(card.modules) - set(tensors)):
+            raise T2Error(f"{folder / TENSORS} lacks the tensor z/{missing[0]}, which {CARD} lists ({len(missing)} missing in all).")
+        if extra := foreign + sorted(f"z/{name}" for name in set(tensors) - set(card.modules)):
+            raise T2Error(f"{folder / TENSORS} holds the tensor {extra[0]}, which {CARD} does not list ({len(extra)} extra in all).")
+        for name, tensor in tensors.items():
+            _check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
+        return cls({name: tensors[name] for name in card.modules}, card, content)
+
+    def fitted(self, model: Any) -> Expert:
+        """This expert with the module paths of a model that contains its base model, or that its base model contains.
+
+        A language model's experts load into a vision-language model that contains it, and the other way. Only paths change, in memory:
+        whether the weights are the same is for `check` to say, by the fingerprint of the singular bases.
+        """
+        paths = moved_paths(model, self.z)
+        if not paths:
+            return self
+        card = self.card.model_copy(
+            update={
+                "modules": {paths[path]: module for path, module in self.card.modules.items()},
+                "basis_fingerprint": {paths[path]: sketch for path, sketch in self.card.basis_fingerprint.items()},
+            }
+        )
+        return replace(self, z={paths[path]: value for path, value in self.z.items()}, card=card, moved=True)
+
+    def check(self, adapted: Adapted, allow_basis_mismatch: bool = False) -> None:
+        """Whether this expert fits an adapted model; touches no weight. Adapted matrices that the expert lacks keep the base weights.
+
+        Args:
+            adapted: the model.
+            allow_basis_mismatch: warn instead of failing where the architecture's name or the singular bases differ.
+
+        Raises:
+            T2Error: another architecture, a matrix that the model lacks, another shape or side, another singular basis.
+        """
+        architecture, expected = _architecture(adapted.model), self.card.base_model.architecture
+        if architecture != expected and not self.moved:
+            problem = f"Expert {self.name!r} was trained on {self.card.base_model.id} ({expected}), but this model is {architecture}."
+            if not allow_basis_mismatch:
+                raise T2Error(f"{problem} Load the expert's base model, or give --allow-basis-mismatch to try it all the same.")
+            warnings.warn(problem, stacklevel=2)
+        for path, module in self.card.modules.items():
+            basis = adapted.bases.get(path)
+            if basis is None:
+                raise T2Error(self._missing_matrix(adapted, path))
+            if basis.shape != module.shape or basis.side != module.side:
+                raise T2Error(
+                    f"Expert {self.name!r}: matrix {path} has shape {module.shape} (side {module.side}) in the expert, "
+                    f"and {basis.shape} (side {basis.side}) in this model. Load {self.card.base_model.id}."
+                )
+        self._check_bases(adapted, allow_basis_mismatch)
+
+    def _missing_matrix(self, adapted: Adapted, path: str) -> str:
+        if any(name == path for name, _ in adapted.model.named_modules()):
+            return f"Expert {self.name!r} scales {path}, which is not adapted here: attach with modules='all', layers='all'."
+        near = difflib.get_close_matches(path, adapted.paths, n=2)
+        hint = f" Near it: {', '.join(near)}." if near else ""
+        return f"Expert {self.name!r} scales {path}, which this model does not have.{hint} Load {self.card.base_model.id}."
+
+    def _check_bases(self, adapted: Adapted, allow: bool) -> None:
+        found = adapted.sketch(self.z)
+        differences = {path: sketch_difference(self.card.basis_fingerprint[path], found[path]) for path in self.z}
+        suspect = {path: d for path, d in differences.items() if not d <= _SAME}
+        if not suspect:
+            return
+        path = max(suspect, key=suspect.__getitem__)
+        more = f" ({len(suspect) - 1} more matrices differ too)" if len(suspect) > 1 else ""
+        problem = (
+            f"Expert {self.name!r}: the singular basis of {path} differs from the one it was trained in by {suspect[path]:.1%}{more}. "
+            f"Is this {self.card.base_model.id} in another revision, dtype or quantisation, or decomposed by another solver?"
+        )
+        if suspect[path] > _TOLERATED and not allow:
+            raise T2Error(
+                f"{problem} Load the weights that the expert was trained on, or give --allow-basis-mismatch to use it all the same."
+            )
+        warnings.warn(problem, stacklevel=3)
+
+
+def mix(
+    experts: Sequence[Expert], alphas: Sequence[float] | Mapping[str, Sequence[float]], form: Literal["paper", "offset"] = "paper"
+) -> dict[str, Tensor]:
+    """z' = Σ α_k z_k, or 1 + Σ α_k (z_k - 1) with `offset`.
+
+    Args:
+        experts: K experts of one base model.
+        alphas: K coefficients, or K for each matrix path.
+        form: `paper` or `offset` (a labelled deviation).
+
+    Returns:
+        (r,) float32 by matrix path. A matrix that an expert does not scale counts as ones there.
+
+    Raises:
+        T2Error: coefficients or z that do not fit one another.
+    """
+    return mix_scales([expert.z for expert in experts], alphas, form)
+
+
+def import_reference(
+    path: str | Path,
+    adapted: Adapted,
+    *,
+    name: str,
+    label: str,
+    description: str,
+    base_id: str,
+    revision: str | None = None,
+) -> Expert:
+    """Convert a checkpoint of the reference implementation (SakanaAI/self-adaptive-llms): `learnable_params.pt` or a policy's state dict.
+
+    The file holds raw p, by parameter name or numbered in the order of the model's parameters with "mlp" in their names. Its scale is
+    z = sigmoid(p) Σσ / Σ(σ sigmoid(p)), so σ comes from `adapted`, which must be the base model that the checkpoint was trained on: the
+    file says nothing about it.
+
+    Raises:
+        T2Error: no such file, not a checkpoint of this kind, or one of another model.
+    """
+    raw = raw_parameters(Path(path), adapted)
+    z = {}
+    for parameter, p in raw.items():
+        matrix = parameter.removesuffix(".weight")
+        if matrix not in adapted.bases:
+            raise T2Error(
+                f"{path} holds {parameter}. {unknown('adapted matrix', matrix, adapted.paths)} Attach the model with modules='all'."
+            )
+        rank = adapted.bases[matrix].rank
+        _check_tensor(str(path), matrix, p.float(), rank)
+        z[matrix] = renormalise(torch.sigmoid(p.detach().to("cpu", torch.float32)), adapted.bases[matrix].sigma.cpu(), matrix)
+    expert = Expert.from_adapted(adapted, z, name=name, label=label, description=description, base_id=base_id, revision=revision)
+    return Expert(expert.z, expert.card.model_copy(update={"parameterisation": "sigmoid-renorm"}), expert._content)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise UsageError(f"An expert's name is a plain file name (letters, digits, '.', '_', '-'), not {name!r}.")
+
+
+def _check_tensor(where: str, path: str, tensor: Tensor, rank: int) -> None:
+    if tensor.dtype != torch.float32:
+        raise T2Error(f"{where}: z of {path} is {tensor.dtype}, not torch.float32.")
+    if tuple(tensor.shape) != (rank,):
+        raise T2Error(f"{where}: z of {path} has shape {tuple(tensor.shape)}, not ({rank},).")
+    if not bool(torch.isfinite(tensor).all()):
+        raise T2Error(f"{where}: z of {path} holds values that are not finite.")
+
+
+def _architecture(model: Any) -> str:
+    return type(model).__name__
+
+
+def _serialise(z: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({f"z/{path}": z[path] for path in sorted(z)})
+
+
+def _versions() -> dict[str, str]:
+    found = {"t2eval": __version__}
+    for package in ("torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,70 @@
+"""Model card: the README.md of an expert, with the `model-index` that the Hub reads scores from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from t2eval.vision.images import is_multimodal
+
+
+def model_card(card: Any) -> str:
+    """The README.md of an expert.
+
+    Args:
+        card: the expert's `ExpertCard`.
+
+    Returns:
+        Markdown with the Hub's YAML header.
+    """
+    training = card.training
+    after = training.scores.get("after", {}) if training else {}
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=training.task,
+            dataset_name=training.task,
+            dataset_split=split,
+            metric_type=training.metric or "score",
+            metric_value=score.score,
+        )
+        for split, score in after.items()
+    ]
+    base = card.base_model.id
+    model = "t2-expert-vlm" if is_multimodal(card.base_model.architecture) else "t2-expert"
+    data = ModelCardData(
+        base_model=base if base.count("/") == 1 and not base.startswith(("/", ".")) else None,
+        library_name="t2eval",
+        tags=["t2eval", "svf", "self-adaptive", card.label],
+        model_name=card.name if results else None,
+        eval_results=results or None,
+    )
+    parameters = sum(module.rank for module in card.modules.values())
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {card.name}",
+        f"{card.description}",
+        f"A t2eval expert for the skill `{card.label}`: {parameters:,} scales of singular values (`{card.parameterisation}`) of "
+        f"{len(card.modules)} matrices of `{base}`" + (f" at revision `{card.base_model.revision}`." if card.base_model.revision else "."),
+        f"```bash\nlm_eval --model {model} --model_args pretrained={base},experts=PATH_OF_THIS_FOLDER --tasks "
+        f"{training.task if training else 'TASK'}\n```",
+    ]
+    if training:
+        lines.append(_scores(training))
+        lines.append(
+            f"Trained on `{training.task}` with {training.method} and the {training.objective} objective, seed {training.seed}, "
+            f"{training.steps} steps in {training.seconds:.0f} s."
+        )
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _scores(training: Any) -> str:
+    rows = [
+        f"| {split} | {when} | {score.score:.4f} | {'' if score.stderr is None else f'{score.stderr:.4f}'} | {score.n} |"
+        for when, splits in training.scores.items()
+        for split, score in splits.items()
+    ]
+    if not rows:
+        return ""
+    return "\n".join(["| split | training | score | standard error | n |", "|---|---|---|---|---|", *sorted(rows, reverse=True)])

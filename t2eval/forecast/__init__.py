@@ -1,0 +1,1 @@
+"""Forecast: tokens, hours and memory of a benchmark, before anything runs."""

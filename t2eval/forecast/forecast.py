@@ -1,0 +1,384 @@
+"""Forecast: what a benchmark will take, said before anything is loaded: cells, trainings, data, downloads, memory, tokens, hours.
+
+Every figure has a source (`shape.Source`); one that is computed from several has the weakest of theirs. A forecast reads YAML files,
+caches and finished rows. It counts as follows:
+
+- An answer reads its prompt (`assume.prompt_tokens`) and writes `assume.answer_tokens`, or the task's limit where that is less. A choice
+  task writes nothing and reads its prompt once for each of four choices.
+- The first pass of `prompt` and `cls` reads `assume.dispatch_tokens` more an example; that of `fewshot` answers its adaptation examples
+  once for each candidate of its whole budget (a search that converges stops earlier).
+- A training step reads and writes its answers, then trains on prompt and answer; with a KL penalty the base reads them once more.
+  Each run of a sweep is counted, with its validations; the test split is answered twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t2eval.basemodel import probe as hub
+from t2eval.bench import rows
+from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.training import Job, jobs, settle
+from t2eval.environment.loading import checked_config, load_task
+from t2eval.forecast.shape import Shape, Source, model_shape
+from t2eval.paths import is_embedded
+from t2eval.strategies.search import SearchConfig
+from t2eval.training.config import TrainConfig
+
+_CHOICES = 4
+_WEAKEST: tuple[Source, ...] = ("unknown", "assumed", "read", "measured")
+_ACTIVATIONS = 2  # bytes a number that the backward pass needs, as bfloat16
+_LOGITS = 4  # copies of the logits in float32 while a loss is computed
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number and where it is from; None where it is not known. `note` says how it came about."""
+
+    value: float | None
+    source: Source
+    note: str = ""
+
+
+def figure(value: float | None, *sources: Source, note: str = "") -> Figure:
+    """A figure with the weakest of its sources."""
+    return Figure(value, "unknown" if value is None else min(sources, key=_WEAKEST.index), note)
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a task's YAML and the caches say of it.
+
+    Attributes:
+        name: of the task.
+        examples: by role: train, validation, test.
+        longest: tokens of an answer at most; None: a choice.
+        samples: answers to each test example.
+        data: its data sets.
+    """
+
+    name: str
+    examples: Mapping[str, Figure]
+    longest: int | None
+    samples: int
+    data: tuple[hub.HubData, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that are read, written and trained on, and the hours that this takes."""
+
+    name: str
+    read: Figure
+    written: Figure
+    trained: Figure
+    hours: Figure
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the hub: who reads it, its size in the cache, and whether it is there."""
+
+    name: str
+    tasks: tuple[str, ...]
+    cached: bool
+    bytes: Figure
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All of it.
+
+    Attributes:
+        cells: how many, and done: how many of them are finished in the output folder.
+        tasks: those that are evaluated. data: what they and the training tasks read from the hub.
+        trainings, evaluations: the work, one entry a training run, and one a method and task (over its seeds).
+        disk: bytes: `download` (weights that are not on this machine) and `bases`.
+        memory: bytes on the device, by what takes them: `weights`, `bases`, `cache` and, for training, `activations`.
+    """
+
+    name: str
+    model: str
+    dtype: str
+    output: str
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    cells: int
+    done: int
+    tasks: tuple[TaskFacts, ...]
+    data: tuple[DataSet, ...]
+    trainings: tuple[Work, ...]
+    evaluations: tuple[Work, ...]
+    parameters: Figure
+    trainable: Figure
+    disk: Mapping[str, Figure]
+    memory: Mapping[str, Figure]
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+
+    def needed(self, training: bool) -> Figure:
+        """Bytes that evaluation or training takes in all."""
+        parts = [part for name, part in self.memory.items() if name != ("cache" if training else "activations")]
+        known = [part.value for part in parts if part.value is not None]
+        return figure(sum(known) if len(known) == len(parts) else None, *(part.source for part in parts))
+
+    def hours(self) -> Figure:
+        """Of all work that is left."""
+        left = [work.hours for work in (*self.trainings, *self.evaluations) if not work.done]
+        known = [part.value for part in left if part.value is not None]
+        return figure(sum(known) if len(known) == len(left) else None, *(part.source for part in left), "measured")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = asdict(self)
+        plain["memory"] |= {"evaluation": asdict(self.needed(False)), "training": asdict(self.needed(True)) if self.trainings else None}
+        return {**plain, "hours": asdict(self.hours())}
+
+
+# ---------------------------------------------------------------------- facts
+def task_facts(manager: Any, name: str) -> TaskFacts:
+    """What can be said of a task without a download.
+
+    Raises:
+        T2Error: its programs would run unprotected.
+    """
+    config = checked_config(manager, name)
+    own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
+    data = task_data(manager, config)
+    splits = {"train": config.get("training_split"), "validation": config.get("validation_split"), "test": config.get("test_split")}
+    splits["test"] = splits["test"] or splits["validation"]
+    sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
+    if not sizes and not data:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
+        loaded = load_task(manager, name).dataset
+        sizes = {split: Figure(float(len(loaded[split])), "measured", "counted") for split in loaded}
+    if not sizes and len(data) == 1 and (found := hub.cached_data(data[0])) is not None:
+        sizes = {split: Figure(float(count), "read", "stated in the cache") for split, count in found.sizes.items()}
+    unknown = Figure(None, "unknown", "in the data set, which is not on this machine")
+    generates = config.get("output_type", "generate_until") == "generate_until"
+    return TaskFacts(
+        name,
+        {role: sizes.get(str(split), unknown) for role, split in splits.items() if split},
+        int((config.get("generation_kwargs") or {}).get("max_gen_toks") or 256) if generates else None,
+        int((config.get("metadata") or {}).get("n") or config.get("repeats") or 1),
+        data,
+    )
+
+
+def task_data(manager: Any, config: Mapping[str, Any]) -> tuple[hub.HubData, ...]:
+    """The data sets of a task, with those of the tasks whose questions it is made of (`dataset_kwargs.tasks`: dispatch)."""
+    others = (config.get("dataset_kwargs") or {}).get("tasks") or []
+    theirs = [data for name in others if name in manager.task_index for data in hub.hub_data(checked_config(manager, name))]
+    return tuple(dict.fromkeys([*hub.hub_data(config), *theirs]))
+
+
+def _limited(count: Figure, limit: int | None) -> Figure:
+    return count if count.value is None or limit is None else Figure(min(count.value, limit), count.source, count.note)
+
+
+# ---------------------------------------------------------------------- work
+@dataclass(frozen=True)
+class _Meter:
+    """Tokens and hours under a benchmark's assumptions."""
+
+    config: BenchConfig
+
+    def work(self, name: str, read: Figure, written: Figure, trained: Figure, done: bool = False, hours: Figure | None = None) -> Work:
+        return Work(name, read, written, trained, hours or self._hours(read, written, trained), done)
+
+    def _hours(self, *tokens: Figure) -> Figure:
+        assume = self.config.assume
+        total = 0.0
+        for part, speed in zip(tokens, (assume.read_speed, assume.answer_speed, assume.train_speed), strict=True):
+            if part.value is None or (part.value and speed is None):
+                return Figure(None, "unknown", "a size or a speed is not known")
+            total += part.value / speed / 3600 if part.value and speed else 0.0
+        return figure(total, "assumed", *(part.source for part in tokens))
+
+    def answers(self, task: TaskFacts, count: Figure, longest: int | None = None) -> tuple[Figure, Figure]:
+        """Tokens read and written for so many answers."""
+        assume = self.config.assume
+        if count.value is None:
+            return count, count
+        if task.longest is None:
+            return figure(count.value * _CHOICES * assume.prompt_tokens, count.source, "assumed"), Figure(0.0, count.source)
+        length = min(assume.answer_tokens, longest or task.longest)
+        return (
+            figure(count.value * assume.prompt_tokens, count.source, "assumed"),
+            figure(count.value * length, count.source, "assumed"),
+        )
+
+    def cells(self, method: str, task: TaskFacts, cells: Sequence[Cell], done: Mapping[str, rows.Row]) -> Work:
+        """The cells of one method on one task that are not done; their seconds are known where another seed's cell is done."""
+        name = f"{method} on {task.name}"
+        left = [cell for cell in cells if cell.key not in done]
+        zero = Figure(0.0, "measured")
+        if not left:
+            return self.work(name, zero, zero, zero, done=True)
+        tested = _limited(_tested(task), self.config.limit)
+        read, written = self.answers(task, _times(tested, task.samples))
+        if method in ("prompt", "cls"):
+            read = _sum(read, _times(tested, self.config.assume.dispatch_tokens))
+        elif method == "fewshot":
+            searched = self.answers(task, Figure(float(search_answers(self.config.model_args.get("fewshot", {}))), "read"))
+            read, written = _sum(read, searched[0]), _sum(written, searched[1])
+        seconds = [done[cell.key].seconds for cell in cells if cell.key in done]
+        measured = Figure(len(left) * sum(seconds) / len(seconds) / 3600, "measured", "as the finished seeds") if seconds else None
+        return self.work(name, _times(read, len(left)), _times(written, len(left)), zero, hours=measured)
+
+    def training(self, job: Job, task: TaskFacts) -> Work:
+        """One training run, with its sweep, its validations and its test."""
+        zero = Figure(0.0, "measured")
+        if job.finished:
+            return self.work(job.name, zero, zero, zero, done=True)
+        config = job.config
+        runs = len(config.points)
+        answers = Figure(float(runs * config.steps * config.batch_size), "read", f"{runs} × {config.steps} steps of {config.batch_size}")
+        read, written = self.answers(task, answers, config.max_new_tokens)
+        trained = _sum(read, written)
+        penalised = config.objective == "reinforce" and any(config.sweep_values("kl"))
+        validation = _limited(_validation(task), config.validation_limit)
+        checks = runs * (1 + config.steps // config.validate_every)
+        checked = self.answers(task, _times(validation, checks))
+        tested = self.answers(task, _times(_limited(_tested(task), config.test_limit), 2)) if config.test else (zero, zero)
+        rollouts = config.objective == "reinforce" and task.longest is not None
+        parts = [checked[0], tested[0], *([read] if rollouts else []), *([trained] if penalised else [])]
+        outputs = [checked[1], tested[1], *([written] if rollouts else [])]
+        return self.work(job.name, _sum(*parts), _sum(*outputs), trained)
+
+
+def search_answers(arguments: Mapping[str, Any]) -> int:
+    """Answers that few-shot search takes for one task at most: candidates × adaptation examples."""
+    base = SearchConfig.paper() if arguments.get("preset") == "paper" else SearchConfig()
+    population, iterations = arguments.get("population") or base.population, arguments.get("iterations") or base.iterations
+    return int(population) * int(iterations) * int(arguments.get("shots") or 10)
+
+
+def _validation(task: TaskFacts) -> Figure:
+    """The validation split, or the half of the training split that stands for it."""
+    return task.examples.get("validation") or _times(task.examples.get("train", Figure(None, "unknown")), 0.5)
+
+
+def _tested(task: TaskFacts) -> Figure:
+    return task.examples.get("test", Figure(None, "unknown"))
+
+
+def _times(count: Figure, factor: float) -> Figure:
+    return Figure(None if count.value is None else count.value * factor, count.source, count.note)
+
+
+def _sum(*parts: Figure) -> Figure:
+    known = [part.value for part in parts if part.value is not None]
+    return figure(sum(known) if len(known) == len(parts) else None, *(part.source for part in parts))
+
+
+# ---------------------------------------------------------------------- memory
+def _memory(config: BenchConfig, shape: Shape, adapted: tuple[str, str], todo: Sequence[Job], longest: int) -> dict[str, Figure]:
+    """Bytes on the device, by what takes them."""
+    assume = config.assume
+    found = {"weights": figure(shape.weight_bytes, shape.source)}
+    if EXPERT_METHODS & set(config.methods):
+        bases = shape.bases(*adapted)
+        found["bases"] = figure(bases and bases * (shape.width or 4), shape.source, note="singular bases, in the model's dtype")
+    if shape.cache_values is not None and shape.width is not None:
+        tokens = config.batch_size * (assume.prompt_tokens + longest)
+        cached = tokens * shape.cache_values * shape.width + config.batch_size * (shape.vocabulary or 0) * 4
+        found["cache"] = figure(cached, shape.source, "assumed", note=f"keys, values and logits of {config.batch_size} answers")
+    else:
+        found["cache"] = Figure(None, "unknown")
+    if todo:
+        found["activations"] = _activations(config, shape, [job.config for job in todo], longest)
+    return found
+
+
+def _disk(config: BenchConfig, shape: Shape, adapted: tuple[str, str]) -> dict[str, Figure]:
+    """Bytes on the disk: the weights that are downloaded, and the cache of singular bases."""
+    found = {"download": _download(config, shape)}
+    if EXPERT_METHODS & set(config.methods):
+        bases = shape.bases(*adapted)
+        found["bases"] = figure(
+            bases and bases * 4, shape.source, note="singular bases, float32, in t2eval's cache, and as much of the host's memory"
+        )
+    return found
+
+
+def _adapted(settings: TrainConfig | None) -> tuple[str, str]:
+    return (settings.modules or "all", settings.layers) if settings is not None else ("all", "all")
+
+
+def _activations(config: BenchConfig, shape: Shape, runs: Sequence[TrainConfig], longest: int) -> Figure:
+    """What the backward pass keeps of one micro-batch, by a rule of thumb: eight times hidden and four times the MLP a layer and token."""
+    if None in (shape.layers, shape.hidden, shape.inner, shape.vocabulary):
+        return Figure(None, "unknown")
+    assert shape.layers and shape.hidden and shape.inner and shape.vocabulary
+    tokens = max(run.micro_batch for run in runs) * (config.assume.prompt_tokens + longest)
+    kept = shape.layers * (8 * shape.hidden + 4 * shape.inner) * _ACTIVATIONS + _LOGITS * 4 * shape.vocabulary
+    return figure(tokens * kept, shape.source, "assumed", note=f"of {max(run.micro_batch for run in runs)} answers of full length")
+
+
+# ---------------------------------------------------------------------- all of it
+def forecast(plan: Plan, output: str | Path) -> Forecast:
+    """What a benchmark will take.
+
+    Args:
+        plan: from `load_plan`.
+        output: its folder; finished cells and trainings in it are counted as done.
+
+    Raises:
+        UsageError: an unknown task, or a wrong training setting.
+        T2Error: a task whose programs would run unprotected.
+    """
+    output = Path(output)
+    here = settle(plan, output)
+    config, meter = here.config, _Meter(here.config)
+    todo = jobs(here)
+    taught = list(dict.fromkeys(job.config.task for job in todo))
+    manager = open_tasks([*config.tasks, *taught], config.include_path)
+    facts = {name: task_facts(manager, name) for name in dict.fromkeys([*config.tasks, *taught])}
+    done = {row.cell: row for row in rows.read(output) if row.status == "ok"} if output.is_dir() else {}
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in here.cells:
+        groups.setdefault((cell.method, cell.task), []).append(cell)
+    shape = model_shape(config)
+    longest = max((task.longest or 0 for task in facts.values()), default=0)
+    pending = [job for job in todo if not job.finished]
+    adapted = _adapted(next((job.config for job in todo if job.config.method == "svf"), None))
+    return Forecast(
+        name=config.name,
+        model=config.model,
+        dtype=config.dtype,
+        output=str(output),
+        methods=config.methods,
+        seeds=config.seeds,
+        cells=len(here.cells),
+        done=sum(cell.key in done for cell in here.cells),
+        tasks=tuple(facts.values()),
+        data=_data_sets(facts),
+        trainings=tuple(meter.training(job, facts[job.config.task]) for job in todo),
+        evaluations=tuple(meter.cells(method, facts[task], cells, done) for (method, task), cells in groups.items()),
+        parameters=figure(shape.parameters, shape.source),
+        trainable=figure(shape.scales(*adapted), shape.source, note="of one expert"),
+        memory=_memory(config, shape, adapted, pending, longest),
+        disk=_disk(config, shape, adapted),
+        assumed=config.assume.model_dump(exclude_none=True),
+    )
+
+
+def _data_sets(facts: Mapping[str, TaskFacts]) -> tuple[DataSet, ...]:
+    found = []
+    for data in dict.fromkeys(data for task in facts.values() for data in task.data):
+        cached = hub.cached_data(data)
+        size = Figure(cached.bytes, "read", "in the cache") if cached and cached.bytes else Figure(None, "unknown")
+        found.append(DataSet(str(data), tuple(name for name, task in facts.items() if data in task.data), cached is not None, size))
+    return tuple(found)
+
+
+def _download(config: BenchConfig, shape: Shape) -> Figure:
+    if is_embedded(config.model) or Path(config.model).is_dir() or hub.has_weights(config.model, config.revision):
+        return Figure(0.0, "measured", "on this machine")
+    # The hub's files of the paper's models are in a dtype of two bytes, whichever one they are loaded in.
+    return figure(None if shape.parameters is None else shape.parameters * 2, shape.source, "assumed", note="two bytes a parameter")

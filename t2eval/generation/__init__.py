@@ -1,0 +1,1 @@
+"""Generation: token ids in, completions with log-probabilities out."""

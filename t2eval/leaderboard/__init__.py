@@ -1,0 +1,1 @@
+"""The leaderboard: rows of a benchmark as tables."""

@@ -1,0 +1,184 @@
+"""IA3 on a few examples: table 8's baseline, trained on the same adaptation examples that few-shot search gets.
+
+Full batch, AdamW, constant rate, as the paper has it. One run of 1000 steps gives the adapter of 100 steps on its way, so both are of the
+same run. Runs are independent: they are divided among processes of one thread each.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2eval.bench.rows import write_atomically
+from t2eval.bench.training import SETTINGS
+from t2eval.environment.environment import Environment, Example, Split
+from t2eval.paper.key import check_key
+
+VALIDATION = 200
+_RECORD = "adapter_config.json"  # written last
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on the examples of one draw.
+
+    Attributes:
+        model: the base. chat: prompts in its chat template.
+        task, split, shots, draw: `Environment(task).examples(split, limit=shots, seed=draw)`.
+        rate: of AdamW.
+        steps: after which the adapter is kept, in ascending order.
+        folders: for each of `steps`, where it is saved; empty: it is scored on the task's validation split instead.
+        device: None: a GPU where there is one.
+        layers: which are adapted.
+        micro_batch, eval_batch_size: most answers in one pass, in training and on the validation split.
+    """
+
+    model: str
+    task: str
+    split: Split
+    shots: int
+    draw: int
+    rate: float
+    steps: tuple[int, ...]
+    folders: tuple[str, ...] = ()
+    chat: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    layers: str = "all"
+    micro_batch: int = 64
+    eval_batch_size: int = 64
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What shapes the adapter, but for the number of steps."""
+        names = ("model", "task", "split", "shots", "draw", "rate", "chat", "dtype", "layers", "micro_batch")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every adapter is there. One that does not say its settings is trained again.
+
+        Raises:
+            UsageError: one was trained with other settings.
+        """
+        kept = [self._kept(Path(folder), steps) for folder, steps in zip(self.folders, self.steps, strict=bool(self.folders))]
+        return bool(kept) and all(kept)
+
+    def _kept(self, folder: Path, steps: int) -> bool:
+        file = folder / SETTINGS
+        if not ((folder / _RECORD).is_file() and file.is_file()):
+            return False
+        check_key(folder, json.loads(file.read_text(encoding="utf-8")), {**self.settings, "steps": steps})
+        return True
+
+    def begin(self, folder: Path, steps: int) -> None:
+        """Say in an adapter's folder what it is going to be, before it is there: an adapter is never beside another one's settings."""
+        (folder / _RECORD).unlink(missing_ok=True)
+        write_atomically(folder / SETTINGS, json.dumps({**self.settings, "steps": steps}, indent=1).encode() + b"\n")
+
+
+@functools.lru_cache(maxsize=1)
+def _base(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
+    import torch
+
+    from t2eval.basemodel.load import load_base
+
+    return load_base(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def train(run: Run) -> list[float]:
+    """Do one run.
+
+    Returns:
+        The validation score after each of `run.steps`; nothing where the adapters are saved.
+    """
+    import torch
+
+    from t2eval.basemodel.load import base_identity
+    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.training.config import TrainConfig
+    from t2eval.training.methods import PeftTrainable
+    from t2eval.training.scores import summarise, validate
+    from t2eval.training.supervised import Supervised
+
+    quiet_lm_eval()
+    model, tokenizer = _base(run.model, run.dtype, run.device)
+    identity = base_identity(model)
+    environment = Environment(run.task, tokenizer=tokenizer, apply_chat_template=run.chat)
+    sizes: dict[str, Any] = {"layers": run.layers, "micro_batch": run.micro_batch, "eval_batch_size": run.eval_batch_size}
+    config = TrainConfig(task=run.task, output=Path("unused"), method="ia3", objective="supervised", lr=run.rate, seed=run.draw, **sizes)
+    trainable = PeftTrainable(model, config)
+    objective = Supervised(environment, tokenizer, config)
+    examples = environment.examples(run.split, limit=run.shots, seed=run.draw)
+    held_out = [] if run.folders else environment.examples("validation", limit=VALIDATION, seed=0)
+    optimizer = torch.optim.AdamW(trainable.parameters().values(), lr=run.rate, weight_decay=0.0)
+    scores = []
+    try:
+        for place, _ in enumerate(_reached(run.steps, lambda: _step(trainable, objective, examples, optimizer))):
+            if run.folders:
+                folder = Path(run.folders[place])
+                run.begin(folder, run.steps[place])
+                trainable.save(folder, identity)
+            else:
+                scores.append(summarise(validate(trainable, environment, tokenizer, held_out, config)).score)
+    finally:
+        plain = trainable.model.unload()
+        if hasattr(plain, "peft_config"):
+            del plain.peft_config
+    return scores
+
+
+def _reached(steps: Sequence[int], step: Any) -> Iterator[int]:
+    """Each of `steps` once it is reached."""
+    for number in range(1, steps[-1] + 1):
+        step()
+        if number in steps:
+            yield number
+
+
+def _step(trainable: Any, objective: Any, examples: Sequence[Example], optimizer: Any) -> None:
+    optimizer.zero_grad()
+    objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    optimizer.step()
+
+
+def train_all(runs: Iterable[Run], workers: int) -> list[list[float]]:
+    """Do runs, several at a time where there is no GPU.
+
+    Returns:
+        What `train` returns for each, in order.
+    """
+    import torch
+
+    todo = list(runs)
+    if workers < 2 or len(todo) < 2 or torch.cuda.is_available():
+        try:
+            return [train(run) for run in todo]
+        finally:
+            _forget_base()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
+        return list(pool.map(train, todo))
+
+
+def _forget_base() -> None:
+    """Give the base's memory back: this process lives on, and the next training, or the workers that evaluate, want all of the GPU's."""
+    import torch
+
+    _base.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

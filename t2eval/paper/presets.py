@@ -1,0 +1,203 @@
+"""Presets: a benchmark file, and the tasks, seeds and sizes with which the items are run on its base model.
+
+`embedded` runs on the embedded base in hours (`quick`: in minutes, with few examples and one seed); its experts and baselines of three
+seeds are shipped. `paper` and its like are the paper's models as `configs/` has them: everything is trained, by the recipes that the
+file names, and takes a GPU, the hub, and time.
+
+Deviations from the paper:
+1. The embedded base has its own learning rates: a model of a million parameters does not move with 8B's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from t2eval.bench.plan import BenchConfig, load_plan
+from t2eval.errors import UsageError, unknown
+from t2eval.paths import EMBEDDED_VLM, experts_dir
+
+SKILLS = ("math", "code", "reasoning")
+PAPER_SEEN = {"math": "GSM8K", "code": "MBPP-pro", "reasoning": "ARC-Easy"}
+PAPER_UNSEEN = {"math": "MATH", "code": "HumanEval", "reasoning": "ARC-Challenge"}
+"""Skill → the paper's task, as its tables name it."""
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
+_RATES = (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6)
+_POLICY_RATES = (2e-4, 5e-4, 2e-3, 5e-3, 2e-2, 5e-2)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The vision-language part of a preset (figure 5).
+
+    Attributes:
+        model: a vision-language model around the preset's base.
+        seen, unseen: tasks with images.
+        experts: the library of the vision experts, with `{seed}` in it; None: the lab trains them.
+        baselines: the folder of an adapter, with `{seed}`, `{method}` and `{label}`; None: the lab trains them.
+        foreign: whether the language model in it was trained further, so that the base's experts are not of its basis.
+    """
+
+    model: str
+    seen: str
+    unseen: str
+    experts: str | None = None
+    baselines: str | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large, on what.
+
+    Attributes:
+        name: of the preset. quick: the small form.
+        bench: the benchmark file's settings: how cells are evaluated and what recipes trainings follow.
+        model: the base. other: a second base, for figure 11 and for transfer; None: the preset has none.
+        seen, unseen: skill → task.
+        seeds: training seeds (and draws of adaptation examples).
+        limit: test examples a task; None: all.
+        shipped: whether experts and baselines of `seeds` come with t2eval; else the lab trains them.
+        training: settings of every training, over the recipes'.
+        vision: a vision-language model and its tasks; None: the preset has none.
+        rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
+        rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
+    """
+
+    name: str
+    bench: BenchConfig
+    model: str
+    seen: Mapping[str, str]
+    unseen: Mapping[str, str]
+    quick: bool = False
+    other: str | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    limit: int | None = None
+    shipped: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+    vision: Vision | None = None
+    rates: tuple[float, ...] = _RATES
+    policy_rates: tuple[float, ...] = _POLICY_RATES
+    rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Seen, then unseen."""
+        return (*self.seen.values(), *self.unseen.values())
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Task → skill."""
+        return {task: skill for tasks in (self.seen, self.unseen) for skill, task in tasks.items()}
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts go through the model's chat template."""
+        return self.bench.apply_chat_template
+
+    @property
+    def device(self) -> str | None:
+        """Where the base runs; None: a GPU where there is one."""
+        return self.bench.device
+
+    @property
+    def dtype(self) -> str:
+        """Of the base's weights."""
+        return self.bench.dtype
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """Few-shot's `model_args`: the paper's budget with the paper's models, the defaults elsewhere (`quick`: few iterations)."""
+        return dict(self.bench.model_args.get("fewshot", {}))
+
+    @property
+    def searches_as_paper(self) -> bool:
+        """Whether few-shot's search is the paper's: free α, its budget."""
+        return self.search.get("preset") == "paper"
+
+    def describe(self) -> str:
+        """One line for reports."""
+        examples = "all" if self.limit is None else f"at most {self.limit}"
+        seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"seeds {', '.join(map(str, self.seeds))}"
+        steps = f", trainings of {self.training['steps']} steps" if "steps" in self.training else ""
+        return f"preset {self.name}{', quick' if self.quick else ''}: base {self.model}, {seeds}, {examples} test examples a task{steps}"
+
+
+_EMBEDDED_VISION = Vision(
+    model=EMBEDDED_VLM,
+    seen="embedded_vqa_seen",
+    unseen="embedded_vqa_unseen",
+    experts=str(experts_dir() / "vlm-library" / "seed-{seed}"),
+    baselines=str(experts_dir() / "vlm-baselines" / "seed-{seed}" / "{method}-{label}"),
+)
+_PAPER_VISION = Vision(model="llava-hf/llama3-llava-next-8b-hf", seen="t2_textvqa", unseen="t2_okvqa", foreign=True)
+
+
+def _embedded(name: str) -> Preset:
+    bench = load_plan("embedded").config
+    return Preset(
+        name=name,
+        bench=bench,
+        model=bench.model,
+        other="embedded-seed-1",
+        seen={skill: f"embedded_{skill}_seen" for skill in SKILLS},
+        unseen={skill: f"embedded_{skill}_unseen" for skill in SKILLS},
+        shipped=True,
+        vision=_EMBEDDED_VISION,
+        rates=(5e-4, 2e-3, 8e-3),
+        rate_factors={"svf": (16,), "lora": (4,)},
+    )
+
+
+def _paper(name: str, file: str, other: str | None) -> Preset:
+    bench = load_plan(file).config
+    return Preset(
+        name=name,
+        bench=bench,
+        model=bench.model,
+        other=other,
+        seen={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
+        unseen={"math": "t2_math", "code": "t2_humaneval", "reasoning": "t2_arc_challenge"},
+        seeds=bench.seeds,
+        vision=_PAPER_VISION if name == "paper" else None,
+    )
+
+
+_QUICK: dict[str, Any] = {
+    "quick": True,
+    "seeds": (0,),
+    "limit": 30,
+    "training": {"steps": 4, "validation_limit": 32, "validate_every": 2},
+    "rates": (5e-4, 2e-3),
+    "policy_rates": (5e-4, 2e-2),
+    "rate_factors": {"svf": (16,)},
+}
+_QUICK_ITERATIONS = 2  # fewer than the search's own default
+_FILES = {
+    "paper": ("paper-llama3-8b", MISTRAL),
+    "paper-mistral-7b": ("paper-mistral-7b", None),
+    "paper-llama3-70b": ("paper-llama3-70b", None),
+}
+PRESETS = ("embedded", *_FILES)
+
+
+def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
+    """A preset.
+
+    Args:
+        name: of `PRESETS`.
+        quick: few examples, one seed, short trainings and searches (`embedded` only).
+
+    Raises:
+        UsageError: an unknown name, or a combination that does not exist.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    if quick and name != "embedded":
+        raise UsageError("--quick is a small form of the preset 'embedded'. A small run on another model is a benchmark: t2 bench --limit.")
+    if name == "embedded":
+        found = _embedded(name)
+        short = found.bench.model_copy(update={"model_args": {"fewshot": {"iterations": _QUICK_ITERATIONS}}})
+        return replace(found, bench=short, **_QUICK) if quick else found
+    return _paper(name, *_FILES[name])

@@ -1,0 +1,1 @@
+"""Statistics: means with their errors, paired tests, corrections. Numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Workers: processes that answer items, and what they have in common."""

@@ -1,0 +1,54 @@
+"""Documents of hub data sets: bad rows are named, and no question is in two splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from t2eval.environment.documents import LONGEST, check_rows, disjoint, load_documents
+from t2eval.errors import T2Error
+from tests.offline_datasets import datasets_cache, write_dataset
+
+FEATURES = datasets.Features({"id": datasets.Value("string"), "q": datasets.Value("string")})
+
+
+def _problem(row: Mapping[str, Any]) -> str | None:
+    return None if row["q"] else "its q is empty"
+
+
+def _rows(*questions: str | None) -> list[dict[str, Any]]:
+    return [{"id": f"r{index}", "q": question} for index, question in enumerate(questions)]
+
+
+def test_a_question_stays_in_the_last_split_that_has_it(tmp_path: Path) -> None:
+    splits = {"train": _rows("a", "b", "A ", "c"), "validation": _rows("d", "b"), "test": _rows("c", "e", "e")}
+    write_dataset(tmp_path, "someone/letters", "small", FEATURES, splits)
+    with datasets_cache(tmp_path):
+        found = load_documents(
+            "someone/letters", "small", splits=("train", "validation", "test"), problem=_problem, content=lambda row: row["q"]
+        )
+    assert {split: rows["q"] for split, rows in found.items()} == {"train": ["A "], "validation": ["d", "b"], "test": ["c", "e", "e"]}
+    assert list(found) == ["train", "validation", "test"]
+
+
+def test_splits_without_repeats_are_left_as_they_are() -> None:
+    rows = datasets.Dataset.from_list(_rows("a", "b"))
+    assert disjoint({"test": rows}, lambda row: row["q"])["test"] is rows
+
+
+@pytest.mark.parametrize(
+    ("question", "wrong"), [("", "its q is empty"), (None, "its q is empty"), ("x" * (LONGEST + 1), f"its q has {LONGEST + 1} characters")]
+)
+def test_a_bad_row_is_named(question: str | None, wrong: str) -> None:
+    with pytest.raises(T2Error, match=rf"Row 1 \(id 'r1'\) of split 'train' of data set someone/letters cannot be used: {wrong}\."):
+        check_rows(_rows("a", question), "someone/letters", "train", _problem)
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path, "someone/letters", "small", FEATURES, {"test": _rows("a")})
+    with datasets_cache(tmp_path), pytest.raises(T2Error, match=r"someone/letters \(small\) has no split 'train'\. It has: test\."):
+        load_documents("someone/letters", "small", splits=("train", "test"), problem=_problem, content=lambda row: row["q"])

@@ -1,0 +1,142 @@
+import json
+
+import pytest
+
+from t2eval.bench.plan import Cell
+from t2eval.bench.rows import Row, Sample, append, write_samples
+from t2eval.errors import UsageError
+from t2eval.leaderboard.report import LATENT_SKILL, compare, fail_on_regression, leaderboard
+from t2eval.stats.compare import holm, mcnemar
+
+
+def put(folder, method, scores, task="t", seed=0, model="m", **changes):
+    """A finished row with given scores by example."""
+    folder.mkdir(exist_ok=True)
+    cell = Cell(model, method, task, seed)
+    samples = [Sample(doc_id=i, doc_hash=f"{task}{i}", score=float(score), response="") for i, score in enumerate(scores)]
+    fields = {
+        "status": "ok", "score": sum(scores) / len(scores), "stderr": 0.01, "n": len(scores), "metric": "acc", "seconds": 2.0,
+        "trainable_parameters": 1200, "samples": write_samples(folder, cell.key, samples),
+    }  # fmt: skip
+    append(folder, Row(cell=cell.key, model=model, method=method, task=task, seed=seed, **{**fields, **changes}))
+
+
+def ones(n, total=100):
+    return [1] * n + [0] * (total - n)
+
+
+def test_bold_only_for_a_significant_gain(tmp_path):
+    put(tmp_path, "base", ones(50))
+    put(tmp_path, "prompt", ones(80))
+    put(tmp_path, "cls", ones(53))
+    put(tmp_path, "fewshot", ones(20))
+    board = leaderboard(tmp_path)
+    raw = [mcnemar(ones(n), ones(50)) for n in (80, 53, 20)]
+    assert [board.entry(method, "t").p for method in ("prompt", "cls", "fewshot")] == pytest.approx(holm(raw))
+    text = board.to_markdown()
+    assert "| prompt | **0.800** ± 0.040 (n=100) | 0.800 | 2.0 | 1,200 |" in text
+    assert "| cls | 0.530 ± 0.050 (n=100)" in text
+    assert "| fewshot | 0.200 ±" in text
+    assert "Significantly worse than the base: fewshot on t." in text
+    assert "McNemar exact" in text
+    assert "3 comparisons" in text
+    assert LATENT_SKILL not in text
+
+
+def test_holm_spans_the_whole_table(tmp_path):
+    # 6 discordant pairs of 6: p = 0.031 alone, but not after correction for 2.
+    for task in ("a", "b"):
+        put(tmp_path, "base", ones(50), task=task)
+        put(tmp_path, "cls", ones(56), task=task)
+    board = leaderboard(tmp_path)
+    assert board.entry("cls", "a").p == pytest.approx(2 * 2 / 2**6)
+    assert "**" not in board.to_markdown()
+
+
+def test_seeds_are_averaged_and_counted(tmp_path):
+    put(tmp_path, "base", ones(50), model="embedded")
+    for seed, n in enumerate((60, 70, 80)):
+        put(tmp_path, "cls", ones(n), seed=seed, model="embedded")
+    entry = leaderboard(tmp_path).entry("cls", "t")
+    assert entry.score == pytest.approx(0.7)
+    assert entry.seeds == (0, 1, 2)
+    assert entry.seed_std == pytest.approx(0.1)
+    assert entry.n == 100
+    assert entry.test == "paired bootstrap"
+    assert entry.gain == pytest.approx(0.2)
+    text = leaderboard(tmp_path).to_markdown()
+    assert "3 seeds" in text
+    assert "between seeds is at most 0.100" in text
+    assert LATENT_SKILL in text
+
+
+def test_json_has_everything(tmp_path):
+    put(tmp_path, "base", ones(50))
+    put(tmp_path, "cls", ones(90))
+    content = json.loads(leaderboard(tmp_path).to_json())
+    assert content["model"] == "m"
+    entry = content["entries"][1]
+    assert (entry["method"], entry["significant"], entry["n"]) == ("cls", True, 100)
+    assert content["failures"] == []
+
+
+def test_a_missing_task_leaves_no_mean(tmp_path):
+    put(tmp_path, "base", ones(50), task="a")
+    put(tmp_path, "base", ones(50), task="b")
+    put(tmp_path, "cls", ones(50), task="a")
+    line = next(line for line in leaderboard(tmp_path).to_markdown().splitlines() if line.startswith("| cls"))
+    assert line == "| cls | 0.500 ± 0.050 (n=100) | – | – | 2.0 | 1,200 |"
+
+
+def test_lower_is_better_turns_the_gain(tmp_path):
+    put(tmp_path, "base", [2.0 + i % 7 for i in range(60)], higher_is_better=False)
+    put(tmp_path, "cls", [1.0 + i % 7 for i in range(60)], higher_is_better=False)
+    entry = leaderboard(tmp_path).entry("cls", "t")
+    assert (entry.gain, entry.better) == (1.0, True)
+
+
+def test_compare_two_methods(tmp_path):
+    put(tmp_path, "prompt", ones(80))
+    put(tmp_path, "lora", ones(60))
+    (result,) = compare(tmp_path, "prompt", "lora")
+    assert result.gain == pytest.approx(0.2)
+    assert result.p == pytest.approx(mcnemar(ones(80), ones(60)))
+    assert "prompt against lora on t: 0.800 against 0.600, gain +0.200" in str(result)
+    with pytest.raises(UsageError, match="Did you mean 'prompt'"):
+        compare(tmp_path, "promt", "lora")
+
+
+def test_regression_gate(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    for method, before, now in (("base", 50, 50), ("cls", 90, 60), ("prompt", 60, 58), ("lora", 50, 80)):
+        put(old, method, ones(before))
+        put(new, method, ones(now))
+    assert [item.method for item in fail_on_regression(new, old)] == ["cls"]
+    assert fail_on_regression(old, old) == []
+    (item,) = fail_on_regression(old, new)
+    assert item.method == "lora"
+
+
+def test_a_cell_that_fails_now_is_a_regression(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    put(old, "cls", ones(50))
+    put(new, "base", ones(50))
+    append(new, Row(cell="c", model="m", method="cls", task="t", seed=0, status="failed", error="boom"))
+    (item,) = fail_on_regression(new, old)
+    assert "failed now: boom" in str(item)
+
+
+def test_regression_without_shared_examples_is_tested_unpaired(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    put(old, "cls", ones(90), samples=None, stderr=0.03)
+    put(new, "cls", ones(60), samples=None, stderr=0.05)
+    (item,) = fail_on_regression(new, old)
+    assert item.test == "Welch (unpaired)"
+    with pytest.raises(UsageError, match="share no cell"):
+        put(tmp_path / "other", "cls", ones(5), task="u")
+        fail_on_regression(new, tmp_path / "other")
+
+
+def test_an_empty_folder_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="holds no finished cells"):
+        leaderboard(tmp_path)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from t2eval import paths
+
+
+def _git(folder: Path, *command: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", "-C", str(folder), *identity, *command], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_commit_is_the_checkouts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "t2eval"
+    package.mkdir()
+    (package / "a.py").write_text("1\n")
+    _git(tmp_path, "init", "--quiet")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "--quiet", "--message", "one")
+    head = _git(tmp_path, "rev-parse", "HEAD")
+    monkeypatch.setattr(paths, "_PACKAGE", package)
+    assert paths.git_commit() == head[:12]
+    (package / "new.py").write_text("2\n")
+    assert paths.git_commit() == head[:12], "files that git does not know are no changes"
+    (package / "a.py").write_text("3\n")
+    assert paths.git_commit() == f"{head[:12]}+changes"
+
+
+def test_a_repository_around_an_installed_package_is_not_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "site-packages" / "t2eval"
+    installed.mkdir(parents=True)
+    _git(tmp_path, "init", "--quiet")
+    _git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "theirs")
+    monkeypatch.setattr(paths, "_PACKAGE", installed)
+    assert paths.git_commit() is None
+
+
+def test_a_checkout_without_a_commit_or_without_git_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "t2eval"
+    package.mkdir()
+    _git(tmp_path, "init", "--quiet")
+    monkeypatch.setattr(paths, "_PACKAGE", package)
+    assert paths.git_commit() is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert paths.git_commit() is None
