@@ -12,7 +12,7 @@ from lm_eval import simple_evaluate
 from t2eval.basemodel.load import load_base
 from t2eval.environment.loading import make_task_manager
 from t2eval.expert.expert import Expert
-from t2eval.models import multimodal as t2
+from t2eval.models import images as t2
 from t2eval.paths import experts_dir
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 

@@ -17,7 +17,7 @@ from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.environment.multimodal import MultimodalLM
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
-from t2eval.models import multimodal as t2
+from t2eval.models import images as t2
 from t2eval.models.plugin import MODELS
 from t2eval.svf.adapted import attach, compose
 from t2eval.svf.selection import dense_weight

@@ -1,0 +1,3 @@
+"""What the generation tests borrow from the training tests: the letters tasks."""
+
+from tests.training.conftest import letters as letters
