@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from t2eval import paths
+from t2eval.basemodel.devices import AUTO, SPREAD, check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
 from t2eval.vision.images import text_tokenizer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BASELINES = ("lora", "ia3", "dora")
 LANGUAGE_SKILLS = ("math", "code", "reasoning")
 """The skills of which the embedded base model has experts and baselines."""
@@ -110,8 +110,8 @@ def load_base(
     name: str | None = None,
     *,
     revision: str | None = None,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = AUTO,
+    device: str | torch.device | None = AUTO,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a base model, in evaluation mode, and its tokenizer, which pads on the left; of a vision-language model, its processor.
@@ -120,8 +120,9 @@ def load_base(
         name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed, or
             `embedded-vlm` for the embedded vision-language one.
         revision: a Hub revision.
-        dtype: `auto` (as stored), `float32`, `bfloat16`, `float16`, or a torch dtype.
-        device: where to put the model; None is the CPU. `auto` spreads its layers over all GPUs (accelerate's device map).
+        dtype: `auto` (as stored on a GPU, float32 on a CPU), `float32`, `bfloat16`, `float16`, or a torch dtype.
+        device: where to put the model: `auto` or None (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; `balanced` spreads its
+            layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
 
     Returns:
@@ -135,25 +136,30 @@ def load_base(
         >>> model, tokenizer = load_base("embedded")
     """
     source = model_source(name)
-    wanted = _dtype(dtype)
+    check_dtype(dtype)
+    place = pick_device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
-        spread = {"device_map": "auto"} if device == "auto" else {}
-        if _is_vlm(AutoConfig.from_pretrained(source, **options)):
-            reader = AutoProcessor.from_pretrained(source, **options)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=wanted, **spread, **options)
-        else:
-            reader = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **spread, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        reader = (AutoProcessor if _is_vlm(config) else AutoTokenizer).from_pretrained(source, **options)
+        kind = AutoModelForImageTextToText if _is_vlm(config) else AutoModelForCausalLM
+        stored = stored_dtype(config)
+        silent = dtype == AUTO and stored is None and place.type != "cpu"  # transformers then looks at the weights themselves
+        weights: dict[str, Any] = {"dtype": AUTO if silent else pick_dtype(dtype, place, stored)}
+        if device == SPREAD:
+            weights["device_map"] = SPREAD
+        elif place.type != "cpu":
+            weights["device_map"] = {"": place}  # straight there: no copy of the weights in main memory
+        model = kind.from_pretrained(source, **weights, **options)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     tokenizer = text_tokenizer(reader)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
-    if device is not None and not spread:
-        model = model.to(device)
+    if dtype == AUTO:
+        say_widened(name or EMBEDDED, stored, model.dtype)
     return model.eval(), reader
 
 
@@ -242,14 +248,6 @@ def _hub_answers(source: str, revision: str | None) -> bool:
         logging.getLogger(__name__).info("The Hub cannot be reached (%s): looking in the local cache only.", error)
         return False
     return True
-
-
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
-    return DTYPES[dtype]
 
 
 def _set_padding(tokenizer: Any, source: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.basemodel import probe as hub
+from t2eval.basemodel.devices import AUTO, SPREAD
 from t2eval.bench.execute import EXECUTORS
 from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Plan, open_tasks
 from t2eval.bench.training import jobs, settle
@@ -160,7 +161,7 @@ def _check_model(found: Findings, model: str, revision: str | None) -> None:
 
 
 def _check_device(found: Findings, device: str | None) -> None:
-    if device is not None and (device.startswith("cuda") or device == "auto") and not _gpus():
+    if device is not None and (device.startswith("cuda") or device == SPREAD) and not _gpus():
         found.obstacles.append(
             f"There is no GPU here that torch can use, and the device is {device!r}. Set `device: cpu`, or run where there is one."
         )
@@ -220,12 +221,12 @@ def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:
 def _check_memory(found: Findings, device: str | None, prediction: Forecast, trains: bool) -> None:
     needs: Iterable[tuple[str, Figure]] = [("evaluation", prediction.needed(False))]
     needs = [*needs, ("training", prediction.needed(True))] if trains else needs
-    gpus = [] if device == "cpu" or (device is None and is_embedded(prediction.model)) else _gpus()
+    gpus = [] if device == "cpu" or (device in (None, AUTO) and is_embedded(prediction.model)) else _gpus()
     free: int | None = None
     where = "of memory"
     if gpus:
-        free, where = (sum(gpus), "on the GPUs") if device == "auto" else (gpus[0], "on the GPU")
-    elif device in (None, "cpu"):
+        free, where = (sum(gpus), "on the GPUs") if device == SPREAD else (gpus[0], "on the GPU")
+    elif device in (None, AUTO, "cpu"):
         free = _host_memory()
     for name, need in needs:
         if free is not None and need.value is not None and need.value > free:

@@ -97,6 +97,8 @@ def test_missing_and_damaged_folders(folder: Path, tmp_path: Path) -> None:
 def test_an_unknown_dtype(folder: Path) -> None:
     with pytest.raises(UsageError, match="Unknown dtype 'bf16'.*bfloat16"):
         load_base(str(folder), dtype="bf16")
+    with pytest.raises(UsageError, match="Unknown dtype 'float33'. Did you mean 'float32'"):
+        load_base(str(folder), dtype="float33")
 
 
 def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_other_faults_are_not_dressed_up(folder: Path, monkeypatch: pytest.Monke
         load_base(str(folder))
 
 
-def test_auto_leaves_the_placing_to_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balanced_leaves_the_placing_to_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = room.AutoModelForCausalLM.from_pretrained
     given: dict[str, Any] = {}
 
@@ -154,9 +156,31 @@ def test_auto_leaves_the_placing_to_accelerate(folder: Path, monkeypatch: pytest
         return real(source, **options)
 
     monkeypatch.setattr(room.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    model, _ = load_base(str(folder), device="auto")
-    assert given["device_map"] == "auto"
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="torch sees no CUDA GPU here. Give device auto or cpu"):
+            load_base(str(folder), device="balanced")
+        monkeypatch.setattr(room, "pick_device", lambda _: torch.device("cpu"))
+    model, _ = load_base(str(folder), device="balanced")
+    assert given["device_map"] == "balanced"
     ids = torch.arange(6)[None].to(model.device)
     torch.testing.assert_close(model(ids).logits.cpu(), tiny_model()(ids.cpu()).logits)
     load_base(str(folder), device="cpu")
     assert "device_map" not in given
+
+
+def test_a_checkpoint_in_half_precision_is_widened_on_a_cpu_and_that_is_said_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    half = tmp_path / "half"
+    tiny_model().to(torch.bfloat16).save_pretrained(half)
+    tiny_tokenizer().save_pretrained(half)
+    with caplog.at_level("INFO", "t2eval"):
+        models = [load_base(str(half), device="cpu")[0] for _ in range(2)]
+    assert {parameter.dtype for model in models for parameter in model.parameters()} == {torch.float32}
+    assert [record.message for record in caplog.records] == [
+        f"{half} is stored in bfloat16 and loaded in float32: the same values, and faster on a CPU. dtype=bfloat16 keeps it so."
+    ]
+    narrow, _ = load_base(str(half), device="cpu", dtype="bfloat16")
+    assert narrow.dtype == torch.bfloat16
+    for name, weight in narrow.state_dict().items():
+        torch.testing.assert_close(models[0].state_dict()[name], weight.float(), rtol=0, atol=0)
