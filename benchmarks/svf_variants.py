@@ -15,7 +15,9 @@ from typing import Any
 
 from t2eval.bench.training import RECORD, Job, train
 from t2eval.paths import experts_dir
-from t2eval.stats.compare import average_seeds, holm, mean_stderr, paired
+from t2eval.stats.corrections import holm
+from t2eval.stats.means import average_seeds, mean_stderr
+from t2eval.stats.paired import paired
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import OUTCOMES
 from t2eval.workers.pool import Pool

@@ -22,7 +22,7 @@ from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.environment.loading import quiet_lm_eval
 from t2eval.errors import T2Error, unknown
 from t2eval.paths import joined, tasks_dir
-from t2eval.stats.compare import mean_stderr
+from t2eval.stats.means import mean_stderr
 from t2eval.vision.images import reads_images
 
 _CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}

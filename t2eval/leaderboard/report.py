@@ -18,7 +18,9 @@ from t2eval.bench.plan import METHODS
 from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
 from t2eval.errors import UsageError, unknown
 from t2eval.paths import is_embedded
-from t2eval.stats.compare import LEVEL, Paired, average_seeds, holm, mean_stderr, paired, unpaired
+from t2eval.stats.corrections import LEVEL, holm
+from t2eval.stats.means import average_seeds, mean_stderr, spread
+from t2eval.stats.paired import Paired, paired, unpaired
 
 LATENT_SKILL = (
     "The embedded base model has latent skill by construction: its corpus answers some questions well and some badly, and it follows "
@@ -114,7 +116,8 @@ def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "–"
     score = f"**{entry.score:.3f}**" if entry.better else f"{entry.score:.3f}"
-    return score + ("" if entry.stderr is None else f" ± {entry.stderr:.3f}") + f" (n={entry.n})"
+    error = " ± N/A" if entry.n == 1 else "" if entry.stderr is None else f" ± {entry.stderr:.3f}"
+    return f"{score}{error} (n={entry.n})"
 
 
 def _totals(entries: Sequence[Entry], found: Sequence[Entry | None]) -> list[str]:
@@ -168,7 +171,7 @@ def _entry(group: Sequence[Row], examples: dict[str, float] | None) -> Entry:
         stderr=stderr,
         n=len(examples) if examples else group[0].n,
         seeds=tuple(row.seed for row in group),
-        seed_std=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
+        seed_std=spread(scores),
         seconds=_mean([row.seconds for row in group]) or 0.0,
         first_pass_seconds=_mean([row.first_pass_seconds for row in group]),
         second_pass_seconds=_mean([row.second_pass_seconds for row in group]),
@@ -181,7 +184,8 @@ def _signed(result: Paired, higher_is_better: bool) -> Paired:
     """A difference in which more is better."""
     if higher_is_better:
         return result
-    return Paired(-result.difference, -result.high, -result.low, result.n, result.p, result.test)
+    low, high = (None, None) if result.low is None or result.high is None else (-result.high, -result.low)
+    return Paired(-result.difference, low, high, result.n, result.p, result.test)
 
 
 def _with_tests(entries: Sequence[Entry], tests: Sequence[Paired | None]) -> tuple[Entry, ...]:
@@ -284,9 +288,10 @@ class Comparison:
     def __str__(self) -> str:
         if self.gain is None or self.p is None:
             return f"{self.method} on {self.task}: {self.test}"
+        interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
         return (
-            f"{self.method} on {self.task}: {self.first:.3f} against {self.second:.3f}, gain {self.gain:+.3f} "
-            f"[{self.low:+.3f}, {self.high:+.3f}], n={self.n}, p={self.p:.2g} ({self.test})"
+            f"{self.method} on {self.task}: {self.first:.3f} against {self.second:.3f}, gain {self.gain:+.3f}{interval}, n={self.n}, "
+            f"p={self.p:.2g} ({self.test})"
         )
 
 
@@ -305,8 +310,6 @@ def _test(first_dir: Path, first: Sequence[Row], second_dir: Path, second: Seque
     result = paired(a, b) if a and b else None
     if result is None:
         one, two = _entry(first, a), _entry(second, b)
-        if one.stderr is None or two.stderr is None:
-            return None
         result = unpaired((one.score, one.stderr, one.n), (two.score, two.stderr, two.n))
     return _signed(result, first[0].higher_is_better) if result else None
 

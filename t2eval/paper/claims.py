@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from t2eval.stats.compare import LEVEL, Paired, holm, paired, paired_draws
+from t2eval.stats.corrections import LEVEL, holm
+from t2eval.stats.paired import Paired, paired, paired_draws
 
 
 class Claim(BaseModel):

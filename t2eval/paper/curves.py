@@ -40,8 +40,8 @@ def points(training: Training, **labels: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _stderr(share: float, n: int) -> float:
-    return math.sqrt(max(0.0, share * (1 - share)) / (n - 1)) if n > 1 else 0.0
+def _stderr(share: float, n: int) -> float | None:
+    return math.sqrt(max(0.0, share * (1 - share)) / (n - 1)) if n > 1 else None
 
 
 def mean_curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, float]]:

@@ -30,7 +30,7 @@ from t2eval.paper.clock import Clock
 from t2eval.paper.key import check_key, plain
 from t2eval.paper.presets import SKILLS, Preset
 from t2eval.paths import EMBEDDED, git_commit, is_embedded
-from t2eval.stats.compare import average_seeds, mean_stderr
+from t2eval.stats.means import average_seeds, mean_stderr, spread
 from t2eval.training.config import TrainConfig
 from t2eval.workers.pool import Pool
 
@@ -94,7 +94,7 @@ class Cells:
         """What a table needs of one method on one task: score, standard error over examples, n, seeds, spread between seeds."""
         rows = self.of(method, task)
         score, stderr = mean_stderr(list(self.examples(method, task).values()))
-        spread = mean_spread([row.score for row in rows if row.score is not None])
+        seed_std = spread([row.score for row in rows if row.score is not None])
         return {
             "method": method,
             "task": task,
@@ -103,17 +103,9 @@ class Cells:
             "stderr": stderr,
             "n": rows[0].n,
             "seeds": [row.seed for row in rows],
-            "seed_std": spread,
+            "seed_std": seed_std,
             "trainable_parameters": rows[0].trainable_parameters,
         }
-
-
-def mean_spread(scores: Sequence[float]) -> float | None:
-    """The standard deviation between seeds' scores; None for one seed."""
-    if len(scores) < 2:
-        return None
-    mean = sum(scores) / len(scores)
-    return float((sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)) ** 0.5)
 
 
 class Lab:

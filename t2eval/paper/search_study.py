@@ -32,7 +32,9 @@ from t2eval.environment.loading import quiet_lm_eval
 from t2eval.expert.library import load_library
 from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.generation.rollouts import encode, encode_pair
-from t2eval.stats.compare import average_seeds, holm, mean_stderr, paired
+from t2eval.stats.corrections import holm
+from t2eval.stats.means import average_seeds, mean_stderr
+from t2eval.stats.paired import paired
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, adapt
@@ -193,8 +195,8 @@ def summary(points: Iterable[Point]) -> list[dict[str, Any]]:
     """Mean validation score of each arm and budget over tasks, libraries and draws, and its distance from random search on α per task.
 
     The standard error is over validation examples, whose outcomes are averaged over libraries and draws first; `spread` is the
-    standard deviation between runs. `p` compares with `random task` at the same budget on the same examples (paired bootstrap, Holm's
-    correction over all comparisons).
+    standard deviation between runs. `p` compares with `random task` at the same budget on the same examples (paired, Holm's correction
+    over all comparisons).
     """
     groups: dict[tuple[str, int], list[Point]] = {}
     for point in points:
@@ -251,10 +253,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         versus = "–" if row["versus_random"] is None else f"{row['versus_random']:+.3f} (p = {row['p']:.2g})"
+        error = "N/A" if row["stderr"] is None else f"{row['stderr']:.3f}"
         adaptation = "–" if row["adaptation"] is None else f"{row['adaptation']:.3f}"
         lines.append(
             f"| {row['arm']} | {row['iterations']} | {row['evaluations']:.0f} | {row['seconds']:.1f} | {adaptation} | "
-            f"{row['validation']:.3f} ± {row['stderr']:.3f} | {row['spread']:.3f} | {versus} |"
+            f"{row['validation']:.3f} ± {error} | {row['spread']:.3f} | {versus} |"
         )
     return "\n".join(lines)
 

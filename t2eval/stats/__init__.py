@@ -1,1 +1,1 @@
-"""Statistics: means with their errors, paired tests, corrections. Numbers in, numbers out."""
+"""Numbers in, numbers out: means with errors, paired and clustered tests, corrections for many tests, and power."""

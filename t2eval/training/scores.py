@@ -7,7 +7,6 @@ reproduces the recorded figure.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ from typing import Any
 from t2eval.environment.environment import Environment, Example
 from t2eval.expert.card import Score
 from t2eval.generation.rollouts import Sampler, choice_likelihoods, read_prompts
+from t2eval.stats.means import mean_stderr
+from t2eval.stats.paired import sign_test
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import Trainable
 from t2eval.vision.features import Reader
 
 
 def summarise(outcomes: Sequence[float]) -> Score:
-    """Mean and standard error (sample deviation over √n, as lm-eval's) of per-example outcomes."""
-    n = len(outcomes)
-    mean = math.fsum(outcomes) / n
-    stderr = math.sqrt(math.fsum((value - mean) ** 2 for value in outcomes) / (n - 1) / n) if n > 1 else None
-    return Score(score=mean, stderr=stderr, n=n)
+    """Mean and standard error of per-example outcomes."""
+    mean, stderr = mean_stderr(outcomes)
+    return Score(score=mean, stderr=stderr, n=len(outcomes))
 
 
 def validate(
@@ -121,10 +120,7 @@ def paired_test(before: dict[int, float], after: dict[int, float]) -> dict[str, 
     Returns:
         `n`, `gained` and `lost` (documents that got better and worse), and the two-sided `p_value`.
     """
-    from scipy.stats import binomtest
-
     both = sorted(before.keys() & after.keys())
     gained = sum(after[key] > before[key] for key in both)
     lost = sum(after[key] < before[key] for key in both)
-    p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
-    return {"n": len(both), "gained": gained, "lost": lost, "p_value": p_value}
+    return {"n": len(both), "gained": gained, "lost": lost, "p_value": sign_test(gained, lost)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from t2eval.bench.plan import BenchConfig, Cell
 from t2eval.bench.rows import Row, Sample, write_samples
 from t2eval.errors import UsageError
-from t2eval.stats.compare import mean_stderr
+from t2eval.stats.means import mean_stderr
 
 EXAMPLES = 40
 SKILL = {"base": 40, "prompt": 60, "cls": 75, "fewshot": 90}

@@ -6,7 +6,8 @@ from t2eval.bench.plan import Cell
 from t2eval.bench.rows import Row, Sample, append, write_samples
 from t2eval.errors import UsageError
 from t2eval.leaderboard.report import LATENT_SKILL, compare, fail_on_regression, leaderboard
-from t2eval.stats.compare import holm, mcnemar
+from t2eval.stats.corrections import holm
+from t2eval.stats.paired import mcnemar
 
 
 def put(folder, method, scores, task="t", seed=0, model="m", **changes):
@@ -62,7 +63,7 @@ def test_seeds_are_averaged_and_counted(tmp_path):
     assert entry.seeds == (0, 1, 2)
     assert entry.seed_std == pytest.approx(0.1)
     assert entry.n == 100
-    assert entry.test == "paired bootstrap"
+    assert entry.test == "paired sign flips"
     assert entry.gain == pytest.approx(0.2)
     text = leaderboard(tmp_path).to_markdown()
     assert "3 seeds" in text
@@ -140,3 +141,14 @@ def test_regression_without_shared_examples_is_tested_unpaired(tmp_path):
 def test_an_empty_folder_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="holds no finished cells"):
         leaderboard(tmp_path)
+
+
+def test_one_example_has_no_error_and_is_never_bold(tmp_path):
+    put(tmp_path, "base", [0.0])
+    put(tmp_path, "expert", [1.0])
+    board = leaderboard(tmp_path)
+    assert board.entry("base", "t").stderr is None
+    assert board.entry("expert", "t").p == 1.0 and not board.entry("expert", "t").better
+    assert "| 1.000 ± N/A (n=1) |" in board.to_markdown() and "± 0.000" not in board.to_markdown()
+    (comparison,) = compare(tmp_path, "expert", "base")
+    assert "gain +1.000, n=1, p=1 (" in str(comparison)

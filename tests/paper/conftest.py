@@ -16,7 +16,7 @@ from t2eval.bench.rows import Row, Sample, write_samples
 from t2eval.paper import lab as lab_module
 from t2eval.paper.lab import Lab, Training
 from t2eval.paper.presets import preset
-from t2eval.stats.compare import mean_stderr
+from t2eval.stats.means import mean_stderr
 from tests.bench.fakes import number
 
 EXAMPLES = 40

@@ -3,7 +3,7 @@ from scipy import stats
 
 from t2eval.paper import claims
 from t2eval.paper.claims import Claim, Side, better, judge, sentence
-from t2eval.stats.compare import Paired, paired_draws
+from t2eval.stats.paired import Paired, paired_draws
 
 
 def scores(right, n=40):

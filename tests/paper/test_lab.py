@@ -5,7 +5,7 @@ import pytest
 
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
-from t2eval.paper.lab import Lab, mean_spread
+from t2eval.paper.lab import Lab
 from t2eval.paper.presets import PRESETS, preset
 from t2eval.strategies.search import SearchConfig
 from tests.bench.fakes import FakeWorker
@@ -138,11 +138,6 @@ def test_another_setting_needs_another_study(tmp_path, lab):
     lab.cells(["base"], lab.preset.tasks)
     with pytest.raises(UsageError, match="Unknown key"):
         lab.cells(["base"], lab.preset.tasks, study="x", tempo=3)
-
-
-def test_spread_between_seeds():
-    assert mean_spread([0.5]) is None
-    assert mean_spread([1.0, 2.0, 4.0]) == pytest.approx(1.5275, abs=1e-4)
 
 
 def test_a_training_follows_the_recipe_and_the_preset(lab):

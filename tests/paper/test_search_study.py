@@ -13,7 +13,8 @@ from t2eval.environment.environment import Environment
 from t2eval.environment.loading import quiet_lm_eval
 from t2eval.paper import search_study
 from t2eval.paper.search_study import Arm, Point, Study, embedded_libraries, run_study, summary, table
-from t2eval.stats.compare import holm, paired
+from t2eval.stats.corrections import holm
+from t2eval.stats.paired import paired
 from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import FewshotConfig, adapt
 from t2eval.strategies.search import SearchConfig

@@ -21,7 +21,8 @@ from t2eval.paper.items.vision import BOTH
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import preset
 from t2eval.paper.report import run_item
-from t2eval.stats.compare import holm, paired
+from t2eval.stats.corrections import holm
+from t2eval.stats.paired import paired
 
 SEEN, UNSEEN = "embedded_vqa_seen", "embedded_vqa_unseen"
 STRATEGIES = (("prompt", "prompt"), ("cls", "cls"), ("fewshot", "few-shot"))

@@ -17,7 +17,7 @@ from t2eval.paper.curves import draw_base, draw_curve, mean_curve, points
 from t2eval.paper.item import Columns, Item, Reported, Result, item
 from t2eval.paper.lab import Cells, Lab, Training
 from t2eval.paper.markdown import score, short, spread
-from t2eval.stats.compare import unpaired
+from t2eval.stats.paired import unpaired
 
 SKILL = "math"
 _ATTENTION = "q_proj,v_proj"
@@ -190,10 +190,14 @@ def run_figure(lab: Lab) -> Result:
     return Result(tuple(rows), judge(claims), (note,))
 
 
-def _at(rows: Sequence[Mapping[str, Any]], step: int) -> tuple[float, float, int]:
+def _at(rows: Sequence[Mapping[str, Any]], step: int) -> tuple[float, float | None, int]:
     """Mean over the seeds at a step, one run's standard error (seeds share their examples: more of them do not make it smaller), n."""
     found = [row for row in rows if row["step"] == step]
-    return sum(row["score"] for row in found) / len(found), max(row["stderr"] for row in found), int(found[0]["n"])
+    return (
+        sum(row["score"] for row in found) / len(found),
+        max((row["stderr"] for row in found if row["stderr"] is not None), default=None),
+        int(found[0]["n"]),
+    )
 
 
 def ours_figure(result: Result) -> Columns:

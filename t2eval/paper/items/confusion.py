@@ -11,7 +11,8 @@ from t2eval.paper.item import Columns, Item, Reported, Result
 from t2eval.paper.lab import Cells, Lab
 from t2eval.paper.markdown import short
 from t2eval.paper.presets import SKILLS
-from t2eval.stats.compare import average_seeds, paired
+from t2eval.stats.means import average_seeds
+from t2eval.stats.paired import paired
 
 METHODS = ("prompt", "cls")
 OTHERS = "others"

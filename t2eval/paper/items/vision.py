@@ -169,11 +169,12 @@ def draw(result: Result, figure: Any) -> None:
         bars = sorted((row for row in own if row is not base), key=lambda row: _KINDS.index(_kind(row)))
         for place, row in enumerate(bars):
             look = bar(_KINDS.index(_kind(row)))
-            handles[_kind(row)] = panel.bar(place, row["score"], 0.72, yerr=row["stderr"], error_kw=ERRORS, **look)
+            handles[_kind(row)] = panel.bar(place, row["score"], 0.72, yerr=row["stderr"] or 0.0, error_kw=ERRORS, **look)
             where = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8, "zorder": 5}
             white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            panel.annotate(change(row, own), (place, row["score"] + row["stderr"]), bbox=white, **where)
-        panel.axhspan(base["score"] - base["stderr"], base["score"] + base["stderr"], color="0.5", alpha=0.18, linewidth=0, zorder=0)
+            panel.annotate(change(row, own), (place, row["score"] + (row["stderr"] or 0.0)), bbox=white, **where)
+        error = base["stderr"] or 0.0
+        panel.axhspan(base["score"] - error, base["score"] + error, color="0.5", alpha=0.18, linewidth=0, zorder=0)
         handles["base"] = panel.axhline(base["score"], **{**BASE, "zorder": 3})
         panel.set_title(f"{level} task: {short(str(base['task']))} (n = {base['n']}), base {score(base)}")
         panel.set_xticks(range(len(bars)), ["few-shot,\n+ vision" if row["label"] == BOTH else row["label"] for row in bars])
