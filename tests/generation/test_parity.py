@@ -1,0 +1,42 @@
+"""The engine answers as `model.generate` and scores as one plain forward pass does, whatever the architecture and the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
+from tests.generation.architectures import ARCHITECTURES, architecture
+from tests.tiny import tiny_tokenizer
+
+PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52], [70, 71, 72], [90, 91]]
+"""One is longer than the windows of 8."""
+NEW = 10
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_answers_and_likelihoods_are_the_model_s(name: str) -> None:
+    model = architecture(name)
+    settings = GenerationSettings(NEW)
+    with torch.no_grad():
+        expected = [
+            model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=NEW, do_sample=False)[0]
+            for prompt in PROMPTS
+        ]
+    wanted = [row[len(prompt) :].tolist() for row, prompt in zip(expected, PROMPTS, strict=True)]
+    assert len({token for ids in wanted for token in ids}) > 4, "the answers should vary"
+    for batch_size in (1, 4):
+        made = Engine(model, tiny_tokenizer(), batch_size=batch_size, max_length=128).complete(PROMPTS, settings)
+        assert [completion.ids for completion in made] == wanted
+    engine = Engine(model, tiny_tokenizer(), batch_size=4, max_length=128)
+    continuations = [[ids[:1], ids[:4], [9, 8, 7]] for ids in wanted]
+    found = engine.loglikelihoods(PROMPTS, continuations)
+    for prompt, each, values, completion in zip(PROMPTS, continuations, found, made, strict=True):
+        for tokens, value in zip(each, values, strict=True):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0].float().log_softmax(-1)
+            plain = sum(logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(tokens))
+            assert value.value == pytest.approx(plain, abs=1e-3)
+        assert sum(completion.log_probs[:4]) == pytest.approx(values[1].value, abs=1e-3)
+        assert values[0].greedy and values[1].greedy and not values[2].greedy
