@@ -33,8 +33,9 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from t2eval.svf.adapted import attach, target_paths
+from t2eval.svf.adapted import attach
 from t2eval.svf.bases import cached_basis
+from t2eval.svf.selection import target_paths
 
 SIDES = ("ours", "reference")
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from t2eval.errors import T2Error
-from t2eval.svf.bases import PROBES, Side
+from t2eval.svf.bases import Side
+from t2eval.svf.fingerprint import PROBES
 
 FORMAT_VERSION = 1
 TENSORS, CARD, README = "expert.safetensors", "expert.json", "README.md"

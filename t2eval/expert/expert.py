@@ -47,8 +47,10 @@ from t2eval.expert.card import (
 from t2eval.expert.import_sakana import raw_parameters
 from t2eval.expert.model_card import model_card
 from t2eval.svf.adapted import Adapted
-from t2eval.svf.bases import mix_scales, renormalise, sketch_difference
-from t2eval.svf.selection import moved_paths
+from t2eval.svf.fingerprint import fingerprint_difference
+from t2eval.svf.matrices import all_matrices
+from t2eval.svf.scales import mix_scales, renormalise
+from t2eval.svf.selection import remapped_paths
 
 __all__ = [
     "FORMAT_VERSION",
@@ -70,13 +72,13 @@ class Expert:
     Attributes:
         z: (r,) float32 on the CPU, by matrix path.
         card: what `expert.json` holds.
-        moved: whether `fitted` gave its matrices other paths than its file has.
+        is_remapped: whether `remapped` gave its matrices other paths than its file has.
     """
 
     z: dict[str, Tensor]
     card: ExpertCard
     _content: bytes = field(repr=False)
-    moved: bool = False
+    is_remapped: bool = False
 
     def __repr__(self) -> str:
         return f"Expert(name={self.name!r}, label={self.label!r}, matrices={len(self.z)}, sha256={self.sha256[:12]!r})"
@@ -154,7 +156,7 @@ class Expert:
             base_model=BaseModelCard(id=base_id, revision=revision, architecture=_architecture(adapted.model)),
             modules={p: ModuleCard(shape=adapted.bases[p].shape, side=adapted.bases[p].side, rank=adapted.bases[p].rank) for p in tensors},
             parameterisation=adapted.parameterisation,  # type: ignore[arg-type]
-            basis_fingerprint=adapted.sketch(tensors),
+            basis_fingerprint=adapted.fingerprint(tensors),
             training=training,
             versions=_versions(),
         )
@@ -213,22 +215,22 @@ class Expert:
             _check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
         return cls({name: tensors[name] for name in card.modules}, card, content)
 
-    def fitted(self, model: Any) -> Expert:
+    def remapped(self, model: Any) -> Expert:
         """This expert with the module paths of a model that contains its base model, or that its base model contains.
 
         A language model's experts load into a vision-language model that contains it, and the other way. Only paths change, in memory:
         whether the weights are the same is for `check` to say, by the fingerprint of the singular bases.
         """
-        paths = moved_paths(model, self.z)
+        paths = remapped_paths(model, self.z)
         if not paths:
             return self
         card = self.card.model_copy(
             update={
                 "modules": {paths[path]: module for path, module in self.card.modules.items()},
-                "basis_fingerprint": {paths[path]: sketch for path, sketch in self.card.basis_fingerprint.items()},
+                "basis_fingerprint": {paths[path]: numbers for path, numbers in self.card.basis_fingerprint.items()},
             }
         )
-        return replace(self, z={paths[path]: value for path, value in self.z.items()}, card=card, moved=True)
+        return replace(self, z={paths[path]: value for path, value in self.z.items()}, card=card, is_remapped=True)
 
     def check(self, adapted: Adapted, allow_basis_mismatch: bool = False) -> None:
         """Whether this expert fits an adapted model; touches no weight. Adapted matrices that the expert lacks keep the base weights.
@@ -241,7 +243,7 @@ class Expert:
             T2Error: another architecture, a matrix that the model lacks, another shape or side, another singular basis.
         """
         architecture, expected = _architecture(adapted.model), self.card.base_model.architecture
-        if architecture != expected and not self.moved:
+        if architecture != expected and not self.is_remapped:
             problem = f"Expert {self.name!r} was trained on {self.card.base_model.id} ({expected}), but this model is {architecture}."
             if not allow_basis_mismatch:
                 raise T2Error(f"{problem} Load the expert's base model, or give --allow-basis-mismatch to try it all the same.")
@@ -258,15 +260,15 @@ class Expert:
         self._check_bases(adapted, allow_basis_mismatch)
 
     def _missing_matrix(self, adapted: Adapted, path: str) -> str:
-        if any(name == path for name, _ in adapted.model.named_modules()):
+        if path in all_matrices(adapted.model):
             return f"Expert {self.name!r} scales {path}, which is not adapted here: attach with modules='all', layers='all'."
         near = difflib.get_close_matches(path, adapted.paths, n=2)
         hint = f" Near it: {', '.join(near)}." if near else ""
         return f"Expert {self.name!r} scales {path}, which this model does not have.{hint} Load {self.card.base_model.id}."
 
     def _check_bases(self, adapted: Adapted, allow: bool) -> None:
-        found = adapted.sketch(self.z)
-        differences = {path: sketch_difference(self.card.basis_fingerprint[path], found[path]) for path in self.z}
+        found = adapted.fingerprint(self.z)
+        differences = {path: fingerprint_difference(self.card.basis_fingerprint[path], found[path]) for path in self.z}
         suspect = {path: d for path, d in differences.items() if not d <= _SAME}
         if not suspect:
             return

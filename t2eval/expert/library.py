@@ -63,11 +63,11 @@ def adapted_base(experts: Sequence[Expert], model: str | None = None) -> tuple[A
     """
     base = experts[0].card.base_model
     loaded, reader = load_base(model or base.id, revision=None if model else base.revision)
-    fitted = [expert.fitted(loaded) for expert in experts]
-    adapted = attach(loaded, paths=list(dict.fromkeys(path for expert in fitted for path in expert.z)))
-    for expert in fitted:
+    remapped = [expert.remapped(loaded) for expert in experts]
+    adapted = attach(loaded, paths=list(dict.fromkeys(path for expert in remapped for path in expert.z)))
+    for expert in remapped:
         expert.check(adapted)
-    return adapted, fitted, reader
+    return adapted, remapped, reader
 
 
 def save_mix(
@@ -108,7 +108,7 @@ def save_mix(
         name=name or Path(output).name,
         label=label,
         description=description or f"A mix ({form}): {recipe}.",
-        base_id=model if loaded[0].moved and model else base.id,
+        base_id=model if loaded[0].is_remapped and model else base.id,
         revision=base.revision,
     )
     mixed.save(output)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from t2eval.basemodel import probe as hub
 from t2eval.bench.plan import BenchConfig
 from t2eval.paths import EMBEDDED_FOLDERS, experts_dir, is_embedded
-from t2eval.svf.patterns import is_chosen, select_layers
+from t2eval.svf.selection import is_chosen, select_layers
 
 Source = Literal["measured", "read", "assumed", "unknown"]
 """Where a figure is from: counted on this machine; read from a file that states it (or computed from such); taken for granted."""

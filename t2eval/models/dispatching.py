@@ -27,7 +27,7 @@ from t2eval.strategies.dispatch import (
     load_format,
     paper_format,
 )
-from t2eval.svf.bases import mix_scales
+from t2eval.svf.scales import mix_scales
 from t2eval.vision.images import images_of_request
 
 _SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"

@@ -11,7 +11,7 @@ from t2eval.errors import UsageError, unknown
 from t2eval.models.options import ExpertOptions
 from t2eval.models.questions import skill_label
 from t2eval.models.strategy import Strategy
-from t2eval.svf.bases import mix_scales
+from t2eval.svf.scales import mix_scales
 
 
 class Fixed(Strategy):

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,13 +30,10 @@ from t2eval.models.options import Options, split_arguments
 from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted, attach, attached
 
 _log = logging.getLogger(__name__)
 _ROWS_CPU, _ROWS_ACCELERATOR = 80, 32
-
-_ADAPTED: weakref.WeakKeyDictionary[Any, Adapted] = weakref.WeakKeyDictionary()
-"""One set of hooks a model object, however many lm-eval objects share it."""
 
 
 class Strategy:
@@ -142,7 +138,7 @@ class Strategy:
     def applied(self, z: Mapping[str, Tensor]) -> Iterator[None]:
         """The model with z': merged, or through the hooks where weights are quantised or z' is used too briefly to be worth a merge."""
         if not self.through_hooks:
-            with self.adapted.merged(z):
+            with self.adapted.fast(z):
                 yield
             return
         self.adapted.set_z(z)
@@ -172,7 +168,7 @@ class Strategy:
         if self._row_z:
             rows = [tuple(ids[keep.bool()].tolist()) for ids, keep in zip(context, mask, strict=True)]
             each = [self._row_z[row] for row in rows]
-            scope = self.adapted.rows({path: torch.stack([z[path] for z in each]) for path in each[0]})
+            scope = self.adapted.per_sequence({path: torch.stack([z[path] for z in each]) for path in each[0]})
         with scope:
             made: Tensor = super()._model_generate(context, *arguments, **named)  # type: ignore[misc]
         self._count(mask, made)
@@ -190,7 +186,10 @@ class Strategy:
     # ------------------------------------------------------------------ the first pass's model
     @property
     def adapted(self) -> Adapted:
-        return _ADAPTED[self.model]
+        """The model's scaling as it is now: another lm-eval object on the same model may have put on one of more matrices."""
+        found = attached(self.model)
+        assert found is not None
+        return found
 
     def runner(self) -> Runner:
         """The model for batches of the first pass, outside of lm-eval's response cache."""
@@ -252,18 +251,18 @@ class Strategy:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _attach(self) -> None:
-        self.experts = [expert.fitted(self.model) for expert in self.experts]
+        self.experts = [expert.remapped(self.model) for expert in self.experts]
         paths = sorted({path for expert in self.experts for path in expert.z})
-        known = _ADAPTED.get(self.model)
+        known = attached(self.model)  # one scaling a model object, however many lm-eval objects share it
         if known is None or not set(paths) <= set(known.paths):
             if known is not None:
                 known.detach()
                 paths = sorted({*paths, *known.paths})
-            _ADAPTED[self.model] = attach(self.model, paths=paths)
+            attach(self.model, paths=paths)
         self.adapted.set_z(None)
         for expert in self.experts:
             expert.check(self.adapted, self.options.allow_basis_mismatch)
-        self.through_hooks = not all(_floating(self.model.get_submodule(path)) for path in paths)
+        self.through_hooks = not self.adapted.mergeable
 
     # ------------------------------------------------------------------ lm-eval's response cache
     def identity(self) -> str:
@@ -327,11 +326,6 @@ class Strategy:
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
-
-
-def _floating(module: Any) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.is_floating_point()
 
 
 def _short(expert: Expert) -> str:

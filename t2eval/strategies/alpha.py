@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from t2eval.strategies.search import Array
-from t2eval.svf.bases import mix_scales
+from t2eval.svf.scales import mix_scales
 
 Granularity = Literal["task", "layer", "matrix"]
 Form = Literal["paper", "offset"]

@@ -272,7 +272,7 @@ class Candidates:
         if self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, self._runner.rows, cpu=cpu):
             outcomes = []
             for z in scales:
-                with self._adapted.merged(z):
+                with self._adapted.fast(z):
                     outcomes.extend(self._outcomes(1, lambda _rows: contextlib.nullcontext()))
             return outcomes
         stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}
@@ -280,7 +280,7 @@ class Candidates:
 
     def _rows(self, stacked: Mapping[str, Tensor], candidates: list[int]) -> Any:
         index = torch.tensor(candidates, dtype=torch.long)
-        return self._adapted.rows({path: z[index] for path, z in stacked.items()})
+        return self._adapted.per_sequence({path: z[index] for path, z in stacked.items()})
 
     def _outcomes(self, candidates: int, scope: RowScope) -> list[Outcome]:
         """Outcomes of `candidates` whose rows come one candidate after the other."""

@@ -1,6 +1,8 @@
 """SVF: scaling the singular values of a frozen model's weight matrices by z (section 3.1 of the paper).
 
-`bases` decomposes a matrix and caches the result, `selection` says which matrices, `hooks` applies z, `adapted` ties them together.
+`matrices` finds the weight matrices and `selection` chooses among them; `bases` decomposes one and caches the result; `scales` makes z;
+`hooks` and `experts` apply it while the model runs, `merge` in the weights; `adapted` ties them together, and `fingerprint` says in a few
+numbers what a z does in a model's bases.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from t2eval.svf.adapted import Adapted as Adapted
     from t2eval.svf.adapted import attach as attach
+    from t2eval.svf.adapted import attached as attached
     from t2eval.svf.bases import Basis as Basis
-    from t2eval.svf.bases import compose as compose
     from t2eval.svf.bases import decompose as decompose
+    from t2eval.svf.merge import compose as compose
     from t2eval.svf.selection import target_paths as target_paths
 
 _HOMES = {
     "Adapted": "t2eval.svf.adapted",
     "Basis": "t2eval.svf.bases",
     "attach": "t2eval.svf.adapted",
-    "compose": "t2eval.svf.bases",
+    "attached": "t2eval.svf.adapted",
+    "compose": "t2eval.svf.merge",
     "decompose": "t2eval.svf.bases",
     "target_paths": "t2eval.svf.selection",
 }
-__all__ = ["Adapted", "Basis", "attach", "compose", "decompose", "target_paths"]
+__all__ = ["Adapted", "Basis", "attach", "attached", "compose", "decompose", "target_paths"]
 
 
 def __getattr__(name: str) -> Any:

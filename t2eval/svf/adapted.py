@@ -1,7 +1,8 @@
 """Adapted model: a frozen causal model whose matrices are scaled by z in their singular bases (SVF, section 3.1 of the paper).
 
-Scaling is done by hooks (`t2eval.svf.hooks`), so module classes and the names in `state_dict` stay as they are, and any linear map can
-be adapted. `merge` writes the dense W' for the times when one z answers many tokens; `rows` serves many z in one batch.
+Scaling happens while the model runs (`t2eval.svf.hooks`), so module classes and the names in `state_dict` stay as they are, and any
+linear map can be adapted. `merge` writes the dense W' for the times when one z answers many tokens; `per_sequence` serves many z in one
+batch.
 
 Deviations from the paper and its implementation:
     1. No dense W' per training step: the factored form is faster than composing W' and projecting a dense gradient
@@ -12,40 +13,31 @@ Deviations from the paper and its implementation:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import cache_dir as default_cache
-from t2eval.svf.bases import (
-    PARAMETERISATIONS,
-    Basis,
-    Probes,
-    Side,
-    cached_basis,
-    compose,
-    decompose,
-    mix_scales,
-    project_probes,
-    renormalise,
-    sketch,
-    to_scale,
-)
-from t2eval.svf.hooks import Mode, ScaleParameters, Scaler, Scales
-from t2eval.svf.selection import dense_weight, find_module, target_paths
+from t2eval.svf.bases import Basis, BasisStore
+from t2eval.svf.fingerprint import fingerprint, project_probes
+from t2eval.svf.hooks import Scales
+from t2eval.svf.matrices import decoder_layers, find_matrices
+from t2eval.svf.merge import KEEP_BASE, KeepBase, change
+from t2eval.svf.scales import PARAMETERISATIONS, mix_scales, renormalise, to_scale
+from t2eval.svf.selection import left_out, refuse_bypassed, target_paths
+from t2eval.svf.state import State, put_on, state_of, take_off, watch
 
-__all__ = ["Adapted", "Basis", "Side", "attach", "compose", "decompose", "target_paths"]
-
-_HOLDER = "t2_scales"
 _PAPER_MEAN, _PAPER_VARIANCE = 0.1, 1e-3  # Table 6: the initial p of the sigmoid form
+_WORTH_SAYING = 0.01  # of the decoder layers' weights, left out
+
+_log = logging.getLogger(__name__)
 
 Init = Literal["identity", "paper"]
 
@@ -56,38 +48,30 @@ class _ExpertLike(Protocol):
 
     def check(self, adapted: Adapted, allow_basis_mismatch: bool = False) -> None: ...
 
-    def fitted(self, model: Any) -> _ExpertLike: ...
+    def remapped(self, model: Any) -> _ExpertLike: ...
 
 
 class Adapted:
-    """A frozen model whose matrices can be scaled. Made by `attach`.
+    """A frozen model whose matrices can be scaled. Made by `attach`; `attached` gives that of a model again.
 
     z in this class is always the true scale, float32, keyed by matrix path. Fresh from `attach` the trainable parameters are in
     force; `set_z`, `set_expert` and `set_alphas` put a fixed z in their place, and `use_parameters` goes back.
 
     Attributes:
-        model: the model, the same object as was given.
-        paths: the adapted matrices' module paths.
+        model: the model, the same object as was given. It carries the scaling itself and does not keep this object alive.
+        paths: the adapted matrices' paths.
         bases: path → `Basis`.
         parameterisation: `direct` or `sigmoid-renorm`.
         parameters: the `ScaleParameters` on the model.
     """
 
-    def __init__(self, model: Any, bases: dict[str, Basis], parameterisation: str, initial: Scales) -> None:
-        self.model, self.bases, self.parameterisation = model, bases, parameterisation
-        self.paths = tuple(bases)
-        self._modules = {path: find_module(model, path) for path in self.paths}
-        self._required_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        model.requires_grad_(False)
-        self.parameters = ScaleParameters(initial)
-        model.add_module(_HOLDER, self.parameters)
-        self._mode = Mode()
-        self._scalers = {
-            path: Scaler(path, self._modules[path], basis, parameterisation, self.parameters, self._mode) for path, basis in bases.items()
-        }
-        self._kept: dict[str, nn.Parameter] = {}
-        self._probes: dict[str, Probes] = {}
+    def __init__(self, model: Any, state: State) -> None:
+        self.model, self._state = model, state
+        self.bases, self.parameterisation, self.parameters = state.bases, state.parameterisation, state.parameters
+        self.paths = tuple(state.bases)
+        self._scalers, self._mode = state.scalers, state.mode
 
+    # ------------------------------------------------------------------ which z
     def trainable(self) -> dict[str, nn.Parameter]:
         """The raw parameters p by matrix path, (r,) float32: the only parameters of the model that require a gradient."""
         return self.parameters.trainable()
@@ -120,14 +104,14 @@ class Adapted:
         self._refuse_merged("set z")
         checked = self._checked(z or {})
         for path, scaler in self._scalers.items():
-            scaler.fixed = checked.get(path)
+            scaler.fixed = self._delta(path, checked[path]) if path in checked else None
         self._mode.source = "fixed"
 
     def set_expert(self, expert: _ExpertLike, allow_basis_mismatch: bool = False) -> None:
         """Check an expert against this model (`Expert.check`), then scale with its z."""
-        fitted = expert.fitted(self.model)
-        fitted.check(self, allow_basis_mismatch)
-        self.set_z(fitted.z)
+        remapped = expert.remapped(self.model)
+        remapped.check(self, allow_basis_mismatch)
+        self.set_z(remapped.z)
 
     def set_alphas(
         self,
@@ -144,143 +128,175 @@ class Adapted:
             form: `paper` or `offset`.
             allow_basis_mismatch: as in `Expert.check`.
         """
-        fitted = [expert.fitted(self.model) for expert in experts]
-        for expert in fitted:
+        remapped = [expert.remapped(self.model) for expert in experts]
+        for expert in remapped:
             expert.check(self, allow_basis_mismatch)
-        self.set_z(mix_scales([expert.z for expert in fitted], alphas, form))
+        self.set_z(mix_scales([expert.z for expert in remapped], alphas, form))
 
+    # ------------------------------------------------------------------ for a while
     @contextmanager
     def disabled(self) -> Iterator[Any]:
         """The base model, inside the context: no scaling, and the base weights where z is merged."""
         self._mode.off += 1
-        outermost = self._mode.off == 1
-        merged = {path: self._modules[path]._parameters["weight"] for path in self._kept} if outermost else {}
-        for path in merged:
-            self._modules[path]._parameters["weight"] = self._kept[path]
         try:
+            self._state.merger.show_base(True)
             yield self.model
         finally:
-            for path, weight in merged.items():
-                self._modules[path]._parameters["weight"] = weight
             self._mode.off -= 1
+            self._state.merger.show_base(self._mode.off > 0)
 
     @contextmanager
-    def rows(self, z: Scales) -> Iterator[Any]:
-        """One z for each row of the batch, inside the context: row i of the output is the model's with z[i]. Works under `generate` too.
+    def per_sequence(self, z: Scales) -> Iterator[Any]:
+        """One z for each sequence of the batch: sequence i of the output is the model's with z[i]. Works under `generate` too.
 
         Args:
-            z: (rows, r) by matrix path; a missing path is ones for all rows.
+            z: (sequences, r) by matrix path; a missing path is ones for all.
 
         Raises:
-            T2Error: as `set_z`; tensors of different numbers of rows; at the forward pass, a batch of another size.
+            T2Error: as `set_z`; tensors of different numbers of sequences; at the forward pass, a batch of another size.
         """
-        self._refuse_merged("use per-row z")
+        self._refuse_merged("use one z a sequence")
         counts = {len(value) for value in z.values()}
         if len(counts) != 1:
-            raise T2Error(f"Per-row z needs tensors of one number of rows; these have {sorted(counts)}.")
-        checked = self._checked(z, rows=counts.pop())
+            raise T2Error(f"One z a sequence needs tensors of one number of sequences; these have {sorted(counts)}.")
+        checked = self._checked(z, sequences=counts.pop())
         source = self._mode.source
-        for path, scaler in self._scalers.items():
-            scaler.per_row = checked.get(path)
-        self._mode.source = "rows"
+        _, blocks = decoder_layers(self.model)
+        watching = [block.register_forward_pre_hook(watch(self._mode), with_kwargs=True) for block in blocks]
         try:
+            for path, scaler in self._scalers.items():
+                scaler.per_sequence = self._delta(path, checked[path]) if path in checked else None
+            self._mode.source = "sequences"
             yield self.model
         finally:
-            self._mode.source = source
+            self._mode.source, self._mode.shape = source, None
+            for handle in watching:
+                handle.remove()
             for scaler in self._scalers.values():
-                scaler.per_row = None
+                scaler.per_sequence = None
 
+    # ------------------------------------------------------------------ merged
     def merge(self, z: Scales | None = None) -> None:
-        """Put W' in the place of each weight whose z is not ones, and switch the hooks off.
+        """Put W' in the place of each weight whose z is not ones, and scale nothing any more.
 
-        The base weights are kept aside. A weight that is shared with another module is replaced in the adapted module only.
+        The base weights are kept aside (`keep_base`). A weight that is shared with another module is replaced in the adapted module only.
 
         Args:
             z: as for `set_z`; None is the z in force.
 
         Raises:
-            T2Error: merged already; a quantised weight, which cannot be replaced.
+            T2Error: merged already; a quantised weight, which cannot be replaced; a W' that is not finite in the weight's dtype.
         """
+        self._merge(z, partly=False)
+
+    def _merge(self, z: Scales | None, partly: bool) -> None:
         self._refuse_merged("merge")
         checked = self._checked(self.active_z() if z is None else z)
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                for path, delta in checked.items():
-                    self._replace(path, delta)
-        except BaseException:
-            self.unmerge()
-            raise
+        packed = [path for path in checked if self._state.matrices[path].parameter is None]
+        if packed and not partly:
+            raise T2Error(f"{packed[0]} is quantised, so z cannot be merged into its weight. Scale with set_z, which works on it.")
+        matrices = {path: self._state.matrices[path] for path in checked if path not in set(packed)}
+        changes = {path: change(checked[path], matrix.weight().device) for path, matrix in matrices.items()}
+        self._state.merger.merge((matrices[path], wanted) for path, wanted in changes.items() if wanted is not None)
+        for path in packed:
+            self._scalers[path].beside_merged = self._delta(path, checked[path])
         self._mode.merged = True
-
-    def _replace(self, path: str, delta: Tensor) -> None:
-        module = self._modules[path]
-        weight = module._parameters.get("weight")
-        if weight is None or not weight.is_floating_point():
-            raise T2Error(f"{path} is quantised, so z cannot be merged into its weight. Scale with set_z, which works on it.")
-        dense = compose(dense_weight(module), self.bases[path], delta + 1)
-        stored = (dense.T if isinstance(module, Conv1D) else dense).to(weight.dtype).contiguous()
-        self._kept[path] = weight
-        module._parameters["weight"] = nn.Parameter(stored, requires_grad=False)
 
     def unmerge(self) -> None:
         """Put the very same base weights back, bit for bit. Does nothing if nothing is merged."""
-        for path, weight in self._kept.items():
-            self._modules[path]._parameters["weight"] = weight
-        self._kept.clear()
+        self._state.merger.drop()
         self._mode.merged = False
+        for scaler in self._scalers.values():
+            scaler.beside_merged = None
 
     @contextmanager
     def merged(self, z: Scales | None = None) -> Iterator[Any]:
         """`merge(z)` inside the context; always unmerges, also after an exception."""
-        self.merge(z)
+        self._merge(z, partly=False)
         try:
             yield self.model
         finally:
             self.unmerge()
 
-    def sketch(self, z: Scales) -> dict[str, list[float]]:
-        """What z does in these bases, in eight numbers a matrix: the fingerprint that an expert carries (`t2eval.svf.bases.sketch`)."""
-        sketches = {}
+    @contextmanager
+    def fast(self, z: Scales | None = None) -> Iterator[Any]:
+        """Scale with one z for many tokens, inside the context: merged where the weight can be replaced, while the model runs where not."""
+        self._merge(z, partly=True)
+        try:
+            yield self.model
+        finally:
+            self.unmerge()
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether z is merged now."""
+        return self._mode.merged
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether every adapted weight can be replaced; a quantised one cannot."""
+        return all(matrix.parameter is not None for matrix in self._state.matrices.values())
+
+    @property
+    def keep_base(self) -> KeepBase:
+        """Where the base weights wait while z is merged: on the `device`, beside W', or on the `host`, in pinned memory."""
+        return self._state.merger.keep_base
+
+    @keep_base.setter
+    def keep_base(self, where: KeepBase) -> None:
+        self._refuse_merged("move the base weights")
+        if where not in KEEP_BASE:
+            raise unknown("place of the base weights", where, KEEP_BASE)
+        self._state.merger.keep_base = where
+
+    # ------------------------------------------------------------------ and the rest
+    def fingerprint(self, z: Scales) -> dict[str, list[float]]:
+        """What z does in these bases, in eight numbers a matrix, as an expert carries it (`t2eval.svf.fingerprint`)."""
+        found = {}
         for path, value in z.items():
-            if path not in self._probes:
-                self._probes[path] = project_probes(self.bases[path])
-            sketches[path] = sketch(self.bases[path], value, self._probes[path])
-        return sketches
+            basis = self.bases[path]
+            if path not in self._state.probes:
+                self._state.probes[path] = basis.probes or project_probes(basis.q)
+            found[path] = fingerprint(basis, value, self._state.probes[path])
+        return found
 
     def detach(self) -> None:
-        """Unmerge, remove the hooks and the parameters, and leave the model as `attach` found it."""
+        """Unmerge, take the scaling and the parameters away, and leave the model as `attach` found it."""
         self.unmerge()
-        for scaler in self._scalers.values():
-            scaler.remove()
-        if getattr(self.model, _HOLDER, None) is self.parameters:
-            delattr(self.model, _HOLDER)
-        for parameter in self._required_grad:
-            parameter.requires_grad_(True)
+        take_off(self.model, self._state)
 
     def _refuse_merged(self, action: str) -> None:
         if self._mode.merged:
             raise T2Error(f"Cannot {action} while z is merged into the weights: unmerge first.")
 
-    def _checked(self, z: Scales, rows: int | None = None) -> dict[str, Tensor]:
-        """z - 1 by path, without the matrices where it is zero everywhere."""
-        deltas = {}
+    def _checked(self, z: Scales, sequences: int | None = None) -> dict[str, Tensor]:
+        """z by path in float32 on the CPU, copied, without the matrices where it is ones everywhere."""
+        checked = {}
         for path, value in z.items():
             if path not in self.bases:
                 raise unknown("adapted matrix", path, self.paths)
             rank = self.bases[path].rank
-            expected = (rank,) if rows is None else (rows, rank)
+            expected = (rank,) if sequences is None else (sequences, rank)
             if tuple(value.shape) != expected:
                 raise T2Error(f"z of {path} has shape {tuple(value.shape)}; this matrix needs {expected}.")
             with torch.inference_mode(False), torch.no_grad():
-                delta = value.detach().to(self._modules_device(path), torch.float32, copy=True) - 1
-            if not math.isfinite(float(delta.abs().max())):
+                own = value.detach().to("cpu", torch.float32, copy=True)
+            if not bool(torch.isfinite(own).all()):
                 raise T2Error(f"z of {path} holds values that are not finite.")
-            if bool(delta.any()):
-                deltas[path] = delta
-        return deltas
+            if bool((own != 1).any()):
+                checked[path] = own
+        return checked
 
-    def _modules_device(self, path: str) -> torch.device:
-        return self.trainable()[path].device
+    def _delta(self, path: str, z: Tensor) -> Tensor:
+        """z - 1 on the matrix's device."""
+        with torch.inference_mode(False), torch.no_grad():
+            return (z - 1).to(self.parameters.of(path).device)
+
+
+def attached(model: Any) -> Adapted | None:
+    """The `Adapted` of a model that `attach` was called on, or None."""
+    state = state_of(model)
+    return None if state is None else Adapted(model, state)
 
 
 def attach(
@@ -293,29 +309,31 @@ def attach(
     cache_dir: Path | None = None,
     init: Init = "identity",
     seed: int = 0,
+    keep_base: KeepBase = "device",
 ) -> Adapted:
     """Freeze a model and make its matrices scalable by z, the only parameters that then require a gradient. Outputs stay as they are.
 
     Args:
         model: a transformers causal model.
-        modules: `all`, `mlp`, `attention`, or a comma-separated list of path endings (see `target_paths`).
+        modules: `all`, `mlp`, `attention`, `dense`, or a comma-separated list of path endings (see `target_paths`).
         layers: `all`, `half` (the first half), `0-15` or `0,3`.
         parameterisation: `direct` (z = 1 + p) or `sigmoid-renorm` (z = sigmoid(p) Σσ / Σ(σ sigmoid(p))).
-        paths: exact module paths instead of `modules` and `layers`.
+        paths: exact matrix paths instead of `modules` and `layers`.
         cache_dir: where singular bases are cached; by default `t2eval.paths.cache_dir()/"bases"`.
         init: `identity` (z = 1), or `paper` for `sigmoid-renorm`: p of mean 0.1 and variance 1e-3 (Table 6), so that outputs move a little.
         seed: of the `paper` init.
+        keep_base: where base weights wait while z is merged: `device`, or `host` where the device has no room for them twice.
 
     Raises:
-        UsageError: unknown modules, layers, paths, parameterisation or init.
-        T2Error: the model is adapted already, has no decoder layers, or holds weights that cannot be decomposed.
+        UsageError: unknown modules, layers, paths, parameterisation, init or place.
+        T2Error: the model is adapted already, has no decoder layers, or holds weights that cannot be decomposed or scaled.
 
     Example:
         >>> adapted = attach(model, modules="mlp")
         >>> with adapted.merged(expert.z):
         ...     model.generate(**inputs)
     """
-    if hasattr(model, _HOLDER):
+    if state_of(model) is not None:
         raise T2Error(f"This {type(model).__name__} is adapted already: use that Adapted, or call its detach() first.")
     if parameterisation not in PARAMETERISATIONS:
         raise unknown("parameterisation", parameterisation, PARAMETERISATIONS)
@@ -323,31 +341,40 @@ def attach(
         raise unknown("init", init, ("identity", "paper"))
     if init == "paper" and parameterisation != "sigmoid-renorm":
         raise UsageError("The paper's init of p belongs to the sigmoid form: give parameterisation='sigmoid-renorm' with init='paper'.")
+    if keep_base not in KEEP_BASE:
+        raise unknown("place of the base weights", keep_base, KEEP_BASE)
     chosen = list(paths) if paths is not None else target_paths(model, modules, layers)
-    folder = cache_dir if cache_dir is not None else default_cache() / "bases"
+    matrices = {matrix.path: matrix for matrix in find_matrices(model, chosen)}
+    refuse_bypassed(model, chosen)
+    if paths is None:
+        _say_left_out(model, chosen, modules, layers)
+    store = BasisStore(cache_dir if cache_dir is not None else default_cache() / "bases")
+    dtype = getattr(model, "dtype", torch.float32)
     bases: dict[str, Basis] = {}
     initial: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.no_grad():
-        for path in chosen:
-            weight = dense_weight(find_module(model, path))
-            basis = _computed(weight, folder, path)
+        for path, matrix in matrices.items():
+            weight = matrix.weight()  # (out, in)
+            try:
+                basis = store.basis(weight, matrix.dtype(dtype))
+            except T2Error as error:
+                raise T2Error(f"{path}: {error}") from error
             initial[path] = torch.zeros(basis.rank)
             if init == "paper":
                 initial[path] = _PAPER_MEAN + math.sqrt(_PAPER_VARIANCE) * torch.randn(basis.rank, generator=generator)
             if parameterisation == "sigmoid-renorm":
-                renormalise(torch.sigmoid(initial[path]), basis.sigma, path)
+                renormalise(torch.sigmoid(initial[path]), basis.sigma.cpu(), path)
             initial[path] = initial[path].to(weight.device)
             bases[path] = basis
-    return Adapted(model, bases, parameterisation, initial)
+    return Adapted(model, put_on(model, matrices, bases, parameterisation, initial, keep_base))
 
 
-def _computed(weight: Tensor, folder: Path, path: str) -> Basis:
-    try:
-        basis = cached_basis(weight, folder)
-    except T2Error as error:
-        raise T2Error(f"{path}: {error}") from error
-    if weight.dtype != torch.float32:
-        # The hooks keep Q in the model's own dtype; on an accelerator the float32 original would only take its memory.
-        basis = replace(basis, q=basis.q.cpu(), sigma=basis.sigma.cpu())
-    return basis
+def _say_left_out(model: Any, paths: Sequence[str], modules: str, layers: str) -> None:
+    share, names = left_out(model, paths, modules, layers)
+    if share >= _WORTH_SAYING:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        _log.warning(
+            "modules=%s scales %.1f%% of the weights that it means; %.1f%% are left out: %s%s.",
+            modules, 100 * (1 - share), 100 * share, ", ".join(names[:3]), more,
+        )  # fmt: skip

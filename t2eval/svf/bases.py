@@ -1,4 +1,4 @@
-"""Singular basis: the orthonormal factor Q of one weight matrix on its narrow side, its disk cache and its fingerprint.
+"""Singular basis: the orthonormal factor Q of one weight matrix on its narrow side, and where it is kept.
 
 The paper writes W' = U Σ diag(z) Vᵀ (section 3.1). With Q the factor on the narrow side, the same matrix is W' = Q diag(z) Qᵀ W for
 m <= n, and W' = W Q diag(z) Qᵀ for n < m. So neither Σ nor the wide factor is needed to apply z, and z scales activations.
@@ -14,28 +14,24 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.errors import T2Error
+from t2eval.svf.fingerprint import Probes, project_probes
 
 Side = Literal["output", "input"]
-MixForm = Literal["paper", "offset"]
 
 SOLVER = "gram-eigh-float64-1"  # part of every cache key: change it whenever `decompose` may give other numbers
-PARAMETERISATIONS = ("direct", "sigmoid-renorm")
-MIX_FORMS = ("paper", "offset")
-PROBES = 8  # numbers of a sketch
-_PROBE_SEED = 25010
+_READING = 0.5e9  # bytes a second at which a cached basis is had: a guess on the fast side of digesting weights and reading from a disk
 
 
 @dataclass(frozen=True)
@@ -43,16 +39,19 @@ class Basis:
     """The narrow side's singular vectors of one weight matrix.
 
     Attributes:
-        q: (r, r) float32, the columns are singular vectors, largest singular value first.
+        q: (r, r), the columns are singular vectors, largest singular value first. float32; beside a model in half precision on a GPU, in
+            the model's dtype.
         sigma: (r,) float32, the singular values.
         side: `output` where out <= in (z scales behind the layer), else `input` (z scales before it).
         shape: (out, in) of the weight.
+        probes: of the float32 factor, where `q` is narrower.
     """
 
     q: Tensor
     sigma: Tensor
     side: Side
     shape: tuple[int, int]
+    probes: Probes | None = field(default=None, repr=False, compare=False)
 
     @property
     def rank(self) -> int:
@@ -76,133 +75,60 @@ def decompose(weight: Tensor) -> Basis:
         raise T2Error(f"A singular basis needs a matrix; this weight has shape {tuple(weight.shape)}.")
     out, into = weight.shape
     device = weight.device
-    matrix = weight.detach().to("cpu" if device.type == "mps" else device).to(torch.float64)
+    matrix = weight.detach().to("cpu" if device.type == "mps" else device).to(torch.float64)  # (out, in)
     if not bool(torch.isfinite(matrix).all()):
         raise T2Error(f"A weight matrix of shape {out} x {into} holds values that are not finite: the checkpoint is damaged.")
     side: Side = "output" if out <= into else "input"
-    gram = matrix @ matrix.T if side == "output" else matrix.T @ matrix
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    sigma = eigenvalues.flip(0).clamp_min(0).sqrt()
-    q = vectors.flip(1).to(torch.float32).contiguous()
+    gram = matrix @ matrix.T if side == "output" else matrix.T @ matrix  # (r, r)
+    eigenvalues, vectors = torch.linalg.eigh(gram)  # (r,) ascending, (r, r) by columns
+    sigma = eigenvalues.flip(0).clamp_min(0).sqrt()  # (r,)
+    q = vectors.flip(1).to(torch.float32).contiguous()  # (r, r)
     return Basis(q.to(device), sigma.to(torch.float32).to(device), side, (out, into))
 
 
-def compose(weight: Tensor, basis: Basis, z: Tensor) -> Tensor:
-    """The dense W' = Q diag(z) Qᵀ W (or W Q diag(z) Qᵀ), in float32; exactly W where z is all ones.
+class BasisStore:
+    """The singular bases of one model's matrices: computed, or read from the cache on the disk where reading is faster.
+
+    On a CPU, reading always is. On a GPU two matrices of a shape are computed and timed; where that is slower than a cached basis can be
+    had (graphics cards with little float64), the others come from the cache.
 
     Args:
-        weight: (out, in), any floating dtype.
-        basis: the basis of this weight.
-        z: (r,) scales.
-
-    Returns:
-        (out, in) float32, on the weight's device.
+        folder: of the cache.
     """
-    dense = weight.detach().to(torch.float32)
-    q = basis.q.to(dense.device)
-    delta = (z.detach().to(dense.device, torch.float32) - 1) * q @ q.T
-    return torch.addmm(dense, delta, dense) if basis.side == "output" else torch.addmm(dense, dense, delta)
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seconds: dict[tuple[int, int], list[float]] = {}
 
-def to_scale(parameter: Tensor, sigma: Tensor, parameterisation: str, path: str = "") -> Tensor:
-    """z of a raw parameter p: 1 + p (`direct`), or sigmoid(p) · Σσ / Σ(σ · sigmoid(p)) (`sigmoid-renorm`). Differentiable in p.
+    def basis(self, weight: Tensor, dtype: torch.dtype) -> Basis:
+        """The basis of one matrix, on its device.
 
-    Args:
-        parameter: (r,) float32.
-        sigma: (r,) singular values.
-        parameterisation: `direct` or `sigmoid-renorm`.
-        path: the matrix, for the error.
+        Args:
+            weight: (out, in).
+            dtype: of the activations beside it. On an accelerator only Q in this dtype is kept, for the float32 factor would take twice
+                the room of half precision.
 
-    Raises:
-        T2Error: Σ(σ · mask) is not positive, so that no scale keeps Σσ.
-    """
-    if parameterisation == "direct":
-        return 1 + parameter
-    return renormalise(torch.sigmoid(parameter), sigma, path)
+        Raises:
+            T2Error: as `decompose`.
+        """
+        if weight.device.type == "cpu":
+            return cached_basis(weight, self._folder)
+        basis = self._timed(weight) if self._computes(weight) else cached_basis(weight, self._folder)
+        return basis if dtype == torch.float32 else replace(basis, q=basis.q.to(dtype), probes=project_probes(basis.q))
 
+    def _computes(self, weight: Tensor) -> bool:
+        seconds = self._seconds.get(tuple(weight.shape), [])
+        if len(seconds) < 2:
+            return True
+        rank = min(weight.shape)
+        return min(seconds) <= (4 * weight.numel() + 4 * rank * rank) / _READING  # the weights' float32 digest, and Q
 
-def renormalise(mask: Tensor, sigma: Tensor, path: str = "") -> Tensor:
-    """mask · Σσ / Σ(σ · mask): the reference implementation's scale, which keeps the sum of the singular values.
-
-    Raises:
-        T2Error: Σ(σ · mask) is not positive.
-    """
-    sigma = sigma.to(mask.device)
-    weighted = (sigma * mask).sum()
-    if not bool(weighted.detach() > 0):
-        raise T2Error(
-            f"Matrix {path or '(unnamed)'}: the weighted sum of its singular values is {weighted.item():.3g}, so "
-            "sigmoid-renorm cannot keep it. "
-            "Use the `direct` parameterisation, or leave this matrix out."
-        )
-    return mask * (sigma.sum() / weighted)
-
-
-def mix_scales(
-    scales: Sequence[Mapping[str, Tensor]], alphas: Sequence[float] | Mapping[str, Sequence[float]], form: str = "paper"
-) -> dict[str, Tensor]:
-    """z' = Σ α_k z_k (section 3.2 of the paper), or 1 + Σ α_k (z_k - 1) with `offset`, a labelled deviation.
-
-    Args:
-        scales: K experts' z by matrix path. A matrix that an expert lacks counts as ones there.
-        alphas: K coefficients for all matrices, or K for each matrix path.
-        form: `paper` or `offset`.
-
-    Raises:
-        UsageError: an unknown form, or coefficients that do not fit the experts.
-    """
-    if form not in MIX_FORMS:
-        raise unknown("mix form", form, MIX_FORMS)
-    if not scales:
-        raise UsageError("There is no expert to mix: give at least one.")
-    paths = sorted({path for scale in scales for path in scale})
-    if isinstance(alphas, Mapping):
-        if missing := [path for path in paths if path not in alphas]:
-            raise UsageError(f"No alphas for matrix {missing[0]} ({len(missing)} matrices lack them). Give {len(scales)} for each matrix.")
-        if extra := [path for path in alphas if path not in paths]:
-            raise unknown("matrix in alphas", extra[0], paths)
-    mixed = {}
-    for path in paths:
-        alpha = list(alphas[path] if isinstance(alphas, Mapping) else alphas)
-        if len(alpha) != len(scales):
-            raise UsageError(f"{len(alpha)} alphas for {len(scales)} experts: give one for each expert.")
-        template = next(scale[path] for scale in scales if path in scale)
-        if differing := [scale[path] for scale in scales if path in scale and scale[path].shape != template.shape]:
-            raise T2Error(f"Matrix {path}: experts hold {len(template)} and {len(differing[0])} values: they are of different models.")
-        parts = [(a, scale.get(path, torch.ones_like(template)).to(template.device)) for a, scale in zip(alpha, scales, strict=True)]
-        if form == "paper":
-            mixed[path] = sum((a * z for a, z in parts), start=torch.zeros_like(template))
-        else:
-            mixed[path] = sum((a * (z - 1) for a, z in parts), start=torch.ones_like(template))
-    return mixed
-
-
-Probes = tuple[Any, Any]
-
-
-def project_probes(basis: Basis) -> Probes:
-    """The seeded random probes in this basis, pᵀ Q and p'ᵀ Q: two (8, r) float64 numpy arrays."""
-    probes = np.random.RandomState(_PROBE_SEED + basis.rank).standard_normal((2, PROBES, basis.rank))
-    q = basis.q.detach().to("cpu", torch.float64).numpy()
-    return probes[0] @ q, probes[1] @ q
-
-
-def sketch(basis: Basis, z: Tensor, probes: Probes | None = None) -> list[float]:
-    """What z does in this basis, in eight numbers: pᵀ Q diag((z - 1) σ / |σ|) Qᵀ p', with seeded random probes p and p'.
-
-    Free of the signs of singular vectors, of rotations among equal singular values that z treats alike, and of the null space, where
-    z does nothing.
-    """
-    left, right = probes or project_probes(basis)
-    sigma = basis.sigma.detach().to("cpu", torch.float64).numpy()
-    weight = (z.detach().to("cpu", torch.float64).numpy() - 1) * sigma / max(float(np.linalg.norm(sigma)), 1e-30)
-    return [float(value) for value in (left * weight * right).sum(axis=1)]
-
-
-def sketch_difference(recorded: Sequence[float], found: Sequence[float]) -> float:
-    """How far two sketches are apart, relative to the recorded one: 0 for the same update, about 1 or more for an unrelated basis."""
-    difference = float(np.linalg.norm(np.subtract(recorded, found)))
-    return difference / max(float(np.linalg.norm(recorded)), 1e-12)
+    def _timed(self, weight: Tensor) -> Basis:
+        started = time.perf_counter()
+        basis = decompose(weight)
+        basis.sigma[:1].cpu()  # waits for the device
+        self._seconds.setdefault(tuple(weight.shape), []).append(time.perf_counter() - started)
+        return basis
 
 
 def cached_basis(weight: Tensor, folder: Path) -> Basis:
@@ -228,8 +154,9 @@ def cached_basis(weight: Tensor, folder: Path) -> Basis:
 
 
 def _cache_key(weight: Tensor) -> str:
-    digest = hashlib.sha256(f"{SOLVER}|{weight.dtype}|{tuple(weight.shape)}|".encode())
-    digest.update(_raw(weight))
+    """The digest of the values, whatever dtype holds them: bfloat16 weights and their float32 copy have the same basis."""
+    digest = hashlib.sha256(f"{SOLVER}|{tuple(weight.shape)}|".encode())
+    digest.update(_raw(weight if weight.dtype == torch.float64 else weight.to(torch.float32)))
     return digest.hexdigest()
 
 

@@ -1,52 +1,60 @@
-"""Scaling: the hooks that apply z around one linear map, their factored gradient, and the trainable parameters.
+"""Scaling: z around one matrix while the model runs, its factored gradient, and the trainable parameters.
 
-    output side (out <= in):  y -> y + Q ((z - 1) * Qᵀ (y - b))     with y = W x + b, behind the layer
-    input side  (in < out):   x -> x + Q ((z - 1) * Qᵀ x)           before the layer
+    output side (out <= in):  y = W x + Q ((z - 1) * Qᵀ W x) + b     behind the map
+    input side  (in < out):   x -> x + Q ((z - 1) * Qᵀ x)            before the map
 
-Both are exactly the identity at z = 1 in every dtype. The gradient is dL/dz = Σ_tokens (Qᵀ dL/dy) * (Qᵀ W x), or
-Σ_tokens (Qᵀ dL/dx') * (Qᵀ x) before a layer: no gradient of W is ever formed.
+The bias is added after the scaling: to subtract Qᵀb from Qᵀy again would leave rounding alone where b is large. The gradient is
+dL/dz = Σ_tokens (Qᵀ dL/dy) * (Qᵀ W x), or Σ_tokens (Qᵀ dL/dx') * (Qᵀ x) before a map: no gradient of W is ever formed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from t2eval.errors import T2Error
 from t2eval.svf.bases import Basis
-from t2eval.svf.selection import module_bias
+from t2eval.svf.matrices import Matrix, module_bias
 
 Scales = Mapping[str, Tensor]
 
 
 class Factored(torch.autograd.Function):
-    """y + Q (delta * (Qᵀ y - shift)), with the gradients of y and of delta and nothing else."""
+    """y + Q (delta * Qᵀ y), with the gradients of y and of delta and nothing else.
+
+    y: (…, r) activations; q: (r, r) in their dtype; delta: (r,) float32, z - 1.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, q: Tensor, shift: Tensor | None, delta: Tensor) -> Tensor:
-        rows = y.reshape(-1, y.shape[-1])
+    def forward(ctx: Any, y: Tensor, q: Tensor, delta: Tensor) -> Tensor:
+        flat = y.reshape(-1, y.shape[-1])  # (tokens, r)
         with torch.autocast(y.device.type, enabled=False):
-            projected = rows @ q
-            if shift is not None:
-                projected -= shift
+            projected = flat @ q  # (tokens, r)
             ctx.save_for_backward(projected, q, delta)
-            return torch.addmm(rows, projected * delta.to(projected.dtype), q.T).view_as(y)
+            scaled = torch.empty(y.shape, dtype=y.dtype, device=y.device)  # no view: some models (Falcon) add to it in place
+            torch.addmm(flat, projected * delta.to(projected.dtype), q.T, out=scaled.view(flat.shape))
+            return scaled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         projected, q, delta = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        back = rows @ q
-        of_delta = (back.float() * projected.float()).sum(0) if ctx.needs_input_grad[3] else None
+        flat = gradient.reshape(-1, gradient.shape[-1])  # (tokens, r)
+        back = flat @ q  # (tokens, r)
+        of_delta = (back.float() * projected.float()).sum(0) if ctx.needs_input_grad[2] else None  # (r,)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, of_delta
-        return torch.addmm(rows, back.mul_(delta.to(back.dtype)), q.T).view_as(gradient), None, None, of_delta
+            return None, None, of_delta
+        return torch.addmm(flat, back.mul_(delta.to(back.dtype)), q.T).view_as(gradient), None, of_delta
 
 
 class ScaleParameters(nn.Module):
@@ -61,6 +69,10 @@ class ScaleParameters(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         """p by matrix path: (r,) float32 each."""
         return {path: self._parameters[name] for path, name in self._names.items()}  # type: ignore[misc]
+
+    def of(self, path: str) -> nn.Parameter:
+        """p of one matrix, (r,) float32."""
+        return self._parameters[self._names[path]]  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaleParameters:
         for parameter in self._parameters.values():
@@ -80,42 +92,43 @@ class ScaleParameters(nn.Module):
 
 @dataclass
 class Mode:
-    """Which z is in force, shared by all scalers of a model."""
+    """Which z is in force, shared by all scalers of a model.
 
-    source: Literal["parameters", "fixed", "rows"] = "parameters"
+    Attributes:
+        source: the trainable parameters, one fixed z, or one z a sequence.
+        off: how many contexts ask for the base model.
+        merged: z is merged into the weights; only what cannot be merged is scaled here.
+        shape: (sequences, tokens) of the batch that a decoder layer is reading, while there is one z a sequence.
+    """
+
+    source: Literal["parameters", "fixed", "sequences"] = "parameters"
     off: int = 0
     merged: bool = False
-    rows: int = 0
+    shape: tuple[int, int] | None = None
 
 
 class Scaler:
-    """The hook of one matrix."""
+    """z around one matrix: which one is in force, and its product with activations on the matrix's narrow side."""
 
-    def __init__(self, path: str, module: nn.Module, basis: Basis, parameterisation: str, parameters: ScaleParameters, mode: Mode) -> None:
-        self.path, self.module, self.basis, self.mode = path, module, basis, mode
+    def __init__(self, path: str, basis: Basis, parameterisation: str, parameters: ScaleParameters, mode: Mode) -> None:
+        self.path, self.basis, self.mode = path, basis, mode
         self.parameterisation, self._parameters = parameterisation, parameters
         self.fixed: Tensor | None = None  # z - 1, (r,); None is ones
-        self.per_row: Tensor | None = None  # z - 1, (rows, r)
-        self._cast: tuple[Tensor, Tensor | None] | None = None
-        hook = module.register_forward_hook(self._behind) if basis.side == "output" else module.register_forward_pre_hook(self._before)
-        self.remove = hook.remove
+        self.per_sequence: Tensor | None = None  # z - 1, (sequences, r)
+        self.beside_merged: Tensor | None = None  # z - 1, (r,), of a matrix that cannot be merged
+        self._cast: Tensor | None = None
 
-    def _before(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        delta = self._delta()
-        return None if delta is None else (self._scale(inputs[0], delta), *inputs[1:])
-
-    def _behind(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        delta = self._delta()
-        return None if delta is None else self._scale(output, delta)
-
-    def _delta(self) -> Tensor | None:
-        if self.mode.off or self.mode.merged:
+    def delta(self) -> Tensor | None:
+        """z - 1 as it is in force now: (r,), or (sequences, r); None where it is nought."""
+        if self.mode.off:
             return None
+        if self.mode.merged:
+            return self.beside_merged
         if self.mode.source == "fixed":
             return self.fixed
-        if self.mode.source == "rows":
-            return self.per_row
-        parameter = self._parameters.trainable()[self.path]
+        if self.mode.source == "sequences":
+            return self.per_sequence
+        parameter = self._parameters.of(self.path)
         if self.parameterisation == "direct":
             delta: Tensor = parameter
         else:
@@ -126,27 +139,141 @@ class Scaler:
             return None
         return delta
 
-    def _scale(self, y: Tensor, delta: Tensor) -> Tensor:
-        q, shift = self._factors(y)
-        if self.mode.source != "rows":
-            return Factored.apply(y, q, shift, delta.to(y.device))  # type: ignore[no-any-return, no-untyped-call]
-        count, rank = delta.shape
-        flattened = y.ndim == 2 and y.shape[0] % count == 0 and "expert" not in self.path  # some layers see (rows * tokens, r)
-        if not (flattened or (y.ndim > 2 and y.shape[0] == count)):
-            shape = tuple(y.shape)
-            raise T2Error(f"Per-row z holds {count} rows, but {self.path} sees a batch of shape {shape}. Give one z for each row.")
-        projected = (y.reshape(-1, rank) @ q).view(count, -1, rank)
-        if shift is not None:
-            projected = projected - shift
-        change = (projected * delta.to(y.device, projected.dtype)[:, None]).view(-1, rank)
-        return torch.addmm(y.reshape(-1, rank).to(q.dtype), change, q.T).view_as(y)
+    def scale(self, y: Tensor, delta: Tensor, sequences: Tensor | None = None) -> Tensor:
+        """y + Q (delta * Qᵀ y).
 
-    def _factors(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Q and Qᵀ b in the activations' dtype, on their device."""
-        if self._cast is None or self._cast[0].dtype != y.dtype or self._cast[0].device != y.device:
+        Args:
+            y: (sequences, tokens, r), or (tokens, r) of a layer that flattens its batch.
+            delta: (r,), or (sequences, r).
+            sequences: (tokens,) the sequence of each token, where y holds only some of the batch's tokens.
+
+        Raises:
+            T2Error: one z a sequence, and y does not show the sequences.
+        """
+        q = self._factor(y)
+        delta = delta.to(y.device)
+        if delta.ndim == 1:
+            return Factored.apply(y, q, delta)  # type: ignore[no-any-return, no-untyped-call]
+        rank = delta.shape[1]
+        flat = y.reshape(-1, rank)  # (tokens, r)
+        projected = (flat @ q).to(q.dtype)  # (tokens, r)
+        if sequences is None:
+            count = self._sequences(y, len(delta))
+            change = (projected.view(count, -1, rank) * delta.to(q.dtype)[:, None]).view(-1, rank)  # (sequences, tokens, r) -> (tokens, r)
+        else:
+            change = projected * delta.to(q.dtype)[sequences]
+        return torch.addmm(flat.to(q.dtype), change, q.T).view_as(y)
+
+    def _sequences(self, y: Tensor, count: int) -> int:
+        """The number of z, where it is that of the sequences in y."""
+        if y.ndim > 2 and y.shape[0] == count:
+            return count
+        if y.ndim == 2 and self.mode.shape is not None and self.mode.shape[0] == count and len(y) == count * self.mode.shape[1]:
+            return count  # all tokens of the batch, one sequence behind the other
+        raise T2Error(f"There are {count} z, one a sequence, but {self.path} sees a batch of shape {tuple(y.shape)}. Give one for each.")
+
+    def _factor(self, y: Tensor) -> Tensor:
+        """Q in the activations' dtype, on their device."""
+        q = self.basis.q
+        if q.dtype == y.dtype and q.device == y.device:
+            return q
+        if self._cast is None or self._cast.dtype != y.dtype or self._cast.device != y.device:
             with torch.inference_mode(False), torch.no_grad():  # an inference tensor could not be used in training afterwards
-                q = self.basis.q.to(y.device)
-                bias = module_bias(self.module) if self.basis.side == "output" else None
-                shift = None if bias is None else (bias.to(y.device, torch.float32) @ q).to(y.dtype)
-                self._cast = (q.to(y.dtype), shift)
+                self._cast = q.to(y.device, y.dtype)
         return self._cast
+
+
+def put_around(matrix: Matrix, scaler: Scaler) -> Callable[[], None]:
+    """Scale a linear map whenever it is called. Its class, its weight and its place in `state_dict` stay as they are.
+
+    Returns:
+        What takes the scaling away again.
+    """
+    module = matrix.module
+    if scaler.basis.side == "input":
+        return module.register_forward_pre_hook(functools.partial(_before, scaler)).remove
+    if module_bias(module) is None:
+        return module.register_forward_hook(functools.partial(_behind, scaler)).remove
+    return take_forward(module, functools.partial(_biased, scaler))
+
+
+class TakenForward:
+    """A module's forward in other hands: `run(module, its own forward, *arguments)`. Holds the module weakly, so that it can be freed."""
+
+    def __init__(self, module: nn.Module, run: Callable[..., Any], own: Callable[..., Any] | None) -> None:
+        self._module, self._run, self.own = weakref.ref(module), run, own
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        module = self._module()
+        assert module is not None  # it is the one that is being called
+        return self._run(module, self.own or functools.partial(type(module).forward, module), *arguments, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TakenForward:
+        module = self._module()
+        return TakenForward(memo.get(id(module), module), copy.deepcopy(self._run, memo), copy.deepcopy(self.own, memo))
+
+
+def take_forward(module: nn.Module, run: Callable[..., Any]) -> Callable[[], None]:
+    """Put `run` in the place of a module's forward, which may be one that another library put there.
+
+    Returns:
+        What gives it back.
+    """
+    own = module.__dict__.get("forward")
+    module.forward = TakenForward(module, run, own)
+    held = weakref.ref(module)
+
+    def give_back() -> None:
+        if (module := held()) is None:
+            return
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own
+
+    return give_back
+
+
+def _before(scaler: Scaler, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    delta = scaler.delta()
+    return None if delta is None else (scaler.scale(inputs[0], delta), *inputs[1:])
+
+
+def _behind(scaler: Scaler, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    delta = scaler.delta()
+    return None if delta is None else scaler.scale(output, delta)
+
+
+def _biased(scaler: Scaler, module: nn.Module, own: Callable[..., Any], x: Tensor, *arguments: Any, **named: Any) -> Any:
+    """The forward of a map with a bias: W x scaled, then the bias."""
+    delta = scaler.delta()
+    if delta is None:
+        return own(x, *arguments, **named)
+    bias = module_bias(module)
+    assert bias is not None
+    plain = getattr(own, "func", None)
+    if plain is nn.Linear.forward:
+        y = nn.functional.linear(x, module.weight)  # type: ignore[arg-type]
+    elif plain is Conv1D.forward:
+        y = x @ module.weight
+    else:
+        with _without_bias(module) as taken:
+            y = own(x, *arguments, **named)
+        if not taken:  # computed with it: what its rounding took is lost
+            y = y - bias.to(y.device, y.dtype)
+    return scaler.scale(y, delta) + bias.to(y.device, y.dtype)
+
+
+@contextmanager
+def _without_bias(module: nn.Module) -> Iterator[bool]:
+    """A map without its bias, inside the context; False where the bias is not the module's own tensor."""
+    place = next((held for held in (module._parameters, module._buffers) if held.get("bias") is not None), None)
+    if place is None:
+        yield False
+        return
+    bias = place["bias"]
+    place["bias"] = None
+    try:
+        yield True
+    finally:
+        place["bias"] = bias

@@ -1,146 +1,181 @@
-"""Adapted matrices: which linear maps inside a model's decoder layers are scaled, chosen by explicit module paths.
+"""Selection: which matrices of the decoder layers are scaled, chosen by layer numbers and by names.
 
-Embeddings and the language-model head are outside the decoder layers, so they are never chosen. Fused maps (`qkv_proj`, GPT-2's `c_attn`)
-count as one.
+Embeddings and the language-model head are outside the decoder layers, so they are never chosen. Fused maps (`qkv_proj`, GPT-2's `c_attn`,
+an expert's `gate_up_proj`) count as one. torch is imported only where a model is at hand: a plan chooses by names alone.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
-
 from t2eval.errors import T2Error, UsageError, unknown
-from t2eval.svf.patterns import is_chosen, select_layers
+
+CHOICES = ("all", "attention", "mlp", "dense")
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_INDEX = re.compile(r"\.\d+$")
+_BLOCK = re.compile(r"(?P<prefix>.*?)\.(?P<rest>\d+\..+)")
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is one linear map: `nn.Linear`, `Conv1D`, or a leaf with `in_features` and `out_features` (quantised ones)."""
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
-    sized = isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
-    return sized and not any(True for _ in module.children())
-
-
-def dense_weight(module: nn.Module) -> Tensor:
-    """A linear map's weight as (out, in).
-
-    A weight that is stored otherwise (quantised) is measured, in float32, by passing an identity through the module.
-    """
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2:
-        return weight.detach().T if isinstance(module, Conv1D) else weight.detach()
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    with torch.no_grad():
-        image: Tensor = module.forward(torch.eye(int(module.in_features), device=device)).to(torch.float32)  # type: ignore[arg-type]
-    bias = module_bias(module)
-    return (image if bias is None else image - bias.to(torch.float32)).T.contiguous()
-
-
-def module_bias(module: nn.Module) -> Tensor | None:
-    """The bias of a linear map, which z does not scale, or None."""
-    bias = getattr(module, "bias", None)
-    bias = bias() if callable(bias) and not isinstance(bias, Tensor) else bias
-    return bias.detach() if isinstance(bias, Tensor) else None
-
-
-def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The path and the list of a causal model's decoder layers, found from the structure and the configuration.
+def select_layers(layers: str, count: int) -> list[int]:
+    """Layer indices of a choice: `all`, `half` (the first half, rounded up), ranges and lists such as `0-15` or `0,3,8-11`.
 
     Raises:
-        T2Error: the model has no list of layers with linear maps in it.
+        UsageError: not such a choice, or a layer that the model lacks.
     """
-    root = model
-    getter = getattr(model, "get_decoder", None)
-    if callable(getter):
-        found = getter()
-        root = found if isinstance(found, nn.Module) else model
-    prefix = next((name for name, module in model.named_modules() if module is root), "")
-    candidates: list[tuple[int, str, nn.ModuleList]] = []
-    for name, module in root.named_modules(prefix=prefix):
-        nested = any(name.startswith(f"{outer}.") for _, outer, _ in candidates)
-        if isinstance(module, nn.ModuleList) and not nested:
-            size = sum(1 for child in module.modules() if is_linear(child))
-            if size:
-                candidates.append((size, name, module))
-    if not candidates:
-        raise T2Error(f"{type(model).__name__} has no list of decoder layers with linear maps: use a causal language model.")
-    expected = _layer_count(model)
-    fitting = [candidate for candidate in candidates if len(candidate[2]) == expected] or candidates
-    _, name, layers = max(fitting, key=lambda candidate: candidate[0])
-    return name, layers
+    if layers == "all":
+        return list(range(count))
+    if layers == "half":
+        return list(range((count + 1) // 2))
+    chosen: set[int] = set()
+    for part in str(layers).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise UsageError(f"Unknown choice of layers {layers!r}. Give all, half, a range such as 0-15, or a list such as 0,3,8-11.")
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first or last >= count:
+            raise UsageError(f"Layers {part.strip()!r}: the model has {count} decoder layers, 0 to {count - 1}.")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
 
 
-def _layer_count(model: Any) -> int | None:
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    return getattr(text, "num_hidden_layers", None)
+def is_chosen(name: str, wanted: str, fused: bool = False) -> bool:
+    """Whether a matrix is meant by a word or by the ending of a path.
+
+    Args:
+        name: its path inside the layer.
+        wanted: `all`, `attention` (names with "attn" or "attention"), `mlp` (all the others), `dense` (all but a mixture's routed
+            experts in fused form), or the ending of a path, for an expert's matrix with or without its number.
+        fused: whether it is one of several matrices in one parameter, numbered at the end of its path.
+    """
+    if wanted == "all":
+        return True
+    if wanted == "attention":
+        return bool(_ATTENTION.search(name))
+    if wanted == "mlp":
+        return not _ATTENTION.search(name)
+    if wanted == "dense":
+        return not fused
+    names = (name, _INDEX.sub("", name)) if fused else (name,)
+    return any(own == wanted or own.endswith(f".{wanted}") for own in names)
 
 
-def target_paths(model: Any, modules: str = "all", layers: str = "all") -> list[str]:
-    """The module paths of the matrices to scale, in the model's order.
+def target_paths(model: Any, modules: str = "all", layers: str = "all", *, fused: bool = True) -> list[str]:
+    """The paths of the matrices to scale, in the model's order.
 
     Args:
         model: a transformers causal model.
-        modules: `all`, `attention` (paths with "attn" or "attention" in them), `mlp` (every other linear map of a decoder layer), or a
-            comma-separated list of these and of path endings inside a layer (`q_proj`, `mlp.down_proj`).
+        modules: `all`, `attention` (paths with "attn" or "attention" in them), `mlp` (every other matrix of a decoder layer), `dense` (all
+            but a mixture's routed experts), or a comma-separated list of these and of path endings inside a layer (`q_proj`,
+            `mlp.down_proj`, `experts.down_proj`).
         layers: `all`, `half` (the first half: the paper does not say which half it took), a range `0-15`, or a list `0,3`.
+        fused: also the matrices of routed experts that share one parameter, which have no module of their own.
 
     Raises:
         UsageError: an unknown module or layer, with near matches.
-        T2Error: the model has no decoder layers.
+        T2Error: the model has no decoder layers, or hands a chosen weight to a kernel.
     """
+    from t2eval.svf.matrices import decoder_layers, matrices_of
+
     prefix, blocks = decoder_layers(model)
-    inside: list[tuple[int, str]] = [
-        (index, name) for index, block in enumerate(blocks) for name, module in block.named_modules() if name and is_linear(module)
+    inside = [
+        (index, matrix.path, matrix.index is not None)
+        for index, block in enumerate(blocks)
+        for name, module in block.named_modules()
+        if name
+        for matrix in matrices_of(module, name)
+        if fused or matrix.index is None
     ]
-    names = _ordered(name for _, name in inside)
+    names = dict.fromkeys((name, numbered) for _, name, numbered in inside)
     chosen: set[str] = set()
-    for wanted in [part.strip() for part in modules.split(",") if part.strip()] or [modules]:
-        matched = {name for name in names if is_chosen(name, wanted)}
+    for wanted in _parts(modules):
+        matched = {name for name, numbered in names if is_chosen(name, wanted, numbered)}
         if not matched:
-            raise unknown("module", wanted, {"all", "attention", "mlp", *names})
+            raise unknown("module", wanted, {*CHOICES, *(_INDEX.sub("", name) if numbered else name for name, numbered in names)})
         chosen |= matched
     indices = set(select_layers(layers, len(blocks)))
-    paths = [f"{prefix}.{index}.{name}" for index, name in inside if index in indices and name in chosen]
+    paths = [f"{prefix}.{index}.{name}" for index, name, _ in inside if index in indices and name in chosen]
     if not paths:
         raise UsageError(f"No module {modules!r} in layers {layers!r} of {type(model).__name__}.")
     return paths
 
 
-def _ordered(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def refuse_bypassed(model: Any, paths: Sequence[str]) -> None:
+    """Refuse matrices whose weight the model hands to a kernel without calling the map: z would be left out there without a word.
+
+    Raises:
+        T2Error: there are such; names them, and the modules that are left.
+    """
+    from t2eval.svf.matrices import bypassed
+
+    modules = dict(model.named_modules())
+    wanted = set(paths)
+    of_parent: dict[str, set[str]] = {}
+    refused = []
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        if parent in modules and name in of_parent.setdefault(parent, bypassed(modules[parent])):
+            refused.append(path)
+    if not refused:
+        return
+    names = sorted({path.rpartition(".")[2] for path in refused})
+    left = sorted({_INDEX.sub("", path).rpartition(".")[2] for path in wanted - set(refused)} - set(names))
+    remedy = f"Leave them out: modules {','.join(left)}." if left else "Choose other modules."
+    raise T2Error(
+        f"{type(model).__name__} hands the weights of {', '.join(names)} to a kernel and does not call these maps ({refused[0]}"
+        f"{f' and {len(refused) - 1} more' if len(refused) > 1 else ''}): no z can be put around them. {remedy}"
+    )
 
 
-_BLOCK = re.compile(r"(?P<prefix>.*?)\.(?P<rest>\d+\..+)")
+def left_out(model: Any, paths: Sequence[str], modules: str, layers: str) -> tuple[float, list[str]]:
+    """The share of the chosen decoder layers' weights that no z scales although the choice of modules means them, and what they are.
+
+    Args:
+        model: a transformers causal model.
+        paths: what is scaled.
+        modules, layers: the choice; one of path endings means what it names and leaves nothing out.
+
+    Returns:
+        The share, 0 to 1, and the names of the largest such parameters inside a layer.
+    """
+    from t2eval.svf.matrices import decoder_layers, find_matrices
+
+    prefix, blocks = decoder_layers(model)
+    words = [part for part in _parts(modules) if part in CHOICES]
+    scaled = find_matrices(model, paths)
+    covered = sum(math.prod(matrix.shape) for matrix in scaled)
+    own = {(id(matrix.module), matrix.name) for matrix in scaled}
+    missed: dict[str, int] = {}
+    for index in select_layers(layers, len(blocks)):
+        for name, module in blocks[index].named_modules():
+            for parameter, values in module.named_parameters(recurse=False):
+                whole = f"{name}.{parameter}".lstrip(".")
+                meant = any(is_chosen(name, "all" if word == "dense" else word) for word in words)
+                if values.ndim >= 2 and meant and (id(module), parameter) not in own:
+                    missed[whole.removesuffix(".weight")] = missed.get(whole.removesuffix(".weight"), 0) + values.numel()
+    total = covered + sum(missed.values())
+    return sum(missed.values()) / max(total, 1), sorted(missed, key=lambda name: -missed[name])
 
 
-def moved_paths(model: Any, paths: Iterable[str]) -> dict[str, str]:
+def _parts(modules: str) -> list[str]:
+    return [part.strip() for part in modules.split(",") if part.strip()] or [modules]
+
+
+def remapped_paths(model: Any, paths: Iterable[str]) -> dict[str, str]:
     """Where matrices of a language model are inside a vision-language model that contains it, or the other way: path → path here.
 
     Paths are alike from the number of the decoder layer on (`model.layers.0.mlp.up_proj`, `model.language_model.layers.0.mlp.up_proj`).
     Empty where every path exists already, or where that does not lead to a matrix of this model for each of them.
     """
-    own = {name for name, module in model.named_modules() if is_linear(module)}
+    from t2eval.svf.matrices import all_matrices, decoder_layers
+
+    own = set(all_matrices(model))
     wanted = list(paths)
     if own.issuperset(wanted):
         return {}
     prefix, _ = decoder_layers(model)
-    moved = {path: f"{prefix}.{match['rest']}" if (match := _BLOCK.fullmatch(path)) else path for path in wanted}
-    return moved if own.issuperset(moved.values()) else {}
-
-
-def find_module(model: nn.Module, path: str) -> nn.Module:
-    """The linear map at a path.
-
-    Raises:
-        UsageError: there is none, with near matches.
-    """
-    module: nn.Module | None = dict(model.named_modules()).get(path)
-    if module is None or not is_linear(module):
-        raise unknown("module path", path, [name for name, candidate in model.named_modules() if is_linear(candidate)])
-    return module
+    remapped = {path: f"{prefix}.{match['rest']}" if (match := _BLOCK.fullmatch(path)) else path for path in wanted}
+    return remapped if own.issuperset(remapped.values()) else {}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import cache_dir
 from t2eval.svf.adapted import Adapted, attach
-from t2eval.svf.selection import find_module, moved_paths, target_paths
+from t2eval.svf.matrices import find_matrix
+from t2eval.svf.selection import remapped_paths, target_paths
 from t2eval.training.config import TrainConfig
 
 _ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3)_.+")
@@ -108,7 +109,7 @@ class SvfTrainable(Trainable):
         return self.adapted.disabled()
 
     def fast(self) -> Any:
-        return self.adapted.merged(self.z())
+        return self.adapted.fast(self.z())
 
 
 class PeftTrainable(Trainable):
@@ -158,7 +159,7 @@ class PeftTrainable(Trainable):
 def load_adapter(model: Any, folder: Path) -> Any:
     """A base model with a PEFT adapter on it, in evaluation mode.
 
-    An adapter of a language model also fits a vision-language model that contains it, as an expert does (`targets.moved_paths`). PEFT
+    An adapter of a language model also fits a vision-language model that contains it, as an expert does (`targets.remapped_paths`). PEFT
     checks no weights: whether the language model is the same one is the caller's to know.
 
     Args:
@@ -169,7 +170,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     state = load_file(folder / "adapter_model.safetensors")
     places = {name: match["path"] for name in state if (match := _ADAPTED_MODULE.fullmatch(name))}
-    moved = moved_paths(model, set(places.values()))
+    moved = remapped_paths(model, set(places.values()))
     if not moved:
         return PeftModel.from_pretrained(model, str(folder)).eval()
     config: Any = PeftConfig.from_pretrained(str(folder))
@@ -198,11 +199,11 @@ def _peft_defaults(model: Any, method: str) -> list[str]:
 
 
 def _peft_paths(model: Any, config: TrainConfig) -> list[str]:
-    return target_paths(model, config.modules or ",".join(_peft_defaults(model, config.method)), config.layers)
+    return target_paths(model, config.modules or ",".join(_peft_defaults(model, config.method)), config.layers, fused=False)
 
 
 def _transposed(model: Any, paths: list[str]) -> bool:
-    return type(find_module(model, paths[0])).__name__ == "Conv1D"
+    return find_matrix(model, paths[0]).transposed
 
 
 def _lora(model: Any, paths: list[str], config: TrainConfig) -> Any:

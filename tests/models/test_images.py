@@ -19,8 +19,9 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
 from t2eval.models import images as t2
 from t2eval.models.plugin import MODELS
-from t2eval.svf.adapted import attach, compose
-from t2eval.svf.selection import dense_weight
+from t2eval.svf.adapted import attach
+from t2eval.svf.matrices import find_matrix
+from t2eval.svf.merge import compose
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import PeftTrainable, load_adapter, make_trainable
 from tests.tiny import save_tiny, tiny_model
@@ -77,7 +78,7 @@ def _composed(family: str, world: Path, z: dict[str, torch.Tensor]) -> HFMultimo
     with torch.no_grad():
         for path, scale in z.items():
             module = model.get_submodule(path)
-            module.weight.copy_(compose(dense_weight(module), bases[path], scale))
+            module.weight.copy_(compose(find_matrix(model, path).weight(), bases[path], scale))
     folder = world / "composed"
     model.save_pretrained(folder)
     tiny_processor(family).save_pretrained(folder)
@@ -190,9 +191,9 @@ def test_an_expert_of_the_language_model_loads_into_the_model_that_contains_it(f
     active = adapted.active_z()
     assert set(active) == {path.replace("model", prefix, 1) for path in expert.z}
     assert all(torch.allclose(active[path.replace("model", prefix, 1)], value) for path, value in expert.z.items())
-    moved = expert.fitted(model)
-    assert moved.moved and moved.sha256 == expert.sha256 and not expert.moved and moved.fitted(model) is moved
-    back = moved.fitted(language)  # and an expert of the whole model loads into its language model
+    remapped = expert.remapped(model)
+    assert remapped.is_remapped and remapped.sha256 == expert.sha256 and not expert.is_remapped and remapped.remapped(model) is remapped
+    back = remapped.remapped(language)  # and an expert of the whole model loads into its language model
     assert list(back.z) == list(expert.z)
 
 

@@ -22,8 +22,9 @@ from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert, mix
 from t2eval.models import strategy as strategy_module
-from t2eval.svf.adapted import attach, compose
-from t2eval.svf.selection import dense_weight
+from t2eval.svf.adapted import attach
+from t2eval.svf.matrices import find_matrix
+from t2eval.svf.merge import compose
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub
 from tests.tiny import chat_tokenizer, save_library, save_tiny, tiny_model, tiny_tokenizer
 
@@ -78,7 +79,7 @@ def _composed(world: Path, z: dict[str, torch.Tensor] | None) -> HFLM:
     with torch.no_grad():
         for path, scale in (z or {}).items():
             module = model.get_submodule(path)
-            module.weight.copy_(compose(dense_weight(module), bases[path], scale))
+            module.weight.copy_(compose(find_matrix(model, path).weight(), bases[path], scale))
     return HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=4)
 
 
@@ -234,7 +235,7 @@ def test_an_exception_in_the_second_pass_leaves_the_base_weights(world: Path, mo
     monkeypatch.setattr(HFLM, "generate_until", broken)
     with pytest.raises(KeyboardInterrupt):
         lm.generate_until(_requests(), disable_tqdm=True)
-    assert _same_bits(lm, before) and not lm.adapted._kept
+    assert _same_bits(lm, before) and not lm.adapted.is_merged
 
 
 def test_fewshot_adapts_on_examples_that_are_not_scored(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +373,7 @@ def test_models_share_one_set_of_hooks(world: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     given = {"experts": str(world / "library"), "batch_size": 4, "tokenizer": tokenizer, "include_path": str(TASKS)}
     one, other = t2.T2Prompt(pretrained=model, **given), t2.T2Cls(pretrained=model, **given)
-    assert one.adapted is other.adapted
+    assert one.adapted.parameters is other.adapted.parameters
     assert len(one.generate_until(_requests()[:2], disable_tqdm=True)) == len(other.generate_until(_requests()[:2], disable_tqdm=True)) == 2
 
 

@@ -24,9 +24,13 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.svf.adapted import Adapted, Basis, attach, compose, decompose, target_paths
-from t2eval.svf.bases import cached_basis, mix_scales, sketch, sketch_difference
-from t2eval.svf.selection import decoder_layers
+from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.bases import Basis, cached_basis, decompose
+from t2eval.svf.fingerprint import fingerprint, fingerprint_difference
+from t2eval.svf.matrices import decoder_layers
+from t2eval.svf.merge import compose
+from t2eval.svf.scales import mix_scales
+from t2eval.svf.selection import target_paths
 from tests.tiny import tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "gemma", "gpt2")
@@ -253,25 +257,25 @@ def test_gradients_through_a_whole_model(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
-def test_rows_are_the_sequential_outputs(family: str) -> None:
+def test_one_z_a_sequence_gives_the_sequential_outputs(family: str) -> None:
     model = tiny_model(family)
     adapted = attach(model)
     ids = inputs(4)
     each = [random_z(adapted, seed) for seed in range(3)] + [{path: torch.ones(basis.rank) for path, basis in adapted.bases.items()}]
     stacked = {path: torch.stack([z[path] for z in each]) for path in adapted.paths}
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 257, "eos_token_id": None}
-    with adapted.rows(stacked):
+    with adapted.per_sequence(stacked):
         together = model(ids).logits
         generated = model.generate(ids, **options)
     for row, z in enumerate(each):
         adapted.set_z(z)
         torch.testing.assert_close(together[row : row + 1], model(ids[row : row + 1]).logits, atol=5e-5, rtol=1e-4)
         assert torch.equal(generated[row : row + 1], model.generate(ids[row : row + 1], **options))
-    with pytest.raises(T2Error, match=r"holds 4 rows, but .* sees a batch of shape \(3"), adapted.rows(stacked):
+    with pytest.raises(T2Error, match=r"There are 4 z, one a sequence, but .* sees a batch of shape \(3"), adapted.per_sequence(stacked):
         model(ids[:3])
     with (
-        pytest.raises(T2Error, match="one number of rows"),
-        adapted.rows({adapted.paths[0]: torch.ones(2, 32), adapted.paths[1]: torch.ones(3, 16)}),
+        pytest.raises(T2Error, match="one number of sequences"),
+        adapted.per_sequence({adapted.paths[0]: torch.ones(2, 32), adapted.paths[1]: torch.ones(3, 16)}),
     ):
         pass
     adapted.set_z(None)
@@ -290,7 +294,7 @@ def test_unmerges_after_an_exception_and_refuses_to_mix_states() -> None:
         for action in (lambda: adapted.set_z(None), lambda: adapted.merge(), adapted.use_parameters):
             with pytest.raises(T2Error, match="unmerge first"):
                 action()
-        with pytest.raises(T2Error, match="unmerge first"), adapted.rows({}):
+        with pytest.raises(T2Error, match="unmerge first"), adapted.per_sequence({}):
             pass
         raise KeyboardInterrupt
     for path, weight in weights.items():
@@ -550,30 +554,30 @@ def test_attach_uses_the_cache_of_the_environment(tmp_path: Path, monkeypatch: p
         attach(tiny_model())
 
 
-def test_sketch_sees_the_update_and_nothing_else() -> None:
+def test_a_fingerprint_sees_the_update_and_nothing_else() -> None:
     weight = matrix("random", (24, 40), 0)
     basis = decompose(weight)
     z = scales(24, 0)
-    recorded = sketch(basis, z)
+    recorded = fingerprint(basis, z)
     flipped = Basis(basis.q * torch.tensor([(-1.0) ** i for i in range(24)]), basis.sigma, basis.side, basis.shape)
-    assert sketch_difference(recorded, sketch(flipped, z)) < 1e-6
+    assert fingerprint_difference(recorded, fingerprint(flipped, z)) < 1e-6
     rounded = decompose(weight.bfloat16())
-    assert 1e-3 < sketch_difference(recorded, sketch(rounded, z)) < 0.3
-    assert sketch_difference(recorded, sketch(decompose(matrix("random", (24, 40), 1)), z)) > 0.3
-    assert sketch_difference(recorded, sketch(basis, scales(24, 1))) > 0.3
-    assert sketch(basis, torch.ones(24)) == [0.0] * 8
+    assert 1e-3 < fingerprint_difference(recorded, fingerprint(rounded, z)) < 0.3
+    assert fingerprint_difference(recorded, fingerprint(decompose(matrix("random", (24, 40), 1)), z)) > 0.3
+    assert fingerprint_difference(recorded, fingerprint(basis, scales(24, 1))) > 0.3
+    assert fingerprint(basis, torch.ones(24)) == [0.0] * 8
     # Equal singular values: a rotation inside them is harmless where z treats them alike, and not where it does not.
     repeated = decompose(matrix("degenerate", (12, 20), 0))
     turn = torch.block_diag(torch.linalg.qr(torch.randn(6, 6))[0], torch.eye(6))
     turned = Basis(repeated.q @ turn, repeated.sigma, repeated.side, repeated.shape)
     alike = torch.cat([torch.full((6,), 1.3), scales(6, 2)])
-    assert sketch_difference(sketch(repeated, alike), sketch(turned, alike)) < 1e-5
-    assert sketch_difference(sketch(repeated, scales(12, 2)), sketch(turned, scales(12, 2))) > 0.05
+    assert fingerprint_difference(fingerprint(repeated, alike), fingerprint(turned, alike)) < 1e-5
+    assert fingerprint_difference(fingerprint(repeated, scales(12, 2)), fingerprint(turned, scales(12, 2))) > 0.05
     # The null space: z does nothing there, whatever the solver returned.
     deficient = decompose(matrix("rank-deficient", (8, 9), 0))
     turn = torch.block_diag(torch.eye(1), torch.linalg.qr(torch.randn(7, 7))[0])
     turned = Basis(deficient.q @ turn, deficient.sigma, deficient.side, deficient.shape)
-    assert sketch_difference(sketch(deficient, scales(8, 3)), sketch(turned, scales(8, 3))) < 1e-3
+    assert fingerprint_difference(fingerprint(deficient, scales(8, 3)), fingerprint(turned, scales(8, 3))) < 1e-3
 
 
 def test_mix_scales() -> None:

@@ -47,13 +47,14 @@ def spectrum(model: Any) -> list[dict[str, Any]]:
     """
     import torch
 
-    from t2eval.svf.selection import dense_weight, find_module, target_paths
+    from t2eval.svf.matrices import find_matrix
+    from t2eval.svf.selection import target_paths
 
     hidden = int(model.config.get_text_config().hidden_size)
     controls: dict[tuple[int, ...], Tensor] = {}
     rows = []
     for path in target_paths(model):
-        weight = dense_weight(find_module(model, path))
+        weight = find_matrix(model, path).weight()
         shape = tuple(weight.shape)
         sigma = torch.linalg.svdvals(weight.to(torch.float64))
         if shape not in controls:
