@@ -6,6 +6,7 @@ Everything that t2eval raises for a user's mistake is a `T2Error`; the command l
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -15,6 +16,17 @@ class T2Error(Exception):
 
 class UsageError(T2Error):
     """The request itself is wrong (an unknown name, a bad option): the command line exits with 2 instead of 1."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 160
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxset = 3, 8, 12, 12, 12
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: `repr`, cut short however large or deep the value is (nested YAML aliases stand for gigabytes)."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 240 else f"{text[:200]} … {text[-30:]}"
 
 
 def unknown(kind: str, name: str, available: Iterable[str]) -> UsageError:

@@ -1,4 +1,4 @@
-"""Where t2eval's own files lie, from a wheel and from a checkout alike, which commit they are of, and where it may cache.
+"""Where t2eval's own files lie, from a wheel and from a checkout alike, and where it may cache.
 
 In a checkout `t2eval/tasks`, `t2eval/experts` and `t2eval/configs` are links to the top-level folders; in a wheel the folders
 themselves are inside the package. So one path serves both.
@@ -7,7 +7,6 @@ themselves are inside the package. So one path serves both.
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +22,11 @@ EMBEDDED_FOLDERS = {EMBEDDED: "base", EMBEDDED_SECOND: "base-seed-1", EMBEDDED_V
 def is_embedded(model: str) -> bool:
     """Whether a name stands for a base model that comes with t2eval."""
     return model in EMBEDDED_FOLDERS
+
+
+def package_dir() -> Path:
+    """The folder of the package itself."""
+    return _PACKAGE
 
 
 def tasks_dir() -> Path:
@@ -51,22 +55,6 @@ def experts_in(libraries: Iterable[Path]) -> list[Path]:
 def configs_dir() -> Path:
     """The folder of the benchmark files for the paper's models, and of the recipes that they train by."""
     return _PACKAGE / "configs"
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that t2eval runs from: 12 digits, with `+changes` where files differ from it; None where there is none."""
-    checkout = _PACKAGE.parent
-    if not (checkout / ".git").exists():  # git would find the repository around an environment that t2eval is installed in
-        return None
-
-    def told(*command: str) -> str:
-        asked = subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, timeout=10, check=True)
-        return asked.stdout.strip()
-
-    try:
-        return told("rev-parse", "HEAD")[:12] + ("+changes" if told("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def cache_dir() -> Path:

@@ -29,8 +29,9 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.paper.clock import Clock
 from t2eval.paper.key import check_key, plain
 from t2eval.paper.presets import SKILLS, Preset
-from t2eval.paths import EMBEDDED, git_commit, is_embedded
+from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.stats.means import average_seeds, mean_stderr, spread
+from t2eval.store.versions import git_commit
 from t2eval.training.config import TrainConfig
 from t2eval.workers.pool import Pool
 

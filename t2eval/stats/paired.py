@@ -171,7 +171,8 @@ def paired(first: Mapping[str, float], second: Mapping[str, float], draws: int =
         p, test = sign_flips(differences, draws, seed), "paired sign flips"
     else:
         p, test = bootstrap(differences, draws, seed), "paired bootstrap"
-    return Paired(float(differences.mean()), *interval(differences, draws, seed), len(keys), p, test)
+    low, high = interval(differences, draws, seed)
+    return Paired(float(differences.mean()), low, high, len(keys), p, test)
 
 
 def paired_draws(

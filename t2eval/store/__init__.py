@@ -1,1 +1,1 @@
-"""The store: how files are written, and what a run folder says of itself."""
+"""What is written and read back, through one door: whole files, run folders with their settings guard and lock, digests, versions."""

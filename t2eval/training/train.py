@@ -20,7 +20,7 @@ from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import CARD, README, TENSORS, Score, TrainingRecord
 from t2eval.expert.expert import Expert
-from t2eval.paths import git_commit
+from t2eval.store.versions import git_commit
 from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.training.curve import draw

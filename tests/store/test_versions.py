@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from t2eval import paths
+import t2eval
+from t2eval.store.versions import git_commit, versions
 
 
 def _git(folder: Path, *command: str) -> str:
@@ -13,7 +14,7 @@ def _git(folder: Path, *command: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *identity, *command], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_commit_is_the_checkouts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_the_checkouts_own(tmp_path: Path) -> None:
     package = tmp_path / "t2eval"
     package.mkdir()
     (package / "a.py").write_text("1\n")
@@ -21,28 +22,32 @@ def test_the_commit_is_the_checkouts_own(tmp_path: Path, monkeypatch: pytest.Mon
     _git(tmp_path, "add", ".")
     _git(tmp_path, "commit", "--quiet", "--message", "one")
     head = _git(tmp_path, "rev-parse", "HEAD")
-    monkeypatch.setattr(paths, "_PACKAGE", package)
-    assert paths.git_commit() == head[:12]
+    assert git_commit(package) == head[:12]
     (package / "new.py").write_text("2\n")
-    assert paths.git_commit() == head[:12], "files that git does not know are no changes"
+    assert git_commit(package) == head[:12], "files that git does not know are no changes"
     (package / "a.py").write_text("3\n")
-    assert paths.git_commit() == f"{head[:12]}+changes"
+    assert git_commit(package) == f"{head[:12]}+changes"
 
 
-def test_a_repository_around_an_installed_package_is_not_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = tmp_path / "site-packages" / "t2eval"
-    installed.mkdir(parents=True)
+def test_a_repository_around_an_installed_package_is_not_its_checkout(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages" / "t2eval"
+    package.mkdir(parents=True)
     _git(tmp_path, "init", "--quiet")
     _git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "theirs")
-    monkeypatch.setattr(paths, "_PACKAGE", installed)
-    assert paths.git_commit() is None
+    assert git_commit(package) is None
 
 
 def test_a_checkout_without_a_commit_or_without_git_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "t2eval"
     package.mkdir()
     _git(tmp_path, "init", "--quiet")
-    monkeypatch.setattr(paths, "_PACKAGE", package)
-    assert paths.git_commit() is None
+    assert git_commit(package) is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert paths.git_commit() is None
+    assert git_commit(package) is None
+
+
+def test_versions_name_what_is_missing() -> None:
+    found = versions(("torch", "no-such-package"))
+    assert found["t2eval"] == t2eval.__version__ and found["no-such-package"] == "unknown"
+    assert set(found) == {"t2eval", "python", "torch", "no-such-package"}
+    assert found["torch"].startswith("2.")

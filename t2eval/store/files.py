@@ -1,0 +1,300 @@
+"""Files: written whole or not at all, and read through one door.
+
+A writer puts the content into a temporary file in the same folder, syncs it, and renames it: a killed process or a full disk leaves the old
+file or the new one. What such a process leaves behind (`.NAME.….unfinished`) goes when its folder is next locked (`store.lock`).
+
+A reader takes regular files only (a FIFO would hang, a device would never end), of a bounded size, in UTF-8, with JSON and YAML of a
+bounded depth; whatever is wrong comes as one `T2Error` with the path, the place in the file, and what to do. Text is cut into lines at
+line feeds only: `str.splitlines` cuts at U+2028 too, which may stand inside a line of JSON.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from t2eval.errors import T2Error
+from t2eval.store.yamls import DEPTH, parse_yaml
+
+LIMIT = 64 * 2**20
+"""Most bytes that a reader takes unless told otherwise."""
+UNFINISHED = ".unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class DiskError(T2Error):
+    """A file or folder could not be written: no room, no permission, a broken disk. What was there before is as it was."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception says that no more can be written, rather than that one piece of work is broken."""
+    return isinstance(error, DiskError) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def disk_error(path: str | Path, error: OSError, remedy: str = "Free some space, or choose another folder.") -> DiskError:
+    """The error for a write that failed."""
+    return DiskError(f"Could not write {path}: {error.strerror or error}. {remedy}")
+
+
+# ---------------------------------------------------------------------- writing
+def write_bytes(path: str | Path, content: bytes, *, remedy: str = "Free some space, or choose another folder.") -> None:
+    """Write a file whole or not at all; its folder is made.
+
+    Raises:
+        DiskError: nothing is left behind, and an older file of that name is as it was.
+    """
+    target = Path(path)
+    temporary = _unfinished(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:  # Ctrl-C as well
+            temporary.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise disk_error(target, error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error)), remedy) from error
+
+
+def write_text(path: str | Path, text: str, *, remedy: str = "Free some space, or choose another folder.") -> None:
+    """Write a text file in UTF-8, as `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), remedy=remedy)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 2, remedy: str = "Free some space, or choose another folder.") -> None:
+    """Write a value as JSON, with a newline at the end, as `write_bytes`.
+
+    Raises:
+        DiskError: as `write_bytes`.
+        T2Error: the value holds a number that JSON has not (NaN, infinity), with its place.
+    """
+    write_text(path, json_text(value, what=str(path), indent=indent) + "\n", remedy=remedy)
+
+
+def json_text(value: Any, *, what: str, indent: int | None = 2) -> str:
+    """A value as JSON text that every reader takes: NaN and infinities are no JSON, and are refused with their place.
+
+    Args:
+        value: of JSON's types.
+        what: what is written, for the error.
+        indent: spaces a level; None: one line.
+
+    Raises:
+        T2Error: a number that is not finite.
+    """
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        place = next((f"{where} is {number}" for where, number in _not_finite(value)), str(error))
+        raise T2Error(f"{what} cannot be written as JSON: {place}. Mend what gave that number; nothing was written.") from error
+
+
+def append_line(path: str | Path, text: str, *, remedy: str = "Free some space, then run the same command again.") -> None:
+    """Append one line in a single write, and sync it: a killed process loses this line at most. There is one writer at a time.
+
+    Args:
+        path: the file; made if missing.
+        text: without a newline in it.
+
+    Raises:
+        DiskError: what was written of the line is taken back first.
+    """
+    line = text.encode("utf-8", "backslashreplace") + b"\n"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise disk_error(path, error, remedy) from error
+
+
+@contextmanager
+def staged_folder(target: str | Path, *, remedy: str = "Free some space, or choose another folder.") -> Iterator[Path]:
+    """A new folder beside `target` that takes its place when the block ends well, and goes when it does not.
+
+    Args:
+        target: the folder to make or replace.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        DiskError: the folder, or a file that the block wrote, could not be written; an older `target` is as it was.
+    """
+    target = Path(target)
+    staging, old = _unfinished(target), _unfinished(target)
+    try:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            staging.mkdir()
+            yield staging
+            if target.exists():
+                os.rename(target, old)
+            try:
+                os.rename(staging, target)
+            except OSError:
+                if old.exists():
+                    os.rename(old, target)
+                raise
+        finally:
+            for folder in (staging, old):
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise disk_error(target, error, remedy) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in a folder and below it. Call it only where no one else is writing."""
+    for left in list(folder.rglob(f".*{UNFINISHED}")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}{UNFINISHED}")
+
+
+# ---------------------------------------------------------------------- reading
+def read_bytes(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> bytes:
+    """All of a regular file.
+
+    Args:
+        path: the file, or a link to it.
+        what: what the file should be, for errors: `recipe`, `expert's card`.
+        remedy: what to do when it cannot be read.
+        limit: most bytes that are taken.
+
+    Raises:
+        T2Error: no such file, no regular file, too large, or it cannot be read.
+    """
+    try:
+        # Looked at before it is opened: to open a FIFO waits for a writer, to open a device may do something.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            _refuse(what, path, "it is no regular file", remedy)
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        _refuse(what, path, getattr(error, "strerror", None) or str(error), remedy, error)
+    if len(content) > limit:
+        _refuse(what, path, f"it has more than {limit:,} bytes", remedy)
+    return content
+
+
+def read_text(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> str:
+    """All of a text file in UTF-8 (with or without a byte order mark); errors as `read_bytes`, and bytes that are no UTF-8."""
+    content = read_bytes(path, what=what, remedy=remedy, limit=limit)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        _refuse(what, path, f"line {line} is not UTF-8 (byte {content[error.start]:#04x})", remedy, error)
+
+
+def read_lines(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> list[str]:
+    """The lines of a text file, cut at `\\n` only, without it; errors as `read_text`."""
+    lines = read_text(path, what=what, remedy=remedy, limit=limit).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_json(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> Any:
+    """The value of a JSON file; errors as `read_text`, and text that is no JSON, nests deeper than 64, or holds NaN or infinities."""
+    return _parsed(path, read_text(path, what=what, remedy=remedy, limit=limit), parse_json, what, remedy)
+
+
+def read_json_lines(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> list[Any]:
+    """The values of a file with one JSON value a line (empty lines are skipped); errors as `read_json`, with the line."""
+    found = []
+    for number, line in enumerate(read_lines(path, what=what, remedy=remedy, limit=limit), start=1):
+        if line.strip():
+            found.append(_parsed(path, line, parse_json, what, remedy, f"line {number}: "))
+    return found
+
+
+def read_yaml(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = 2**20) -> Any:
+    """The value of a YAML file (`store.yamls`); errors as `read_text`, and text that `parse_yaml` refuses."""
+    return _parsed(path, read_text(path, what=what, remedy=remedy, limit=limit), parse_yaml, what, remedy)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, nested deeper than 64, or with NaN, infinities or half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError(f"it nests deeper than {DEPTH} levels") from error
+    _check_value(value)
+    return value
+
+
+def _parsed(path: str | Path, text: str, parse: Callable[[str], Any], what: str, remedy: str, place: str = "") -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        _refuse(what, path, f"{place}{error}", remedy, error)
+
+
+def _refuse(what: str, path: str | Path, problem: str, remedy: str, error: Exception | None = None) -> NoReturn:
+    raise T2Error(f"The {what} {str(path)!r} cannot be read: {problem}. {remedy}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_value(value: Any) -> None:
+    """Refuse a parsed value that other code would stumble over. Goes level by level, so that depth costs no stack."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"it nests deeper than {DEPTH} levels")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("it holds a number that is too large")  # 1e999
+            elif isinstance(item, str) and any("\ud800" <= letter <= "\udfff" for letter in item if letter > "\ud7ff"):
+                raise ValueError(f"{ascii(item[:40])} holds half of a surrogate pair")
+        level = below
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """(place, number) of each number that is not finite, such as (`scores.after[2]`, nan)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place or "the value", value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{place}[{index}]")
