@@ -19,9 +19,11 @@ from typing import Any
 import t2eval
 from t2eval.bench.plan import BASELINES, DISPATCH, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
-from t2eval.environment.loading import quiet_lm_eval
+from t2eval.environment.harness import evaluate_task, load, metric_names
+from t2eval.environment.loading import is_ours, quiet_lm_eval
+from t2eval.environment.runs import own_metadata
 from t2eval.errors import T2Error, unknown
-from t2eval.paths import joined, tasks_dir
+from t2eval.paths import joined
 from t2eval.stats.means import mean_stderr
 from t2eval.vision.images import reads_images
 
@@ -154,7 +156,7 @@ def main_metric(task: Any, results: dict[str, Any]) -> tuple[str, str]:
     found = [(key.split(",", 1)[0], key.split(",", 1)[1]) for key in results if "," in key and "_stderr," not in key]
     if not found:
         raise T2Error("The task reports no metric.")
-    name = next(iter(task._metric_fn_list), None)
+    name = next(iter(metric_names(task)), None)
     metric, chosen = next((pair for pair in found if pair[0] == name), found[0])
     return metric, chosen
 
@@ -176,27 +178,6 @@ def _to_samples(logged: list[dict[str, Any]], metric: str, chosen: str, labels: 
         doc = sample["doc_id"]
         samples.append(Sample(doc_id=doc, doc_hash=sample["doc_hash"], score=score, response=_response(sample), dispatch=labels.get(doc)))
     return samples
-
-
-def _passes(lm: Any) -> dict[str, dict[str, float]]:
-    """Seconds and tokens that a strategy's two passes have taken so far in the life of the object."""
-    info = lm.get_model_info().get("t2") or {}
-    return {name: dict(info.get(name) or {}) for name in ("first_pass", "second_pass")}
-
-
-def _spent(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """What one cell took of what `_passes` counts."""
-    return {name: {unit: round(value - before[name].get(unit, 0), 3) for unit, value in totals.items()} for name, totals in after.items()}
-
-
-def _of_task(t2: dict[str, Any], task: str) -> dict[str, Any]:
-    """`config.t2` without what it says of the tasks of earlier cells."""
-    plain: dict[str, Any] = json.loads(json.dumps(t2, default=str))
-    by_task = {"dispatch", "alphas", "adaptation"}
-    return {
-        key: {name: part for name, part in value.items() if name in (task, "*")} if key in by_task and isinstance(value, dict) else value
-        for key, value in plain.items()
-    }
 
 
 class Worker:
@@ -254,28 +235,22 @@ class Worker:
 
     def _task(self, name: str) -> Any:
         if name not in self._tasks:
-            self._tasks[name] = self._manager.load([name])["tasks"][name]
+            self._tasks[name] = load(self._manager, name)
         return self._tasks[name]
 
     def _sandboxed(self, name: str) -> bool:
         """Whether a task's programs run in the sandbox: it is one of t2eval's, or says so. lm-eval refuses any other that runs some."""
-        path = self._manager.task_index[name].yaml_path
-        metadata = self._task(name).config.metadata or {}
-        ours = path is not None and Path(path).resolve().is_relative_to(tasks_dir().resolve())
-        return ours or bool((metadata.get("t2") or {}).get("sandbox"))
+        return is_ours(self._manager, name) or bool(own_metadata(self._task(name)).get("sandbox"))
 
     def _evaluate(self, cell: Cell) -> dict[str, Any]:
-        import lm_eval
-
         task = self._task(cell.task)
         with self._language_model(cell) as (lm, facts):
-            before = _passes(lm)
             peak = _PeakMemory(str(getattr(lm, "device", "cpu")))
             started = time.perf_counter()
-            outcome = lm_eval.simple_evaluate(
-                model=lm,
-                tasks=[task],
-                task_manager=self._manager,
+            outcome = evaluate_task(
+                lm,
+                task,
+                self._manager,
                 num_fewshot=self.config.num_fewshot,
                 apply_chat_template=self.config.apply_chat_template,
                 limit=self.config.limit,
@@ -284,17 +259,15 @@ class Worker:
                 confirm_run_unsafe_code=self._sandboxed(cell.task),
             )
             seconds = time.perf_counter() - started
-            after = _passes(lm)
-        passes = _spent(before, after)
         t2 = outcome["config"].get("t2")
         return {
             **self._scores(cell, task, outcome, lm.dispatched(cell.task) if hasattr(lm, "dispatched") else {}),
             "seconds": round(seconds, 3),
-            "first_pass_seconds": passes["first_pass"]["seconds"] if t2 else 0.0,
-            "second_pass_seconds": passes["second_pass"]["seconds"] if t2 else round(seconds, 3),
+            "first_pass_seconds": t2["first_pass"]["seconds"] if t2 else 0.0,
+            "second_pass_seconds": t2["second_pass"]["seconds"] if t2 else round(seconds, 3),
             "trainable_parameters": facts["trainable_parameters"],
             "peak_memory_bytes": peak.bytes(),
-            "t2": {**_of_task(t2, cell.task), **passes} if t2 else None,
+            "t2": json.loads(json.dumps(t2, default=str)) if t2 else None,
             "hashes": {"task": object_hash(outcome["configs"][cell.task]), **facts["hashes"]},
         }
 

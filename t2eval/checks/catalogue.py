@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from t2eval.environment import harness
 from t2eval.paths import tasks_dir
 
 _ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
@@ -38,22 +39,20 @@ class TaskEntry:
 
 def list_tasks() -> list[TaskEntry]:
     """All tasks of `t2eval/tasks`, by name. Tasks that need the hub are described from their YAMLs, without a download."""
-    from lm_eval.tasks import TaskManager
-
     # Each load tells how a custom dataset can be given arguments, which is no news here.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=[str(tasks_dir())], include_defaults=False)
+    manager = harness.open_index([str(tasks_dir())], defaults=False)
     return [_entry(manager, name) for name in manager.all_subtasks]
 
 
 def _entry(manager: Any, name: str) -> TaskEntry:
-    config: Mapping[str, Any] = manager.task_index[name].cfg or {}
+    config: Mapping[str, Any] = harness.raw_config(manager, name)
     own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
     needs = _needs(config)
     splits = _roles(config, own)
     sizes: Mapping[str, int] = own.get("sizes") or {}
     if "hub" not in needs:
-        dataset = manager.load([name])["tasks"][name].dataset
+        dataset = harness.load(manager, name).dataset
         sizes = {split: len(dataset[split]) for split in dataset}
     counted = {role: sizes.get(split) for role, split in splits.items()}
     metrics = config.get("metric_list") or [{"metric": "–"}]

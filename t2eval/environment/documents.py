@@ -108,7 +108,8 @@ def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[s
 def question_of(task: Any, doc: Row) -> str:
     """What a document asks, as dispatch reads it: without the words that the task's prompt puts around a question.
 
-    Those words would tell the task and not the skill. The field that `metadata: {t2: {question_field: …}}` names, else the task's prompt.
+    Those words would tell the task and not the skill. The field that `metadata: {t2: {question_field: …}}` names, else the task's prompt;
+    empty where that is no text.
 
     Args:
         task: lm-eval's task object.
@@ -120,7 +121,8 @@ def question_of(task: Any, doc: Row) -> str:
     metadata = task.config.metadata
     field = ((metadata.get("t2") or {}) if isinstance(metadata, Mapping) else {}).get("question_field")
     if field is None:
-        return str(task.doc_to_text(doc)).strip()
+        asked = task.doc_to_text(doc)  # where the choices are contexts, it is the right one's index, or all of them
+        return asked.strip() if isinstance(asked, str) else ""
     if not isinstance(doc.get(field), str):
         raise T2Error(
             f"Task {task.config.task!r}: metadata.t2.question_field names {field!r}, which a document does not have as text; it has: "

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from t2eval.basemodel.chat import tokenizer_chat
-from t2eval.environment.loading import checked_config, compiled_once, load_task, make_task_manager
+from t2eval.environment import harness, runs
+from t2eval.environment.loading import checked_config, load_task, make_task_manager, refuse_unprotected
 from t2eval.errors import T2Error, UsageError
 from t2eval.vision.images import has_images, images_of, refuse_with_images, without_images
 
@@ -84,10 +84,14 @@ class Environment:
         unsafe_code: the metric runs model-written programs (in `t2eval.sandbox`; others are refused).
         until: the strings that end a generated answer.
         max_new_tokens: the most tokens of a generated answer.
+        generation_kwargs: what lm-eval asks of a generated answer: its `generation_kwargs`, with `--gen_kwargs` in a run.
         num_fewshot: the worked examples in each prompt.
         images: whether documents have images; `images_of` gives an example's.
-        task: lm-eval's own task object. manager: the TaskManager that loaded it.
+        task: lm-eval's own task object.
+        manager: the TaskManager that loaded it; None where the task came with a run.
     """
+
+    manager: Any
 
     def __init__(
         self,
@@ -120,37 +124,78 @@ class Environment:
         if apply_chat_template and tokenizer is None:
             raise UsageError("apply_chat_template needs a tokenizer.")
         self.manager = task_manager if task_manager is not None else make_task_manager(include_path, task=task)
-        self.name = task
-        self._chat: Any = tokenizer_chat(tokenizer, **(chat_template_args or {})) if apply_chat_template else None
-        config = checked_config(self.manager, task)
-        self.task: Any = load_task(self.manager, task)
-        self.unsafe_code = bool(self.task.config.unsafe_code) or bool(config.get("unsafe_code"))
-        output_type = self.task.OUTPUT_TYPE
+        checked_config(self.manager, task)
+        loaded = load_task(self.manager, task)
+        chat = tokenizer_chat(tokenizer, **(chat_template_args or {})) if apply_chat_template else None
+        shots = int(num_fewshot if num_fewshot is not None else loaded.config.num_fewshot or 0)
+        self._open(loaded, runs.Prompting(shots, chat), generation_kwargs)
+        self._rewind: Callable[[], Any] = lambda: self.task.set_fewshot_seed(_FEWSHOT_SEED)
+        self._deals = 1
+
+    @classmethod
+    def from_run(cls, run: runs.Run, sent: Mapping[int, Sequence[tuple[Any, ...]]] | None = None) -> Environment:
+        """The environment of a task that lm-eval is evaluating: its documents have, letter for letter, the prompts that lm-eval sends.
+
+        Args:
+            run: the task with the arguments that its requests were built with.
+            sent: the arguments of the requests that lm-eval sent, by the document's place in the scored split; those of this process
+                where nothing is given.
+
+        Raises:
+            T2Error: the task's kind cannot be an environment, or its programs would run unprotected.
+        """
+        self = cls.__new__(cls)
+        self.manager = None
+        if runs.runs_programs_unprotected(run.task):
+            refuse_unprotected(run.name)
+        self._open(run.task, run.prompting(), run.generation_kwargs())
+        self._rewind = lambda: runs.set_sampler_state(run.task, run.sampling)
+        self._deals = int(run.arguments.get("world_size") or 1)
+        self._order = run.order()
+        self._sent = dict(run.sent() if sent is None else sent)
+        return self
+
+    def _open(self, task: Any, prompting: runs.Prompting, generation_kwargs: Mapping[str, Any] | None) -> None:
+        self.task: Any = task
+        self.name = str(task.config.task)
+        self.prompting = prompting
+        self.num_fewshot = prompting.num_fewshot
+        self.unsafe_code = bool(task.config.unsafe_code or getattr(task, "UNSAFE_CODE", False))
+        output_type = task.OUTPUT_TYPE
         if output_type not in ("generate_until", "multiple_choice"):
             raise T2Error(
-                f"Task {task!r} has output type {output_type!r}: it has no answer that could be right or wrong. "
+                f"Task {self.name!r} has output type {output_type!r}: it has no answer that could be right or wrong. "
                 "Use a task with generated answers (generate_until) or with choices (multiple_choice)."
             )
         self.kind: Literal["generate", "choice"] = "generate" if output_type == "generate_until" else "choice"
-        self.metric: str = next(iter(self.task._metric_fn_list))
-        self.filter: str = self.task._filters[0].name
-        self.higher_is_better = bool(self.task.higher_is_better().get(self.metric, True))
-        self.num_fewshot = int(num_fewshot if num_fewshot is not None else self.task.config.num_fewshot or 0)
-        self.until, self.max_new_tokens = self._generation(generation_kwargs)
-        metadata = self.task.config.metadata
-        self.t2: dict[str, Any] = dict((metadata.get("t2") or {}) if isinstance(metadata, dict) else {})
+        names = harness.metric_names(task)
+        if not names or names == ["bypass"]:
+            raise T2Error(f"Task {self.name!r} is run without metrics (--predict_only), and nothing can be chosen without one.")
+        self.metric: str = names[0]
+        self.filter: str = harness.filter_name(task)
+        self.higher_is_better = bool(task.higher_is_better().get(self.metric, True))
+        self.generation_kwargs: dict[str, Any] = dict(generation_kwargs or task.config.generation_kwargs or {}) if self.generates else {}
+        self.until, self.max_new_tokens = self._generation()
+        self.t2: dict[str, Any] = runs.own_metadata(task)
         self._held_out: set[str] = set()
         self._pictured: dict[str, Any] = {}
-        self.images = has_images(self.task)
+        self._order: list[int] | None = None
+        self._sent: dict[int, Sequence[tuple[Any, ...]]] = {}
+        self.images = has_images(task)
         if self.images:
-            refuse_with_images(task, self.kind, self.num_fewshot)
+            refuse_with_images(self.name, self.kind, self.num_fewshot)
 
-    def _generation(self, given: Mapping[str, Any] | None) -> tuple[list[str], int]:
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated, and not chosen."""
+        return self.kind == "generate"
+
+    def _generation(self) -> tuple[list[str], int]:
         from lm_eval.models.utils import normalize_gen_kwargs
 
-        if self.kind == "choice":
+        if not self.generates:
             return [], 0
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given or self.task.config.generation_kwargs or {}), _DEFAULT_NEW_TOKENS))
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(self.generation_kwargs), _DEFAULT_NEW_TOKENS))
         until = settings.get("until") or []
         return ([until] if isinstance(until, str) else [str(item) for item in until]), int(settings["max_gen_toks"])
 
@@ -221,12 +266,35 @@ class Environment:
             indices = sorted(indices[:middle] if part == "first" else indices[middle:])
         if limit is not None and limit < len(indices):
             indices = indices[:limit] if split == "test" else sorted(random.Random(seed).sample(indices, limit))
-        self.task.set_fewshot_seed(_FEWSHOT_SEED)
-        with compiled_once():
-            built = [self._example(docs[index], source, index) for index in indices]
+        with harness.compiled_once():
+            built = self._built(docs, source, indices)
         if split == "adaptation" and source == self._splits()["test"]:
             self._held_out = {example.key for example in built}
         return [example for example in built if example.key not in self._held_out] if split == "test" else built
+
+    def _built(self, docs: Sequence[dict[str, Any]], source: str, indices: Sequence[int]) -> list[Example]:
+        """The examples of some documents of a split.
+
+        Worked examples are drawn by one generator, document after document: where lm-eval scores the split, the documents before one must
+        have drawn theirs, in the process that they belong to, for it to get those that lm-eval gives it.
+        """
+        self._rewind()
+        if not self.num_fewshot or source != self._splits()["test"]:
+            return [self._example(docs[index], source, index) for index in indices]
+        found: dict[int, Example] = {}
+        asked = set(indices)
+        known = range(len(docs)) if self._order is None else self._order
+        for share in runs.dealt(known, self._deals):
+            wanted = [place for place, index in enumerate(share) if index in asked]
+            self._rewind()
+            for index in share[: wanted[-1] + 1] if wanted else []:
+                if index in asked:
+                    found[index] = self._example(docs[index], source, index)
+                else:
+                    runs.skip_draw(self.task, docs[index], self.num_fewshot)
+        self._rewind()
+        found |= {index: self._example(docs[index], source, index) for index in indices if index not in found}  # left out by --samples
+        return [found[index] for index in indices]
 
     def _docs(self, source: str) -> list[dict[str, Any]]:
         dataset = self.task.dataset
@@ -247,35 +315,26 @@ class Environment:
     # ------------------------------------------------------------------ prompts
     def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
         task = self.task
-        extra: dict[str, Any] = {}
-        if self._chat is not None:
-            extra = {"apply_chat_template": True, "chat_template": self._chat, "fewshot_as_multiturn": True}
-        sampler: Any = getattr(task, "sampler", None)
-        own = self.num_fewshot > 0 and sampler is not None and task.fewshot_cfg.split == source != task.config.test_split
-        if own:  # lm-eval leaves the document itself out of its shots only on the test split; training may draw both from one
-            plain = sampler.sample
-            sampler.sample = lambda n, eval_doc=None, **kwargs: plain(n, eval_doc=doc, **kwargs)
-        try:
-            context: str | list[str] = task.fewshot_context(doc, num_fewshot=self.num_fewshot, gen_prefix=task.doc_to_prefix(doc), **extra)
-        finally:
-            if own:
-                del sampler.sample
-        return context
+        # lm-eval leaves a document out of its own worked examples on the test split only, and training may draw both from one split
+        own = self.num_fewshot > 0 and hasattr(task, "sampler") and harness.fewshot_split(task) == source != self._splits()["test"]
+        with runs.never_itself(task, doc) if own else nullcontext():
+            return runs.prompt_of(task, doc, self.prompting)
 
     def _example(self, doc: dict[str, Any], source: str, index: int) -> Example:
-        context = self._context(doc, source)
         told = {"doc": doc, "place": [source, index]} if self.images else doc  # one question may be asked about two pictures
         key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
         shared: dict[str, Any] = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
-        if self.kind == "generate":
-            prompt = str(context)
+        context = self._context(doc, source)
+        sent = self._sent.get(index) if source == self._splits()["test"] else None
+        if self.generates:
+            prompt = str(context if sent is None else sent[0][0])
             target = self._target(doc)
-            answer = self._delimited(prompt, target, prefixed=bool(self.task.doc_to_prefix(doc)))
+            answer = self._delimited(prompt, target, prefixed=bool(harness.answer_prefix(self.task, doc)))
             return Example(**shared, prompt=prompt, target=target, choices=None, gold=None, answer=answer)
-        instances = self.task.construct_requests(
-            doc, context, metadata=(self.name, index, 1), apply_chat_template=self._chat is not None, chat_template=None
-        )
-        requests = tuple((str(instance.args[0]), str(instance.args[1])) for instance in instances)
+        if sent is None:
+            made = harness.choice_requests(self.task, doc, context, index, chat=self.prompting.chat is not None)
+            sent = [tuple(request.args) for request in made]
+        requests = tuple((str(pair[0]), str(pair[1])) for pair in sent)
         choices = tuple(str(choice) for choice in self.task.doc_to_choice(doc))
         requests = requests[: 2 * len(choices)]
         gold = self._gold(doc, choices)
@@ -307,10 +366,10 @@ class Environment:
             return target
         if prefixed:
             return f" {target}"
-        return target if self._chat is not None else f"{self.task.config.target_delimiter or ''}{target}"
+        return target if self.prompting.chat is not None else f"{self.task.config.target_delimiter or ''}{target}"
 
     def _gold(self, doc: dict[str, Any], choices: Sequence[str]) -> int | None:
-        gold = self.task.doc_to_text(doc) if self.task.multiple_input else self.task.doc_to_target(doc)
+        gold = harness.gold_choice(self.task, doc)
         if isinstance(gold, (list, tuple)):
             gold = gold[0] if gold else None
         if isinstance(gold, str):
@@ -342,28 +401,12 @@ class Environment:
         Raises:
             T2Error: the task has choices instead of generated answers.
         """
-        if self.kind != "generate":
+        if not self.generates:
             raise T2Error(f"Task {self.name!r} has choices: its score comes from score_choice, not from a text.")
         if not pairs:
             return []
-        from lm_eval.api.instance import Instance
-
-        repeats = max(1, int(self.task.config.repeats or 1))
-        instances = [
-            Instance("generate_until", doc=example.doc, arguments=(example.prompt, {}), idx=0, metadata=(self.name, row, 1))
-            for row, (example, _) in enumerate(pairs)
-        ]
-        for instance, (_, response) in zip(instances, pairs, strict=True):
-            instance.resps = [response] * repeats
-        self.task._filters[0].apply(instances)
-
-        def one(instance: Any) -> float:
-            return self.value(self.task.process_results(instance.doc, [instance.filtered_resps[self.filter]]))
-
-        if self.unsafe_code and len(instances) > 1:
-            with ThreadPoolExecutor(max_workers=min(len(instances), os.cpu_count() or 1)) as pool:
-                return list(pool.map(one, instances))
-        return [one(instance) for instance in instances]
+        answers = [(example.doc, example.prompt, response) for example, response in pairs]
+        return [self.value(scores) for scores in harness.score_answers(self.task, answers, parallel=self.unsafe_code)]
 
     def score_choice(self, example: Example, loglikelihoods: Sequence[float], greedy: Sequence[bool] | None = None) -> float:
         """The main metric of one choice question, given the log-likelihood of each of `example.requests`.
@@ -380,7 +423,9 @@ class Environment:
         if self.metric == "exact_match" and greedy is None:
             raise T2Error(f"Task {self.name!r} scores choices by exact match, which also needs the greedy flags.")
         results = [(float(value), bool(flag)) for value, flag in zip(loglikelihoods, flags, strict=True)]
-        return self.value(self.task.process_results(example.doc, results))
+        contexts = [context for context, _ in example.requests]
+        context = contexts if harness.multiple_input(self.task) else contexts[0]
+        return self.value(harness.score_choices(self.task, example.doc, context, results, chat=self.prompting.chat is not None))
 
     def value(self, result: Mapping[str, Any]) -> float:
         """The main metric as one number, from what `process_results` returned for one document."""

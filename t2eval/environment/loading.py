@@ -5,15 +5,15 @@ What must be refused is refused before the task's own code is imported.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from t2eval.environment import harness
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import tasks_dir
 
@@ -33,15 +33,7 @@ def quiet_lm_eval() -> None:
 
 @lru_cache(maxsize=8)
 def _task_manager(include: tuple[str, ...], defaults: bool) -> Any:
-    from lm_eval.tasks import TaskManager
-
-    index_log = logging.getLogger("lm_eval.tasks._index")
-    level = index_log.level
-    index_log.setLevel(logging.ERROR)  # our own folder may be known to the plug-in already: not worth a warning for each task
-    try:
-        return TaskManager(include_path=[str(tasks_dir()), *include], include_defaults=defaults)
-    finally:
-        index_log.setLevel(level)
+    return harness.open_index([str(tasks_dir()), *include], defaults=defaults)
 
 
 def make_task_manager(include_path: str | Path | Sequence[str | Path] | None = None, *, task: str | None = None) -> Any:
@@ -69,19 +61,6 @@ def make_task_manager(include_path: str | Path | Sequence[str | Path] | None = N
     return _task_manager(include, True)
 
 
-@contextlib.contextmanager
-def compiled_once() -> Iterator[None]:
-    """Inside, lm-eval compiles each prompt template once, not once a document: most of the time that prompts take."""
-    from lm_eval import utils
-
-    compiled = utils.env.from_string
-    utils.env.from_string = lru_cache(maxsize=256)(compiled)
-    try:
-        yield
-    finally:
-        utils.env.from_string = compiled
-
-
 def checked_config(manager: Any, name: str) -> dict[str, Any]:
     """The task's raw YAML, after the checks that must come before its code is imported.
 
@@ -89,23 +68,36 @@ def checked_config(manager: Any, name: str) -> dict[str, Any]:
         UsageError: no such task, or a group of tasks.
         T2Error: its programs would run unprotected.
     """
-    entry = manager.task_index.get(name)
-    if entry is None:
+    if not harness.is_known(manager, name):
         raise unknown("task", name, manager.all_subtasks)
     if name not in set(manager.all_subtasks):
-        members = [task for task, other in manager.task_index.items() if name in other.tags] or ["see `lm_eval ls groups`"]
-        raise UsageError(f"{name!r} is a group of tasks, and one task is needed. Its tasks: {', '.join(sorted(members)[:20])}.")
-    config = _raw_config(entry)
+        tasks = harness.members(manager, name) or ["see `lm_eval ls groups`"]
+        raise UsageError(f"{name!r} is a group of tasks, and one task is needed. Its tasks: {', '.join(tasks[:20])}.")
+    config = harness.raw_config(manager, name)
     t2 = (config.get("metadata") or {}).get("t2") or {}
-    ours = entry.yaml_path is not None and Path(entry.yaml_path).resolve().is_relative_to(tasks_dir().resolve())
-    if config.get("unsafe_code") and not (ours or t2.get("sandbox")):
-        hint = " Use t2_humaneval, the same problems." if name.startswith("humaneval") else ""
-        raise T2Error(
-            f"Task {name!r} runs model-written programs without protection (its own metric executes them in this machine's Python). "
-            f"t2eval runs programs only in its sandbox.{hint} A task of your own that grades with t2eval.sandbox says so with "
-            "`metadata: {t2: {sandbox: true}}`."
-        )
+    if config.get("unsafe_code") and not (is_ours(manager, name) or t2.get("sandbox")):
+        refuse_unprotected(name)
     return config
+
+
+def is_ours(manager: Any, name: str) -> bool:
+    """Whether a task is one of t2eval's own."""
+    path = harness.yaml_path(manager, name)
+    return path is not None and path.resolve().is_relative_to(tasks_dir().resolve())
+
+
+def refuse_unprotected(name: str) -> NoReturn:
+    """Refuse a task whose metric runs model-written programs outside of the sandbox.
+
+    Raises:
+        T2Error: always.
+    """
+    hint = " Use t2_humaneval, the same problems." if name.startswith("humaneval") else ""
+    raise T2Error(
+        f"Task {name!r} runs model-written programs without protection (its own metric executes them in this machine's Python). "
+        f"t2eval runs programs only in its sandbox.{hint} A task of your own that grades with t2eval.sandbox says so with "
+        "`metadata: {t2: {sandbox: true}}`."
+    )
 
 
 def task_has_images(name: str, include_path: str | Path | Sequence[str | Path] | None = None) -> bool:
@@ -115,14 +107,6 @@ def task_has_images(name: str, include_path: str | Path | Sequence[str | Path] |
         UsageError, T2Error: as `checked_config`.
     """
     return checked_config(make_task_manager(include_path, task=name), name).get("doc_to_image") is not None
-
-
-def _raw_config(entry: Any) -> dict[str, Any]:
-    if entry.yaml_path is None:
-        return dict(entry.cfg or {})
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    return dict(load_yaml(entry.yaml_path, resolve_func=False, recursive=True))
 
 
 _NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "huggingface_hub", "datasets", "requests"}
@@ -135,7 +119,7 @@ def load_task(manager: Any, name: str) -> Any:
         T2Error: its data cannot be had.
     """
     try:
-        return manager.load([name])["tasks"][name]
+        return harness.load(manager, name)
     except Exception as error:
         # which HTTP client the hub's library raises from depends on its version: told by package, not by class
         if not isinstance(error, (OSError, ValueError, EOFError)) and type(error).__module__.split(".")[0] not in _NETWORK_PACKAGES:

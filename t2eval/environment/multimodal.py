@@ -16,8 +16,9 @@ from typing import Any
 from lm_eval.models.hf_vlms import HFMultimodalLM
 
 from t2eval.basemodel.chat import Chat, Message
+from t2eval.environment.harness import request_images
 from t2eval.errors import T2Error, UsageError
-from t2eval.vision.images import images_of_request, reads_images
+from t2eval.vision.images import reads_images
 
 __all__ = ["MultimodalLM"]
 
@@ -55,7 +56,7 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
         answers: list[str] = [""] * len(requests)
         with _small_collections():
             for seen in (False, True):
-                places = [place for place, request in enumerate(requests) if (images_of_request(request) is not None) == seen]
+                places = [place for place, request in enumerate(requests) if (request_images(request) is not None) == seen]
                 found = super().generate_until([requests[place] for place in places], disable_tqdm=disable_tqdm) if places else []
                 for place, answer in zip(places, found, strict=True):
                     answers[place] = answer
@@ -73,7 +74,7 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
 
     def _refuse_images(self, requests: list[Any]) -> None:
         for request in requests:
-            if images_of_request(request) is not None:
+            if request_images(request) is not None:
                 raise UsageError(
                     f"Task {request.task_name!r} asks for the likelihood of a text after an image, which lm-eval's hf-multimodal does not "
                     "give. Use a form of the task with generated answers (generate_until)."

@@ -23,6 +23,7 @@ from t2eval.basemodel import probe as hub
 from t2eval.bench import rows
 from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
 from t2eval.bench.training import Job, jobs, settle
+from t2eval.environment.harness import is_known
 from t2eval.environment.loading import checked_config, load_task
 from t2eval.forecast.shape import Shape, Source, model_shape
 from t2eval.paths import is_embedded
@@ -172,7 +173,7 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
 def task_data(manager: Any, config: Mapping[str, Any]) -> tuple[hub.HubData, ...]:
     """The data sets of a task, with those of the tasks whose questions it is made of (`dataset_kwargs.tasks`: dispatch)."""
     others = (config.get("dataset_kwargs") or {}).get("tasks") or []
-    theirs = [data for name in others if name in manager.task_index for data in hub.hub_data(checked_config(manager, name))]
+    theirs = [data for name in others if is_known(manager, name) for data in hub.hub_data(checked_config(manager, name))]
     return tuple(dict.fromkeys([*hub.hub_data(config), *theirs]))
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from t2eval.environment.harness import answers_of, as_filtered, set_only_filter
 from t2eval.errors import UsageError
 from t2eval.grading.pass_at_k import scores
 from t2eval.sandbox.programs import pass_many
@@ -44,11 +44,10 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         def run_programs(resps: Iterable[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[Any]:
             answers = [list(given) for given in resps]
             self._run([self.program(doc, answer) for doc, given in zip(docs, answers, strict=True) for answer in given])
-            return [given[0] if self._n == 1 else given for given in answers]
+            return [as_filtered(given) for given in answers]
 
         def pass_at_k(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
-            answers = [results[0]] if isinstance(results[0], str) else list(results[0])
-            pairs = [self.program(doc, answer) for answer in answers]
+            pairs = [self.program(doc, answer) for answer in answers_of(results)]
             if missing := [pair for pair in pairs if pair not in self._outcomes]:
                 self._run(missing)
             return scores([self._outcomes[pair] for pair in pairs], self._ks)
@@ -60,7 +59,7 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         own["process_results"] = pass_at_k
         super().__init__(config=own)
         # Not in the configuration either, of which benchmarks keep a hash: there, it would be written with its place in memory.
-        self._filters = [build_filter_ensemble("none", [("custom", {"filter_fn": run_programs})])]
+        set_only_filter(self, run_programs)
 
     def program(self, doc: Mapping[str, Any], answer: str) -> tuple[str, str]:
         """The program that an answer makes, and the test that it must pass; both Python text."""

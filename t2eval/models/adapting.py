@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from t2eval.environment.environment import Environment, Example
+from t2eval.environment.runs import Run, run_of
 from t2eval.errors import T2Error
 from t2eval.models.options import FewshotOptions
 from t2eval.models.strategy import Strategy
@@ -18,47 +19,65 @@ from t2eval.strategies.fewshot import Adaptation, Candidates, adapt
 
 _log = logging.getLogger(__name__)
 
+_NO_ANSWER = "has nothing to search by there: no answer is right or wrong. Use t2-expert, t2-prompt or t2-cls, which serve it."
+
 
 class Adapting(Strategy):
-    """Searches α once a task, then answers all of the task's requests with the mix."""
+    """Searches α once a run, then answers all of the run's requests with the mix."""
 
     OPTIONS = FewshotOptions
+    UNSERVED = {"loglikelihood": _NO_ANSWER, "loglikelihood_rolling": _NO_ANSWER}
     options: FewshotOptions
 
-    def prepare(self) -> None:
-        self.search = self.options.config()
+    def check_library(self) -> None:
+        self.search = self.options.config(len(self.skills))
         # One expert alone: divided by its sum, α would be 1, and there would be nothing to search.
         self._normalize = self.search.normalize and len(self.skills) > 1
+
+    def prepare(self) -> None:
         self._coefficients = Coefficients([expert.z for expert in self.skills], self.search.granularity, self._normalize, self.search.form)
-        self._found: dict[str, Adaptation] = {}
-        self._records: dict[str, dict[str, Any]] = {}
+
+    def forget(self) -> None:
+        self._found: dict[int, Adaptation] = {}
+        self._records: dict[int, dict[str, Any]] = {}
+        self._names: dict[int, str] = {}
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
-        generated = (request for request in requests if request.request_type == "generate_until")
-        tasks: dict[str, Any] = dict.fromkeys((str(request.task_name) for request in requests), None)
-        tasks.update({str(request.task_name): request.args[1] for request in generated})
-        shared = self.ranks().gather(tasks)  # a rank without documents of a task still helps to search its alphas
-        for task, settings in sorted({task: settings for part in shared for task, settings in part.items()}.items()):
-            if task not in self._found:
+        of = [_run(request) for request in requests]
+        # every process has requests of each run, and meets them in the order in which they were recorded
+        for number, run in sorted({run.number: run for run in of}.items()):
+            if number not in self._found:
                 with self.first_pass.timed():
-                    self._adapt(task, settings)
-        return [str(request.task_name) for request in requests]
+                    self._adapt(run)
+        return [run.number for run in of]
 
     def scale(self, key: Hashable) -> Mapping[str, Tensor]:
-        return self._found[str(key)].z
+        return self._found[int(str(key))].z
 
-    def _adapt(self, task: str, settings: Mapping[str, Any] | None) -> None:
-        """Search the α of a task; `settings` are what lm-eval asks for its generated answers, so that the search answers alike."""
-        environment = Environment(
-            task,
-            include_path=self.include_path,
-            tokenizer=self.reader_of_prompts,
-            apply_chat_template=self._chat,
-            num_fewshot=self.num_fewshot,
-            chat_template_args=self.chat_template_args,
-            generation_kwargs=settings,
-        )
-        examples = environment.examples("adaptation", limit=self.search.shots, seed=self.options.adapt_seed)
+    def environment(self, run: Run) -> Environment:
+        """The environment that a run's α is searched in; the same on all processes."""
+        sent: dict[int, Any] = {}
+        for part in self.ranks().gather(run.sent()):
+            sent |= part
+        return Environment.from_run(run, sent)
+
+    def adaptation_examples(self, environment: Environment) -> list[Example]:
+        """The examples that α is searched on."""
+        return environment.examples("adaptation", limit=self.search.shots, seed=self.options.adapt_seed)
+
+    def reads_of(self, run: Run) -> Any:
+        if run.kind in self.UNSERVED:
+            return None
+        environment = Environment.from_run(run)
+        read = [[example.key, example.prompt, example.requests, example.answer] for example in self.adaptation_examples(environment)]
+        scored = [environment.metric, environment.filter, run.task.dump_config(), dict(environment.generation_kwargs)]
+        return [run.name, scored, read]
+
+    def _adapt(self, run: Run) -> None:
+        """Search the α of a run."""
+        task = run.name
+        environment = self.environment(run)
+        examples = self.adaptation_examples(environment)
         if not examples:
             raise T2Error(f"Task {task!r} has no adaptation examples: its split {environment.split_source('adaptation')!r} is empty.")
         if len(examples) < self.search.shots:
@@ -95,8 +114,9 @@ class Adapting(Strategy):
                 bar.update(iteration - bar.n)
 
             found = adapt(self._coefficients, candidates, self.search, self.ranks(), progress)
-        self._found[task] = found
-        self._records[task] = self._record(environment, examples, found, overlaps)
+        self._found[run.number] = found
+        self._records[run.number] = self._record(environment, examples, found, overlaps)
+        self._names[run.number] = task if task not in self._names.values() else f"{task} ({len(self._names) + 1})"
 
     def _record(self, environment: Environment, examples: Sequence[Example], found: Adaptation, overlaps: bool) -> dict[str, Any]:
         search = self.search.search
@@ -125,7 +145,17 @@ class Adapting(Strategy):
 
     def report(self) -> dict[str, Any]:
         return {
-            "alphas": {task: found.alphas for task, found in self._found.items()},
+            "alphas": {name: self._found[number].alphas for number, name in self._names.items()},
             "alpha_order": [expert.name for expert in self.skills],
-            "adaptation": self._records,
+            "adaptation": {name: self._records[number] for number, name in self._names.items()},
         }
+
+
+def _run(request: Any) -> Run:
+    run = run_of(request)
+    if run is None:
+        raise T2Error(
+            f"A request of task {request.task_name!r} was not built by lm-eval's evaluator, so its task's adaptation examples are not "
+            "known. Use lm_eval.simple_evaluate, or lm_eval.evaluate with tasks whose requests were built after the model was made."
+        )
+    return run

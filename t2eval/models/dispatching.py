@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
+from t2eval.environment import harness
+from t2eval.environment.runs import Run, run_of
 from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
 from t2eval.models.launch import one_message
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
-from t2eval.models.questions import Questions
+from t2eval.models.questions import question_text
 from t2eval.models.strategy import Strategy
 from t2eval.strategies.dispatch import (
     DISPATCH_LABEL,
@@ -28,7 +30,6 @@ from t2eval.strategies.dispatch import (
     paper_format,
 )
 from t2eval.svf.scales import mix_scales
-from t2eval.vision.images import images_of_request
 
 _SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"
 
@@ -39,17 +40,21 @@ class Dispatching(Strategy):
     OPTIONS: ClassVar[type[Options]] = PromptOptions
     options: DispatchOptions
 
-    def prepare(self) -> None:
-        self.through_hooks = self.through_hooks or self.options.mix == "soft"  # nearly every document has a z' of its own
+    def check_library(self) -> None:
         if self.options.mix == "soft" and self.options.dispatch == "generate":
             raise UsageError("mix=soft needs the labels' likelihoods: use it with dispatch=score.")
         self._experts_of = by_label({expert.name: expert.label for expert in self.experts})
+
+    def prepare(self) -> None:
+        self.through_hooks = self.through_hooks or self.options.mix == "soft"  # nearly every document has a z' of its own
         self._by_name = {expert.name: expert for expert in self.experts}
-        form = self._format()
-        self._questions = Questions(self.include_path, plain=self._own_format)
+        self._form = self._format()
+        # What the base model answers to a question is the same in every evaluation: kept, by whether prompts are chats.
         self._dispatchers: dict[bool, Dispatcher] = {}
-        self._form: DispatchFormat = form
-        self._chosen: dict[tuple[str, int], str] = {}
+
+    def forget(self) -> None:
+        self._chosen: dict[tuple[str, int], Choice] = {}
+        self._told: dict[tuple[str, int], tuple[str, dict[str, float]]] | None = None
         self._soft: dict[Hashable, dict[str, Tensor]] = {}
 
     def _format(self) -> DispatchFormat:
@@ -67,33 +72,47 @@ class Dispatching(Strategy):
         """The expert that is merged while the model dispatches."""
         return None
 
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "format": self._form.model_dump(mode="json")}
+
+    def reads_of(self, run: Run) -> Any:
+        chat = run.chat_template is not None
+        return [run.name, chat, [[int(request.doc_id or 0), self._question(request).text] for request in run.requests]]
+
     def _question(self, request: Any) -> Question:
-        text = self._questions.text(request)
-        images = images_of_request(request) if getattr(self.options, "dispatch_image", False) else None
+        text = question_text(request, plain=self._own_format)
+        images = harness.request_images(request) if getattr(self.options, "dispatch_image", False) else None
         if images is None:
             return Question(text)
         return Question(text, images, (str(request.task_name), request.doc_id))
 
-    def _choices(self, questions: list[Question]) -> list[Choice]:
-        if self._chat not in self._dispatchers:
-            self._dispatchers[self._chat] = Dispatcher(
-                self.runner(), self.encoding(), self._form, self.options.others_label, self.options.dispatch, self.options.dispatch_tokens
-            )
+    def _choices(self, questions: list[Question], *, chat: bool) -> list[Choice]:
+        if chat not in self._dispatchers:
+            self._dispatchers[chat] = Dispatcher(
+                self.runner(), self.encoding(chat=chat), self._form, self.options.others_label, self.options.dispatch,
+                self.options.dispatch_tokens,
+            )  # fmt: skip
+        dispatcher = self._dispatchers[chat]
+        dispatcher.count_in(self.first_pass)
         classifier = self.classifier()
         if classifier is None:
-            return self._dispatchers[self._chat].choose(questions)
+            return dispatcher.choose(questions)
         with self.applied(classifier.z):
-            return self._dispatchers[self._chat].choose(questions)
+            return dispatcher.choose(questions)
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
-        first = {(str(request.task_name), int(request.doc_id or 0)): request for request in reversed(requests)}
-        documents = list(first)
-        choices = dict(zip(documents, self._choices([self._question(first[document]) for document in documents]), strict=True))
-        labels = [choices[document].weights for document in documents] if self.options.mix == "soft" else []
+        first = {_document(request): request for request in reversed(requests)}
+        choices: dict[tuple[int, str, int], Choice] = {}
+        for chat in (False, True):
+            asked = [document for document, request in first.items() if _in_chat(request) == chat]
+            if asked:
+                found = self._choices([self._question(first[document]) for document in asked], chat=chat)
+                choices.update(zip(asked, found, strict=True))
+        labels = [choice.weights for choice in choices.values()] if self.options.mix == "soft" else []
         wanted = [label for weights in labels for label in weights] or [choice.label for choice in choices.values()]
         checked_labels(wanted, self._experts_of, self.options.others_label)
-        self._chosen.update({document: choice.label for document, choice in choices.items()})
-        of = [choices[str(request.task_name), int(request.doc_id or 0)] for request in requests]
+        self._chosen.update({(task, document): choice for (_, task, document), choice in choices.items()})
+        of = [choices[_document(request)] for request in requests]
         if self.options.mix == "soft":
             return [self._soft_key(choice) for choice in of]
         return [self._experts_of.get(choice.label) for choice in of]
@@ -118,6 +137,7 @@ class Dispatching(Strategy):
     def _answer_rows(self, requests: list[Any], disable_tqdm: bool) -> list[Any]:
         """Every document has a z' of its own: one z' a row of lm-eval's own batches, found by the row's tokens."""
         with one_message():
+            self._enter(requests)
             keys = self.keys(requests)
             self._row_z = {self._row(request): self._soft[key] for request, key in zip(requests, keys, strict=True)}
             try:
@@ -135,19 +155,31 @@ class Dispatching(Strategy):
         return tuple(ids[0].tolist())
 
     def dispatched(self, task: str) -> dict[int, str]:
-        """The label that each document of a task was given so far: doc_id → label."""
-        return {document: label for (name, document), label in self._chosen.items() if name == task}
+        """The label that each document of a task was given in this evaluation: doc_id → label."""
+        return {document: choice.label for (name, document), choice in self._chosen.items() if name == task}
+
+    def explain(self, run_name: str, document: int) -> dict[str, Any] | None:
+        if self._told is None:  # of all processes
+            chosen = [each for record in self._evaluation.totals for each in record["report"]["chosen"]]
+            self._told = {(task, doc): (label, weights) for task, doc, label, weights in chosen}
+        if (run_name, document) not in self._told:
+            return None
+        label, weights = self._told[run_name, document]
+        return {"decision": label, "expert": self._experts_of.get(label), "probabilities": weights}
 
     def report(self) -> dict[str, Any]:
         return {
-            "chosen": [[task, document, label] for (task, document), label in self._chosen.items()],
+            "chosen": [
+                [task, document, choice.label, {label: round(weight, 6) for label, weight in choice.weights.items()}]
+                for (task, document), choice in self._chosen.items()
+            ],
             "dispatch_mode": self.options.dispatch,
             "mix": self.options.mix,
             "mix_note": _SOFT_NOTE if self.options.mix == "soft" else "",
         }
 
     def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
-        chosen = {(task, document): label for report in reports for task, document, label in report["chosen"]}
+        chosen = {(task, document): label for report in reports for task, document, label, _ in report["chosen"]}
         histogram: dict[str, Counter[str]] = {}
         for (task, _), label in chosen.items():
             histogram.setdefault(task, Counter())[label] += 1
@@ -160,15 +192,31 @@ class Classifying(Dispatching):
 
     OPTIONS = ClsOptions
 
-    def prepare(self) -> None:
+    def check_library(self) -> None:
         found = [expert for expert in self.experts if expert.label == DISPATCH_LABEL]
         if len(found) != 1:
+            task = "embedded_dispatch" if self._embedded else "t2_dispatch"
             raise UsageError(
                 f"t2-cls needs one classification expert, with the label {DISPATCH_LABEL!r}, in experts=; the library has {len(found)}. "
-                "Train one with `t2 train-expert --task embedded_dispatch` (or your own task), or use t2-prompt, which needs none."
+                f"Train one with `t2 train-expert --task {task} --label {DISPATCH_LABEL} --model …`, or use t2-prompt, which needs none."
             )
-        self._classifier = found[0]
+        super().check_library()
+
+    def prepare(self) -> None:
+        self._classifier = next(expert for expert in self.experts if expert.label == DISPATCH_LABEL)
         super().prepare()
 
     def classifier(self) -> Expert | None:
         return self._classifier
+
+
+def _document(request: Any) -> tuple[int, str, int]:
+    """A request's run, task and document."""
+    run = run_of(request)
+    return run.number if run is not None else 0, str(request.task_name), int(request.doc_id or 0)
+
+
+def _in_chat(request: Any) -> bool:
+    """Whether a request's prompt is a chat: its question is then put to the model as one too."""
+    run = run_of(request)
+    return run is not None and run.chat_template is not None

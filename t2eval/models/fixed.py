@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from t2eval.environment.runs import Run, run_of
 from t2eval.errors import UsageError, unknown
 from t2eval.models.options import ExpertOptions
-from t2eval.models.questions import skill_label
 from t2eval.models.strategy import Strategy
 from t2eval.svf.scales import mix_scales
 
@@ -20,10 +20,7 @@ class Fixed(Strategy):
     OPTIONS = ExpertOptions
     options: ExpertOptions
 
-    def prepare(self) -> None:
-        self._by_label = {expert.label: expert for expert in self.experts}
-        self._of_task: dict[str, str] = {}
-        self._tasks: set[str] = set()
+    def check_library(self) -> None:
         self._picks = self._embedded and self.options.experts is None and self.options.alphas is None
         names = [expert.name for expert in self.skills]
         if self._picks:
@@ -36,29 +33,41 @@ class Fixed(Strategy):
         self._alphas = list(self.options.alphas) if self.options.alphas is not None else [1.0]
         if len(self._alphas) != len(names):
             raise UsageError(f"alphas= has {len(self._alphas)} numbers for {len(names)} experts: {', '.join(names)}.")
-        self._mixed = mix_scales([expert.z for expert in self.skills], self._alphas, self.options.form)
+
+    def prepare(self) -> None:
+        self._by_label = {expert.label: expert for expert in self.experts}
+        if not self._picks:
+            self._mixed = mix_scales([expert.z for expert in self.skills], self._alphas, self.options.form)
+
+    def forget(self) -> None:
+        self._of_task: dict[str, str] = {}
+        self._tasks: set[str] = set()
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
         self._tasks.update(str(request.task_name) for request in requests)
-        return [self._pick(str(request.task_name)) if self._picks else "mix" for request in requests]
+        if not self._picks:
+            return ["mix"] * len(requests)
+        return [self._pick(str(request.task_name), run_of(request)) for request in requests]
 
-    def _pick(self, task: str) -> str:
-        if task not in self._of_task:
-            label = skill_label(task, self.include_path)
-            if label is None:
-                raise UsageError(
-                    f"Task {task!r} does not say which skill it needs, so t2-expert cannot pick one of the embedded experts: name one with "
-                    f"experts= in model_args. There are: {', '.join(sorted(self._by_label))}."
-                )
-            if label not in self._by_label:
-                raise unknown(f"skill (of task {task!r})", label, self._by_label)
-            self._of_task[task] = self._by_label[label].name
+    def _pick(self, task: str, run: Run | None) -> str:
+        label = run.t2.get("label") if run is not None else None
+        if label is None:
+            raise UsageError(
+                f"Task {task!r} does not say which skill it needs, so t2-expert cannot pick one of the embedded experts: name one with "
+                f"experts= in model_args. There are: {', '.join(sorted(self._by_label))}."
+            )
+        if label not in self._by_label:
+            raise unknown(f"skill (of task {task!r})", str(label), self._by_label)
+        self._of_task[task] = self._by_label[label].name
         return self._of_task[task]
 
     def scale(self, key: Hashable) -> Mapping[str, Tensor]:
         if not self._picks:
             return self._mixed
         return next(expert.z for expert in self.experts if expert.name == key)
+
+    def reads_of(self, run: Run) -> Any:
+        return [run.name, run.t2.get("label")] if self._picks else None
 
     def report(self) -> dict[str, Any]:
         if self._picks:

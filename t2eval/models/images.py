@@ -13,7 +13,9 @@ from lm_eval.api.registry import register_model
 from torch import Tensor
 
 from t2eval.basemodel.load import embedded_libraries
+from t2eval.environment.environment import Environment
 from t2eval.environment.multimodal import MultimodalLM
+from t2eval.environment.runs import Run
 from t2eval.errors import UsageError
 from t2eval.generation.first_pass import Encoding
 from t2eval.models.adapting import Adapting
@@ -36,19 +38,12 @@ class WithImages(Strategy):
     processor: Any
     interleave: bool
 
-    @property
-    def reader_of_prompts(self) -> Any:
-        """What renders a chat: the processor."""
-        if self._chat and not self.interleave:
-            raise UsageError("interleave=false changes the prompts in a way that t2-fewshot-vlm's search does not follow: leave it out.")
-        return self.processor
-
     def embedded_library(self) -> list[Path]:
         """The experts of the language model, which is the embedded base, and those that were made for this one."""
         return experts_in(embedded_libraries(EMBEDDED_VLM))
 
-    def encoding(self) -> Encoding:
-        return replace(super().encoding(), reader=Reader(self.model, self.processor))
+    def encoding(self, *, chat: bool = False) -> Encoding:
+        return replace(super().encoding(chat=chat), reader=Reader(self.model, self.processor))
 
     def _model_multimodal_generate(self, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
         mask = inputs["attention_mask"]
@@ -79,3 +74,8 @@ class T2ClsVlm(WithImages, Classifying, MultimodalLM):
 @register_model("t2-fewshot-vlm")
 class T2FewshotVlm(WithImages, Adapting, MultimodalLM):
     """α for each task, searched on adaptation examples with images."""
+
+    def environment(self, run: Run) -> Environment:
+        if run.chat_template is not None and not self.interleave:
+            raise UsageError("interleave=false changes the prompts in a way that t2-fewshot-vlm's search does not follow: leave it out.")
+        return super().environment(run)

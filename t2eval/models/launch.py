@@ -1,13 +1,11 @@
-"""Launch: what we can tell about the command that runs us, and how a user's mistake ends it.
+"""Launch: whether lm-eval's command line runs us, and how a user's mistake ends it.
 
-lm-eval prints a stack trace for any exception of a model class, and does not tell the class about `--include_path` or
-`--num_fewshot`. Under its command line we therefore end with one message and an exit code, and read those two flags ourselves. In a
-program that imports us nothing of this happens: it gets a `T2Error`.
+lm-eval prints a stack trace for any exception of a model class. Under its command line we therefore end with one message and an exit code.
+In a program that imports us nothing of this happens: it gets a `T2Error`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -35,14 +33,3 @@ def one_message() -> Iterator[None]:
             raise
         print(f"t2eval: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
-
-
-def command_line_flags() -> tuple[str | None, int | None]:
-    """`--include_path` and `--num_fewshot` of the running lm-eval command, None where not given or not run by it."""
-    if not under_lm_eval():
-        return None, None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--include_path")
-    parser.add_argument("--num_fewshot", "-f", type=int)
-    found, _ = parser.parse_known_args(sys.argv[1:])
-    return found.include_path, found.num_fewshot

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from t2eval.errors import UsageError, unknown
 from t2eval.strategies.alpha import Form, Granularity
 from t2eval.strategies.fewshot import FewshotConfig
-from t2eval.strategies.search import Method
+from t2eval.strategies.search import Method, start_search
 
 
 class Options(BaseModel):
@@ -22,7 +22,8 @@ class Options(BaseModel):
 
     Attributes:
         experts: a library (a directory of experts), or expert directories joined by `+`; the embedded base has its own.
-        include_path: further folders of lm-eval task YAMLs.
+        include_path: a further folder of task YAMLs, where a program that calls `simple_evaluate` with a model's name but without a
+            TaskManager has tasks of its own. With `lm_eval --include_path` it is not needed.
         allow_basis_mismatch: use an expert although its basis is not the base's.
     """
 
@@ -33,6 +34,13 @@ class Options(BaseModel):
     experts: str | Path | Sequence[str | Path] | None = None
     include_path: str | None = None
     allow_basis_mismatch: bool = False
+
+    @field_validator("include_path")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_dir():
+            raise ValueError("it is not a folder. Give the folder that holds the tasks' YAML files")
+        return value
 
 
 class ExpertOptions(Options):
@@ -114,8 +122,12 @@ class FewshotOptions(Options):
     form: Form | None = None
     preset: Literal["paper"] | None = None
 
-    def config(self) -> FewshotConfig:
-        """The search with its preset; what is given by name wins."""
+    def config(self, experts: int) -> FewshotConfig:
+        """The search over so many experts with its preset; what is given by name wins.
+
+        Raises:
+            UsageError: a search that cannot be.
+        """
         base = FewshotConfig.paper() if self.preset == "paper" else FewshotConfig()
         named = {"shots", "granularity", "normalize", "ties", "choose", "form"}
         given = self.model_dump(include=named, exclude_none=True)
@@ -124,7 +136,30 @@ class FewshotOptions(Options):
             search["method"] = self.search
         if self.population is not None:
             search["elites"] = None
-        return base.model_copy(update={**given, "search": base.search.model_copy(update=search)})
+        config = base.model_copy(update={**given, "search": base.search.model_copy(update=search)})
+        start_search(experts if config.granularity == "task" else 2 * experts, experts, config.search)  # it refuses what it cannot do
+        return config
+
+
+_TEXTS = frozenset({"experts", "include_path", "others_label", "pretrained", "tokenizer", "revision", "subfolder"})
+"""Arguments that are names or paths, of which lm-eval makes numbers and truth values: `experts=123`, `others_label=true`."""
+
+
+def _as_given(value: Any) -> Any:
+    """A name or path as it was typed, before lm-eval made a number or a truth value of it.
+
+    Digits that a number does not keep (`007`, `1e3`) are those of a file of that name here, if there is one.
+    """
+    if not isinstance(value, (bool, int, float)):
+        return value
+    from lm_eval.utils import handle_arg_string
+
+    def same(name: str) -> bool:
+        read = handle_arg_string(name)
+        return type(read) is type(value) and read == value
+
+    plain = str(value).lower() if isinstance(value, bool) else str(value)
+    return plain if Path(plain).exists() else next((path.name for path in sorted(Path().iterdir()) if same(path.name)), plain)
 
 
 _ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions, PromptVlmOptions, ClsVlmOptions)
@@ -142,6 +177,7 @@ def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: 
     Raises:
         UsageError: an unknown value, an option of another strategy, or a name close to one of ours.
     """
+    arguments = {name: _as_given(value) if name in _TEXTS else value for name, value in arguments.items()}
     own = {name: value for name, value in arguments.items() if name in kind.model_fields}
     rest = {name: value for name, value in arguments.items() if name not in own}
     signatures = [inspect.signature(vars(parent)["__init__"]) for parent in parents if "__init__" in vars(parent) and parent is not object]

@@ -3,6 +3,9 @@
 A class of ours is `class X(Strategy, HFLM)`: requests come in, `keys` says which z' answers each of them, requests are grouped by that,
 z' is merged once a group, and the lm-eval class answers the group as it always does. The base weights are the same bits afterwards,
 also after an exception.
+
+A strategy receives the run: each request knows the task object that it comes from and the arguments that it was built with
+(`t2eval.environment.runs`). What was found for one evaluation is forgotten when the next one begins on the same object.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,27 +24,32 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from t2eval.basemodel.chat import Chat
+from t2eval.basemodel.devices import check_dtype, pick_device
 from t2eval.basemodel.load import embedded_library_dir, model_source
+from t2eval.environment import harness, runs
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_library
-from t2eval.generation.first_pass import Encoding, Meter, Runner
-from t2eval.models.launch import command_line_flags, one_message
+from t2eval.generation.first_pass import Encoding, Runner
+from t2eval.models import identity
+from t2eval.models.evaluation import Evaluation, closing_line
+from t2eval.models.launch import one_message, under_lm_eval
 from t2eval.models.options import Options, split_arguments
-from t2eval.paths import EMBEDDED, is_embedded
+from t2eval.paths import EMBEDDED, is_embedded, tasks_dir
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted, attach, attached
 
 _log = logging.getLogger(__name__)
-_ROWS_CPU, _ROWS_ACCELERATOR = 80, 32
 
 
 class Strategy:
-    """See the module's text. Subclasses set `OPTIONS`, and define `prepare`, `keys`, `scale` and `report`."""
+    """See the module's text. Subclasses set `OPTIONS`, and define `check_library`, `prepare`, `keys`, `scale`, `forget` and `report`."""
 
     OPTIONS: ClassVar[type[Options]] = Options
     EMBEDDED: ClassVar[str] = EMBEDDED
+    UNSERVED: ClassVar[Mapping[str, str]] = {}
+    """Output type of a task → why the strategy has nothing for it."""
     rows_by_tokens: ClassVar[bool] = True
     """Whether a row of a batch is known by its tokens."""
     options: Any
@@ -67,6 +76,8 @@ class Strategy:
 
     def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
         with one_message():
+            harness.check_version()
+            runs.record()
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
             self._embedded = pretrained is None or pretrained == self.EMBEDDED
@@ -76,24 +87,36 @@ class Strategy:
                 pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
-            if str(rest.get("device", "cuda")).startswith("cuda") and not torch.cuda.is_available():
-                rest["device"] = "cpu"
-            include_path, self.num_fewshot = command_line_flags()
-            self.include_path: str | None = self.options.include_path or include_path
+            check_dtype(rest.get("dtype") or "auto")
+            if not isinstance(pretrained, torch.nn.Module):
+                rest["device"] = str(pick_device(rest.get("device")))
+            self._refuse_tasks()
             self.experts: list[Expert] = load_library(self._library())
+            self.check_library()
+            self._given = dict(rest)
             self._load_base(pretrained, rest)
             self._set_ranks()
-            self.first_pass, self.second_pass = Meter(), Meter()
-            self._totals: list[dict[str, Any]] = []
-            self._chat = False
             self._renderer = Chat(super().apply_chat_template)  # type: ignore[misc]
             self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
             self._attach()
             self.prepare()
+            self._begin(runs.recorded())
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
+        """lm-eval names its result folders by `pretrained`: the embedded base is written into the arguments that it keeps."""
+        arg_dict.setdefault("pretrained", cls.EMBEDDED)
+        return super().create_from_arg_obj(arg_dict, additional_config)  # type: ignore[misc]
 
     # ------------------------------------------------------------------ what a strategy defines
+    def check_library(self) -> None:
+        """Check options against the library, before the base model is loaded."""
+
     def prepare(self) -> None:
-        """Check options against the library."""
+        """Make ready what lasts as long as the object."""
+
+    def forget(self) -> None:
+        """Forget what was found for the last evaluation."""
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
         """The first pass: for each request the key of the z' that answers it; None is the base weights."""
@@ -107,6 +130,14 @@ class Strategy:
         """What the strategy adds to `config.t2`; on data-parallel runs, called on every rank."""
         return {}
 
+    def reads_of(self, run: runs.Run) -> Any:
+        """What the first pass reads of a run besides its requests, for the identity of its answers; can be written as JSON."""
+        return None
+
+    def explain(self, run_name: str, document: int) -> dict[str, Any] | None:
+        """What was chosen for one document, for the logged samples."""
+        return None
+
     # ------------------------------------------------------------------ requests
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         return self._answer("loglikelihood", requests, disable_tqdm)
@@ -119,6 +150,7 @@ class Strategy:
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
         with one_message():
+            self._enter(requests)
             keys = self.keys(requests)
             groups: dict[Hashable, list[int]] = {}
             for index, key in enumerate(keys):
@@ -180,8 +212,95 @@ class Strategy:
         self.second_pass.tokens += int(mask.sum()) + int((answer != self.tokenizer.pad_token_id).sum())
 
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        self._chat = True
-        return self._renderer(chat_history, add_generation_prompt)
+        with one_message():
+            return self._renderer(chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        with one_message():
+            try:
+                found: str | None = super().chat_template(chat_template)  # type: ignore[misc]
+            except ValueError as error:
+                raise UsageError(f"--apply_chat_template: {error} Use a model with a chat template, or leave the flag out.") from error
+            return found
+
+    # ------------------------------------------------------------------ one evaluation after the other
+    @property
+    def first_pass(self) -> Any:
+        return self._evaluation.first_pass
+
+    @property
+    def second_pass(self) -> Any:
+        return self._evaluation.second_pass
+
+    def _begin(self, after: int) -> None:
+        """Forget the last evaluation; the runs of the next one have numbers above `after`."""
+        self._evaluation = Evaluation(after, after)
+        self._table: str | None = None
+        self.forget()
+
+    def _enter(self, requests: Sequence[Any]) -> None:
+        """See which evaluation requests belong to: lm-eval builds all requests of one before the first is answered."""
+        found = {run.number: run for run in map(runs.run_of, requests) if run is not None}
+        if found and max(found) > self._evaluation.last_run:
+            if self._evaluation.asked:
+                self._begin(self._evaluation.last_run)
+            self._evaluation.last_run = runs.recorded()
+            self._table = None
+        for _, run in sorted(found.items()):
+            self._refuse_run(run)
+        self._evaluation.asked += len(requests)
+        if harness.caches_responses(self.cache_hook):
+            self._table_name()  # while the base's weights are in place
+
+    def _refuse_tasks(self) -> None:
+        """Refuse the tasks of the evaluation that makes this model, before anything is loaded."""
+        evaluation = harness.running_evaluation() if self.UNSERVED else None
+        if evaluation is None:
+            return
+        manager = evaluation.get("task_manager")
+        if manager is None:
+            own = [self.options.include_path] if self.options.include_path else []
+            manager = harness.open_index([str(tasks_dir()), *own], defaults=False)
+        for task, kind in harness.asked_output_types(evaluation.get("tasks") or [], manager).items():
+            self._refuse(task, kind)
+
+    def _refuse(self, task: str, kind: str) -> None:
+        if kind in self.UNSERVED:
+            model = f"t2-{self.options.strategy}{self.options.suffix}"
+            raise UsageError(f"Task {task!r} has output type {kind!r}, and {model} {self.UNSERVED[kind]}")
+
+    def _refuse_run(self, run: runs.Run) -> None:
+        self._refuse(run.name, run.kind)
+        if run.arguments.get("cache_requests") and (stale := runs.stale(run)):
+            raise UsageError(
+                f"lm-eval's cache of requests (--cache_requests) holds other requests of task {run.name!r} than this run would build: "
+                f"{stale}. Its key knows neither seeds nor what a group, --gen_kwargs or an edited YAML changes. Run once with "
+                "--cache_requests refresh."
+            )
+
+    def finish_evaluation(self, results: Mapping[str, Any] | None, chosen: Mapping[str, list[int]] | None) -> None:
+        """lm-eval has evaluated: write what was chosen beside each logged sample, and say it in one line.
+
+        Args:
+            results: what lm-eval returns; None where another rank returns it.
+            chosen: lm-eval's `--samples`.
+        """
+        if getattr(self, "chat_applied", False):
+            self.chat_applied = False  # hf-multimodal would go on as if the next evaluation's prompts were chats too
+        if results is None:
+            return
+        for task, samples in (results.get("samples") or {}).items():
+            places = (chosen or {}).get(task)
+            for sample in samples:
+                document = places.index(sample["doc_id"]) if places and harness.renumbers_samples() else int(sample["doc_id"])
+                explained = self.explain(task.split("::")[-1], document)
+                if explained is not None:
+                    sample["t2"] = explained
+        line = closing_line(self.t2_info())
+        if under_lm_eval():
+            print(line, file=sys.stderr, flush=True)
+        else:
+            _log.info(line)
 
     # ------------------------------------------------------------------ the first pass's model
     @property
@@ -194,22 +313,17 @@ class Strategy:
     def runner(self) -> Runner:
         """The model for batches of the first pass, outside of lm-eval's response cache."""
         given = self.batch_size_per_gpu
-        rows = _ROWS_CPU if str(self.device).startswith("cpu") else _ROWS_ACCELERATOR
-        return Runner(self.model, self.tokenizer, self.first_pass, max(rows, given) if isinstance(given, int) else rows)
+        return Runner(self.model, self.tokenizer, self.first_pass, given if isinstance(given, int) and given > 0 else 1)
 
-    def encoding(self) -> Encoding:
-        return Encoding(self.tok_encode, self._encode_pair, int(self.max_length), self._chat_prompt if self._chat else None)
+    def encoding(self, *, chat: bool = False) -> Encoding:
+        """The model's tokenizer; with `chat`, also its chat template."""
+        return Encoding(self.tok_encode, self._encode_pair, int(self.max_length), self._chat_prompt if chat else None)
 
     def _chat_prompt(self, user: str, lead: str) -> str:
         history = [{"role": "user", "content": user}]
         if not lead:
-            return self.apply_chat_template(history)
-        return self.apply_chat_template([*history, {"role": "assistant", "content": lead.lstrip()}], add_generation_prompt=False)
-
-    @property
-    def reader_of_prompts(self) -> Any:
-        """What renders a chat: the tokenizer."""
-        return self.tokenizer
+            return self._renderer(history)
+        return self._renderer([*history, {"role": "assistant", "content": lead.lstrip()}], add_generation_prompt=False)
 
     @property
     def skills(self) -> list[Expert]:
@@ -265,24 +379,35 @@ class Strategy:
         self.through_hooks = not self.adapted.mergeable
 
     # ------------------------------------------------------------------ lm-eval's response cache
-    def identity(self) -> str:
-        """A hash of everything that decides an answer besides the request: base, experts, strategy and options."""
-        options = self.options.model_dump(mode="json", exclude={"experts"})
-        named = self.pretrained if isinstance(self.pretrained, str) else getattr(self.config, "_name_or_path", "")
-        what = [self.options.strategy, str(named), str(self.revision), [expert.sha256 for expert in self.experts], options]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides an answer besides the request and the run: base, tokenizer, experts, strategy, options, arguments."""
+        scales = {id(parameter) for parameter in self.adapted.trainable().values()}
+        return {
+            "class": type(self).__name__,
+            "options": self.options.model_dump(mode="json", exclude=set(identity.HARMLESS)),
+            "experts": [[e.name, e.label, e.card.description, e.sha256, str(e.card.parameterisation)] for e in self.experts],
+            "given": identity.given_facts(self._given),
+            "model": identity.model_facts(self.model, scales),
+            "tokenizer": identity.tokenizer_facts(getattr(self, "processor", None) or self.tokenizer),
+            "lengths": [int(self.max_length), int(self.max_gen_toks)],
+            "chat": self.chat_template_args,
+        }
+
+    def _table_name(self) -> str:
+        if self._table is None:
+            current = runs.since(self._evaluation.after)
+            self._table = f"t2_{identity.digest([self.identity(), [self.reads_of(run) for run in current]])}"
+        return self._table
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """lm-eval keys its response cache by the request alone: each identity gets a table of its own in the file."""
-        if cache_hook.dbdict is not None:
-            table = f"t2_{self.identity()}"
-            cache_hook.dbdict.tablename = table
-            cache_hook.dbdict.conn.execute(f'CREATE TABLE IF NOT EXISTS "{table}" (key TEXT PRIMARY KEY, value BLOB)')
-            cache_hook.dbdict.conn.commit()
+        if harness.caches_responses(cache_hook):
+            self._begin(runs.recorded())  # an evaluation begins, of which this model may not see a single request
+            harness.own_table(cache_hook, self._table_name)
         super().set_cache_hook(cache_hook)  # type: ignore[misc]
 
     def _collective(self) -> bool:
-        return self.cache_hook.dbdict is None
+        return not harness.caches_responses(self.cache_hook)
 
     # ------------------------------------------------------------------ the record
     def _gather(self, thing: Any) -> list[Any]:
@@ -292,8 +417,8 @@ class Strategy:
 
     def _share(self) -> None:
         """Give every rank all ranks' records, while all of them are here."""
-        own = {"report": self.report(), "first": vars(self.first_pass).copy(), "second": vars(self.second_pass).copy()}
-        self._totals = self._gather(own) if self._world_size > 1 and self._collective() else [own]
+        own = self._evaluation.record(self.report())
+        self._evaluation.totals = self._gather(own) if self._world_size > 1 and self._collective() else [own]
 
     def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
         """One report from those of all ranks."""
@@ -301,12 +426,8 @@ class Strategy:
 
     def t2_info(self) -> dict[str, Any]:
         """`config.t2` of lm-eval's results file. Seconds are the slowest rank's, tokens those of all ranks."""
-        totals = self._totals or [{"report": self.report(), "first": vars(Meter()), "second": vars(Meter())}]
-
-        def total(name: str) -> dict[str, float | int]:
-            return Meter(max(each[name]["seconds"] for each in totals), sum(each[name]["tokens"] for each in totals)).record()
-
-        return {
+        records = self._evaluation.totals or [self._evaluation.record(self.report())]
+        info = {
             "strategy": self.options.strategy,
             "experts": [
                 {"name": expert.name, "label": expert.label, "sha256": expert.sha256, "basis_fingerprint": _short(expert)}
@@ -315,10 +436,14 @@ class Strategy:
             "dispatch": {},
             "alphas": {},
             "adaptation": {},
-            **self.merge_reports([each["report"] for each in totals]),
-            "first_pass": total("first"),
-            "second_pass": total("second"),
+            **self.merge_reports([each["report"] for each in records]),
+            **self._evaluation.passes(records),
         }
+        if harness.caches_responses(self.cache_hook):
+            info["asked"] = sum(each["asked"] for each in records)
+            if not info["asked"]:
+                info["note"] = "every answer came from lm-eval's response cache (--use_cache): nothing was chosen now"
+        return info
 
     def get_model_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.first_pass import Encoding, Runner
+from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.vision.features import Features, within
 from t2eval.vision.images import PLACEHOLDER
 
@@ -169,6 +169,10 @@ class Dispatcher:
             self.outcomes[others_label] = form.others
         self._known: dict[Question, Choice] = {}
         self._prefix: tuple[object, list[int]] | None = None
+
+    def count_in(self, meter: Meter) -> None:
+        """Count the tokens and seconds of new questions here from now on."""
+        self._runner.meter = meter
 
     def prompt(self, question: str) -> str:
         """The first pass's prompt for a question, up to where the answer begins."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2eval.environment.environment import Environment, Example
+from t2eval.environment.harness import evaluate_task
 from t2eval.expert.card import Score
 from t2eval.generation.rollouts import Sampler, choice_likelihoods, read_prompts
 from t2eval.stats.means import mean_stderr
@@ -75,17 +76,15 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
         trainable, environment, tokenizer (or processor), config: the run's.
         base: of the base model instead of the trained one.
     """
-    from lm_eval import simple_evaluate
-
     from t2eval.environment.plain import plain_model
 
     trainable.eval_mode()
     with trainable.base() if base else trainable.fast(), _quiet():
         lm = plain_model(trainable.model, tokenizer, batch_size=config.eval_batch_size)
-        results: Any = simple_evaluate(
-            model=lm,
-            tasks=[environment.task],
-            task_manager=environment.manager,
+        results = evaluate_task(
+            lm,
+            environment.task,
+            environment.manager,
             num_fewshot=config.num_fewshot,
             limit=config.test_limit,
             apply_chat_template=config.apply_chat_template,

@@ -86,8 +86,3 @@ def images_of(task: Any, doc: Any) -> list[Any]:
         kinds = sorted({type(image).__name__ for image in images}) or ["nothing"]
         raise T2Error(f"doc_to_image of task {task.config.task!r} gave {', '.join(kinds)}, where a list of PIL images is needed.")
     return images
-
-
-def images_of_request(request: Any) -> list[Any] | None:
-    """The PIL images of an lm-eval request, or None where it has none."""
-    return list(request.args[2]["visual"]) if len(request.args) > 2 else None

@@ -24,7 +24,7 @@ from t2eval.cli import main
 from t2eval.embedded import vision
 from t2eval.environment.documents import content_hash
 from t2eval.environment.environment import Environment, Split
-from t2eval.environment.loading import compiled_once
+from t2eval.environment.harness import compiled_once
 from t2eval.paths import tasks_dir
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import train_expert
