@@ -42,7 +42,7 @@ types: $(STAMP) ## mypy --strict
 	@$(BIN)/mypy --strict t2eval
 
 docs: $(STAMP) ## the pages that the product writes itself
-	@$(BIN)/python -m t2eval.cli.helppage docs/cli.md
+	@$(BIN)/python -m t2eval.cli.helppage docs
 
 embedded: $(STAMP) ## rebuild the embedded bases, the experts and baselines from the seed (docs say how long it takes)
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base

@@ -9,6 +9,12 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+_SHOWN = 640
+"""Characters of names in one message: with its first words, ten lines of a terminal of eighty columns at most."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 160
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxset = 3, 8, 12, 12, 12
+
 
 class T2Error(Exception):
     """A problem that the user can mend. The message says what failed, which value, and what to do."""
@@ -18,27 +24,50 @@ class UsageError(T2Error):
     """The request itself is wrong (an unknown name, a bad option): the command line exits with 2 instead of 1."""
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 160
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxset = 3, 8, 12, 12, 12
-
-
 def shown(value: object) -> str:
     """A value as a message shows it: `repr`, cut short however large or deep the value is (nested YAML aliases stand for gigabytes)."""
     text = _SHORT.repr(value)
     return text if len(text) <= 240 else f"{text[:200]} … {text[-30:]}"
 
 
+def near_matches(name: str, available: Iterable[str], limit: int = 3, cutoff: float = 0.5) -> list[str]:
+    """The names that somebody who gave `name` may have meant, nearest first; case does not count, and `name` itself is never among them.
+
+    Args:
+        name: what was given.
+        available: what would have been accepted.
+        limit: at most so many.
+        cutoff: the least similarity, from 0 to 1 (`difflib`'s ratio).
+    """
+    by_lower: dict[str, str] = {}
+    for other in available:
+        if other != name:
+            by_lower.setdefault(other.lower(), other)
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)]
+
+
 def unknown(kind: str, name: str, available: Iterable[str]) -> UsageError:
-    """A `UsageError` for a name that does not exist, with near matches and what is available.
+    """A `UsageError` for a name that does not exist, with near matches and what is available, as far as ten lines hold it.
 
     Args:
         kind: what the name should have been, in the singular (`"task"`, `"module"`).
         name: the value that was given.
         available: the names that would have been accepted.
     """
-    names = sorted(available)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    names = sorted(set(available) - {name})
+    near = near_matches(name, names)
     hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-    shown = ", ".join(names[:40]) + (f", and {len(names) - 40} more" if len(names) > 40 else "")
-    return UsageError(f"Unknown {kind} {name!r}.{hint} Available: {shown or 'none'}.")
+    return UsageError(f"Unknown {kind} {shown(name)}.{hint} Available: {listed(names) or 'none'}.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names joined by commas; where there are too many for one message, the first of them and the number of the others."""
+    names = list(names)
+    room, count = _SHOWN, 0
+    for name in names:
+        room -= len(name) + 2
+        if room < 0 and count:
+            break
+        count += 1
+    more = f", and {len(names) - count} more" if count < len(names) else ""
+    return ", ".join(names[:count]) + more

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from t2eval.cli.settings import parse_settings
+from t2eval.cli.train_settings import show_all
 from t2eval.errors import T2Error, UsageError
 
 
@@ -25,11 +26,23 @@ from t2eval.errors import T2Error, UsageError
 @click.option("--seed", type=int, help="Of data order, rollouts and initial adapters.  [default: 0]")
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--max-seconds", type=float, help="End after the step in which so many seconds of training have passed.")
-@click.option("--device", help="cpu, cuda, cuda:1, ….")
+@click.option("--device", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, ….  [default: auto]")
+@click.option("--include-path", type=click.Path(path_type=Path), help="A folder with task YAMLs of your own.")
+@click.option("--label", help="The skill's label, which dispatch chooses among.  [default: the task's metadata.t2.label]")
+@click.option("--description", help="The skill in one line, for dispatch prompts.  [default: the task's metadata.t2.description]")
 @click.option("--resume", is_flag=True, default=None, help="Go on from the last checkpoint in --output.")
 @click.option("--overwrite", is_flag=True, default=None, help="Replace what --output holds.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of a recipe, such as lr=4e-3. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting of a recipe, such as lr=4e-3: see --help-all. Repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, last.")
+@click.option(
+    "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=show_all, help="Show this message and every setting of --set."
+)
 def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Train one expert or baseline on a task.
 

@@ -62,6 +62,7 @@ __all__ = [
     "mix",
 ]
 
+_ALLOW = "allow_basis_mismatch=true (in lm_eval's --model_args, or to this function)"
 _SAME, _TOLERATED = 1e-3, 5e-2  # relative difference of basis fingerprints: fine below the first, an error above the second
 
 
@@ -246,7 +247,7 @@ class Expert:
         if architecture != expected and not self.is_remapped:
             problem = f"Expert {self.name!r} was trained on {self.card.base_model.id} ({expected}), but this model is {architecture}."
             if not allow_basis_mismatch:
-                raise T2Error(f"{problem} Load the expert's base model, or give --allow-basis-mismatch to try it all the same.")
+                raise T2Error(f"{problem} Load the expert's base model, or give {_ALLOW} to try it all the same.")
             warnings.warn(problem, stacklevel=2)
         for path, module in self.card.modules.items():
             basis = adapted.bases.get(path)
@@ -279,9 +280,7 @@ class Expert:
             f"Is this {self.card.base_model.id} in another revision, dtype or quantisation, or decomposed by another solver?"
         )
         if suspect[path] > _TOLERATED and not allow:
-            raise T2Error(
-                f"{problem} Load the weights that the expert was trained on, or give --allow-basis-mismatch to use it all the same."
-            )
+            raise T2Error(f"{problem} Load the weights that the expert was trained on, or give {_ALLOW} to use it all the same.")
         warnings.warn(problem, stacklevel=3)
 
 

@@ -17,7 +17,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from t2eval import cli
-from t2eval.cli import helppage
 from t2eval.errors import T2Error, unknown
 
 
@@ -269,16 +268,3 @@ def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("T2EVAL_SANDBOX", "nonsense")
     assert doctor.sandbox().status == "missing"
-
-
-def test_help_page_is_up_to_date(root: Path) -> None:
-    assert helppage.run(["--check", str(root / "docs" / "cli.md")]) == 0
-
-
-def test_help_page_check_sees_a_change(tmp_path: Path) -> None:
-    page = tmp_path / "cli.md"
-    assert helppage.run(["--check", str(page)]) == 1
-    assert helppage.run([str(page)]) == 0
-    assert helppage.run(["--check", str(page)]) == 0
-    page.write_text(page.read_text().replace("doctor", "physician"))
-    assert helppage.run(["--check", str(page)]) == 1

@@ -62,7 +62,7 @@ def test_the_shipped_bases_are_small_and_what_the_recipe_says(name: str) -> None
 def test_an_expert_of_the_one_base_is_refused_on_the_other_unless_by_name() -> None:
     expert = Expert.load(embedded_library_dir(0) / "math")
     adapted = attach(load_base("embedded-seed-1")[0], paths=list(expert.z))
-    with pytest.raises(T2Error, match=r"singular basis of .* differs .*allow-basis-mismatch"):
+    with pytest.raises(T2Error, match=r"singular basis of .* differs .*allow_basis_mismatch=true"):
         adapted.set_expert(expert)
     with pytest.warns(UserWarning, match="singular basis of"):
         adapted.set_expert(expert, allow_basis_mismatch=True)

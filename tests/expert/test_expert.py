@@ -258,7 +258,7 @@ def test_basis_mismatches(adapted: Adapted) -> None:
     with pytest.warns(UserWarning, match=r"the singular basis of model\.layers\.\d\.\S+ differs from the one it was trained in by \d\.\d%"):
         expert.check(rounded)
     other = attach(tiny_model(seed=1))
-    with pytest.raises(T2Error, match=r"singular basis of model\.\S+ differs .*allow-basis-mismatch"):
+    with pytest.raises(T2Error, match=r"singular basis of model\.\S+ differs .*allow_basis_mismatch=true"):
         other.set_expert(expert)
     with pytest.warns(UserWarning, match="singular basis"):
         other.set_expert(expert, allow_basis_mismatch=True)
