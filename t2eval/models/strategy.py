@@ -89,7 +89,8 @@ class Strategy:
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
             check_dtype(rest.get("dtype") or "auto")
             if not isinstance(pretrained, torch.nn.Module):
-                rest["device"] = str(pick_device(rest.get("device")))
+                asked = rest.get("device")  # lm-eval's command says cuda:0 where nobody asked for anything
+                rest["device"] = str(pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked))
             self._refuse_tasks()
             self.experts: list[Expert] = load_library(self._library())
             self.check_library()

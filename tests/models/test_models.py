@@ -368,6 +368,15 @@ def test_each_strategy_has_its_own_response_cache_and_the_first_pass_none(world:
     assert len(lm.cache_hook.dbdict) == 9  # the test documents alone: nothing of the search
 
 
+def test_lm_evals_own_default_device_is_no_request(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(world / "placed")
+    given = {"pretrained": str(world / "placed"), "experts": str(world / "library"), "batch_size": 4, "include_path": str(TASKS)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert t2.T2Prompt(**given, device="cuda:0").model.device == torch.device("cpu")
+    with pytest.raises(UsageError, match="The device is 'cuda:1', and torch sees no CUDA GPU here"):
+        t2.T2Prompt(**given, device="cuda:1")
+
+
 def test_models_share_one_set_of_hooks(world: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     given = {"experts": str(world / "library"), "batch_size": 4, "tokenizer": tokenizer, "include_path": str(TASKS)}
