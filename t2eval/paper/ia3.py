@@ -145,7 +145,7 @@ def _reached(steps: Sequence[int], step: Any) -> Iterator[int]:
 
 def _step(trainable: Any, objective: Any, examples: Sequence[Example], optimizer: Any) -> None:
     optimizer.zero_grad()
-    objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    objective.step(trainable, examples, 0, lambda loss: loss.backward())
     optimizer.step()
 
 

@@ -74,7 +74,13 @@ class TrainConfig(BaseModel):
             feel a clip that every step reaches: it only evens the steps out.
         kl: coefficient λ of the KL penalty to the base model.
         kl_direction: `new_to_base`: D(new ‖ base), the paper's; `base_to_new`: D(base ‖ new).
-        baseline: what is subtracted from the reward: `none`, `batch_mean`, or `leave_one_out` (the other rollouts' mean).
+        baseline: what is subtracted from the reward: `none`, `batch_mean`, `leave_one_out` (the other rollouts' mean), or
+            `group_normalized` (the prompt's mean, and the difference divided by its deviation).
+        drop_uniform: prompts whose answers all have the same reward are left out of the step. mask_truncated: so are answers that the limit
+            of tokens cut off.
+        token_loss: the loss is the mean over the step's tokens; otherwise over its answers, each with the sum over its tokens (the paper).
+        importance: weigh tokens by min(ρ, importance_cap), ρ the ratio of the policies that learn and that sampled: `auto`, `always`,
+            `never`; auto: where they differ.
         temperature: of the rollouts. greedy: no sampling instead.
         wrong_reward: of a wrong answer; a right one gets 1. For a task with images -0.1 unless given (as Figure 5 of the paper).
         max_new_tokens: shorter rollouts than the task's own limit.
@@ -123,7 +129,12 @@ class TrainConfig(BaseModel):
     clip: float | tuple[float, ...] = 1e-3
     kl: float | tuple[float, ...] = 0.1
     kl_direction: Literal["new_to_base", "base_to_new"] = "new_to_base"
-    baseline: Literal["none", "batch_mean", "leave_one_out"] = "batch_mean"
+    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalized"] = "batch_mean"
+    drop_uniform: bool = False
+    mask_truncated: bool = False
+    token_loss: bool = False
+    importance: Literal["auto", "always", "never"] = "auto"
+    importance_cap: float = Field(2.0, ge=1)
     temperature: float = Field(1.0, gt=0)
     greedy: bool = False
     wrong_reward: float = Field(-1.0, lt=1)
@@ -188,8 +199,10 @@ class TrainConfig(BaseModel):
                 raise ValueError(f"{field}: values must {'be above 0' if field == 'lr' else 'not be negative'}")
         if self.batch_size % self.rollouts:
             raise ValueError(f"batch_size: {self.batch_size} answers cannot be shared by {self.rollouts} rollouts a prompt")
-        if self.baseline == "leave_one_out" and self.rollouts < 2:
-            raise ValueError("baseline: leave_one_out compares the rollouts of one prompt, so rollouts must be 2 or more")
+        if self.baseline in ("leave_one_out", "group_normalized") and self.rollouts < 2:
+            raise ValueError(f"baseline: {self.baseline} compares the rollouts of one prompt, so rollouts must be 2 or more")
+        if self.drop_uniform and self.rollouts < 2:
+            raise ValueError("drop_uniform: one answer always agrees with itself, so rollouts must be 2 or more")
         if self.resume and self.overwrite:
             raise ValueError("resume: either resume or overwrite")
         return self
@@ -208,6 +221,11 @@ class TrainConfig(BaseModel):
             for clip in self.sweep_values("clip")
             for kl in self.sweep_values("kl")
         ]
+
+    @property
+    def largest_pass(self) -> int:
+        """The most answers in one forward and backward pass."""
+        return self.micro_batch
 
     def for_task(self) -> TrainConfig:
         """This configuration with what its task changes where nothing was given: a task with images has defaults of its own.

@@ -44,9 +44,7 @@ class Objective(Protocol):
     @property
     def prompts(self) -> int: ...
 
-    def step(
-        self, trainable: Trainable, model: Any, examples: Sequence[Example], seed: int, backward: Callable[[Tensor], Any]
-    ) -> dict[str, float]: ...
+    def step(self, trainable: Trainable, examples: Sequence[Example], seed: int, backward: Callable[[Tensor], Any]) -> dict[str, float]: ...
 
 
 @dataclass
@@ -198,7 +196,7 @@ class Loop(Trainer):  # type: ignore[misc, unused-ignore]
         seed = random.Random(f"{self.run_config.seed}/{step}/{self.args.process_index}").getrandbits(62)
         torch.manual_seed(seed)  # dropout: a function of the step, so that a resumed run repeats it
         chosen = [self.examples[index] for index in inputs["index"].tolist()]
-        self.last = self.objective.step(self.trainable, model, chosen, seed, self.accelerator.backward)
+        self.last = self.objective.step(self.trainable, chosen, seed, self.accelerator.backward)
         if not math.isfinite(self.last["loss"]):
             raise T2Error(
                 f"The loss of step {step + 1} is {self.last['loss']}: training diverged. Lower lr (now {self.run_config.lr}) or raise kl; "

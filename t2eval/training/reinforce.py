@@ -2,93 +2,82 @@
 
     J(θ) = E_{ŷ ~ π_θ(·|x)} [ log π_θ(ŷ|x) · r(ŷ, y) ] − λ · D_KL(π_θ ‖ π_base)
 
-`log π_θ(ŷ|x)` is the sum over the answer's tokens (with those of the stop string). The penalty is the sum over the same tokens of the exact
-divergence between the two next-token distributions over the whole vocabulary. Both are means over the answers of the batch. r is 1 for
-an answer that the task's main metric scores 0.5 or more, `wrong_reward` for another.
+`log π_θ(ŷ|x)` is the sum over the answer's tokens (with those of the stop string), under the very policy that it was sampled from:
+temperature included, and with nothing of the model's generation config in between. The penalty is the sum over the same tokens of the exact
+divergence between the two next-token distributions over the whole vocabulary, at that temperature. Both are means over the answers of the
+batch. r is 1 for an answer that the task's main metric scores 0.5 or more, `wrong_reward` for another.
 
-For a choice task the policy is the softmax of the choices' log-likelihoods: a choice is sampled, rewarded by the task's metric, and the
-penalty is the exact divergence between the two distributions over the choices.
+For a choice task the policy is the softmax of the choices' log-likelihoods (`t2eval.training.chosen`).
 
-Deviations from the paper: (1) the batch's mean reward may be subtracted as a baseline. (2) As usual, the penalty's gradient is that of the
-per-token divergences at the sampled prefixes; the prefixes' own probabilities are not differentiated for it.
+Deviations from the paper: (1) a baseline may be subtracted from the rewards (`t2eval.training.advantages`). (2) As usual, the penalty's
+gradient is that of the per-token divergences at the sampled prefixes; the prefixes' own probabilities are not differentiated for it.
+(3) Where rounding makes the policy that samples another than the one that learns, tokens are weighed by their truncated importance
+(`t2eval.training.importance`). (4) As settings, all off unless asked for: prompts whose answers all have the same reward, and answers that
+the limit of tokens cut off, may be left out, and the loss may be a mean over tokens instead of one over answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2eval.environment.environment import Environment, Example
-from t2eval.generation.rollouts import (
-    Rollout,
-    Rows,
-    Sampler,
-    answer_logits,
-    choice_likelihoods,
-    choice_pairs,
-    pad_rows,
-    read_prompts,
-    token_log_probs,
-)
+from t2eval.training.advantages import advantages, disagreeing
+from t2eval.training.chosen import ChosenAnswers
 from t2eval.training.config import TrainConfig
+from t2eval.training.likelihood import Policy
 from t2eval.training.methods import Trainable
+from t2eval.training.parts import Parts
+from t2eval.training.readout import Readout
+from t2eval.training.scores import nan_message
+from t2eval.training.written import WrittenAnswers
 from t2eval.vision.features import Reader
 
-Direction = Literal["new_to_base", "base_to_new"]
 Backward = Callable[[Tensor], Any]
+Gather = Callable[[Tensor], Tensor]
 _RIGHT = 0.5
+_log = logging.getLogger("t2eval.training")
 
 
-def advantages(rewards: Tensor, baseline: str) -> Tensor:
-    """What each answer's log-probability is weighted by.
-
-    Args:
-        rewards: (prompts, rollouts).
-        baseline: `none`, `batch_mean`, or `leave_one_out`: the mean of the prompt's other rollouts.
-
-    Returns:
-        (prompts, rollouts): the rewards less the baseline.
-    """
-    if baseline == "batch_mean":
-        return rewards - rewards.mean()
-    if baseline == "leave_one_out":
-        return rewards - (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
-    return rewards
-
-
-def divergence(new: Tensor, base: Tensor, direction: Direction) -> Tensor:
-    """The exact Kullback-Leibler divergence of categorical distributions.
-
-    Args:
-        new: (…, outcomes) logits of the policy; differentiable.
-        base: (…, outcomes) logits of the base model.
-        direction: `new_to_base`: D(new ‖ base), the paper's; `base_to_new`: D(base ‖ new).
-
-    Returns:
-        (…), in nats.
-    """
-    new, base = new.log_softmax(-1), base.log_softmax(-1)
-    first, second = (new, base) if direction == "new_to_base" else (base, new)
-    return (first.exp() * (first - second)).sum(-1)
+def alone(rows: Tensor) -> Tensor:
+    """`gather` where there is one process."""
+    return rows
 
 
 def policy_loss(log_probs: Tensor, advantage: Tensor, penalty: Tensor, coefficient: float) -> Tensor:
-    """The loss of each answer, (rows): −advantage · log π(ŷ|x) + λ · KL; its mean over the batch is −J.
+    """The loss of each answer, (answers,): −advantage · log π(ŷ|x) + λ · KL; its mean over the batch is −J.
 
     Args:
-        log_probs: (rows) of whole answers. advantage: (rows). penalty: (rows) KL. coefficient: λ.
+        log_probs: (answers,) of whole answers. advantage: (answers,). penalty: (answers,) KL. coefficient: λ.
     """
     return -advantage * log_probs + coefficient * penalty
 
 
 @dataclass
-class _Totals:
-    loss: float = 0.0
-    kl: float = 0.0
+class Plays:
+    """What a step sampled on this process, and what it is worth.
+
+    Attributes:
+        examples: this process's. first: the number of the first one among those of all processes.
+        answers: the samples of each, side by side: completions or picks.
+        advantages: (answers,) float32.
+        shares: (answers,) float32, what each answer weighs in the loss of all processes; 0 for one that is left out.
+        figures: of all processes: mean reward, accuracy, tokens an answer, the shares of answers that were cut and that are learnt from.
+        gather: puts the rows of all processes under one another.
+    """
+
+    examples: Sequence[Example]
+    first: int
+    answers: list[Any]
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    shares: Tensor = field(default_factory=lambda: torch.zeros(0))
+    figures: dict[str, float] = field(default_factory=dict)
+    gather: Gather = alone
 
 
 class Reinforce:
@@ -104,135 +93,142 @@ class Reinforce:
     def __init__(self, environment: Environment, tokenizer: Any, config: TrainConfig, reader: Reader | None = None) -> None:
         self.environment, self.tokenizer, self.config, self.reader = environment, tokenizer, config, reader
         self.coefficient = config.sweep_values("kl")[0]
-        self._sampler: Sampler | None = None
+        self.parts = Parts(config.largest_pass)
+        self._answers: WrittenAnswers | ChosenAnswers | None = None
+        self._warned = False
 
     @property
     def prompts(self) -> int:
-        """How many examples a step draws."""
+        """How many examples a step draws, over all processes."""
         return self.config.batch_size // self.config.rollouts
 
-    def step(self, trainable: Trainable, model: Any, examples: Sequence[Example], seed: int, backward: Backward) -> dict[str, float]:
-        """Sample answers, reward them, and accumulate the gradient of −J.
+    def answers(self, trainable: Trainable) -> WrittenAnswers | ChosenAnswers:
+        """How this task's answers are sampled and learnt."""
+        if self._answers is None:
+            readout, penalised = Readout(trainable.model), self.coefficient != 0
+            if self.environment.kind == "choice":
+                policy = Policy(readout)
+                self._answers = ChosenAnswers(self.environment, self.tokenizer, self.config, policy, penalised)
+            else:
+                never = () if self.reader is None else (self.reader.token,)  # an answer holds no image
+                temperature = 1.0 if self.config.greedy else self.config.temperature
+                policy = Policy(readout, temperature, self.config.kl_direction, never)
+                self._answers = WrittenAnswers(self.environment, self.tokenizer, self.config, self.reader, policy, penalised)
+        return self._answers
+
+    def step(
+        self,
+        trainable: Trainable,
+        examples: Sequence[Example],
+        seed: int,
+        backward: Backward,
+        *,
+        gather: Gather = alone,
+        first: int = 0,
+    ) -> dict[str, float]:
+        """Sample answers, reward them, and accumulate the gradient of −J: `sample`, `reward` and `learn` in one."""
+        plays = self.sample(trainable, examples, seed, first)
+        self.reward(plays, gather)
+        return self.learn(trainable, plays, backward)
+
+    def sample(self, trainable: Trainable, examples: Sequence[Example], seed: int, first: int = 0) -> Plays:
+        """Answers to examples, without gradients.
 
         Args:
-            trainable: the model, for its rollouts and its base.
-            model: the same, as wrapped for training.
-            examples: of this step.
-            seed: of this step's randomness.
-            backward: called with each part of the loss.
-
-        Returns:
-            `loss`, `reward` (mean), `accuracy`, `kl` (nats an answer), `tokens` (mean length of an answer).
+            trainable: the model.
+            examples: this process's; there may be none.
+            seed: of this step, the same on all processes.
+            first: the number of the first example among those of all processes. An answer depends on (seed, its example's number, its own).
         """
-        repeated = [example for example in examples for _ in range(self.config.rollouts)]
-        generator = None if self.config.greedy else torch.Generator().manual_seed(seed)
         trainable.eval_mode()
-        play = self._play_texts if self.environment.kind == "generate" else self._play_choices
-        answers, scores, length = play(trainable, repeated, generator)
-        right = torch.tensor(scores) >= _RIGHT
-        rewards = torch.where(right, 1.0, self.config.wrong_reward)
-        advantage = advantages(rewards.view(len(examples), -1), self.config.baseline).flatten().to(trainable.device)
-        trainable.train_mode()
-        learn = self._learn_texts if self.environment.kind == "generate" else self._learn_choices
-        totals = _Totals()
-        for log_probs, penalty, places in learn(trainable, model, repeated, answers):
-            losses = policy_loss(log_probs, advantage[places], penalty, self.coefficient)
-            loss = losses.sum() / len(repeated)
-            backward(loss)
-            totals.loss += loss.item()
-            totals.kl += penalty.sum().item() / len(repeated)
-        return {
-            "loss": totals.loss,
+        answers = self.answers(trainable)
+        return Plays(examples, first, answers.sample(trainable, examples, seed, first) if examples else [])
+
+    def reward(self, plays: Plays, gather: Gather = alone) -> None:
+        """Reward the answers, and weigh each among those of all processes.
+
+        Args:
+            plays: of `sample`; its advantages, shares and figures are filled in.
+            gather: concatenates the rows of all processes, in their order.
+        """
+        all_right, all_lengths, all_truncated = self._outcomes(plays, gather)  # (prompts of all, samples) each
+        rewards = torch.where(all_right, 1.0, self.config.wrong_reward)
+        learnt = torch.ones_like(all_right)
+        if self.config.drop_uniform:
+            learnt &= disagreeing(rewards)[:, None]
+        if self.config.mask_truncated:
+            learnt &= ~all_truncated
+        # The loss is a mean over answers, each with the sum over its tokens; or over all tokens.
+        total = float((learnt * (all_lengths if self.config.token_loss else 1.0)).sum())
+        shares = learnt.float() / max(1.0, total)
+        mine = slice(plays.first, plays.first + len(plays.examples))
+        plays.advantages = advantages(rewards, self.config.baseline)[mine].flatten()
+        plays.shares = shares[mine].flatten()
+        plays.gather = gather
+        plays.figures = {
             "reward": rewards.mean().item(),
-            "accuracy": right.float().mean().item(),
-            "kl": totals.kl,
-            "tokens": length,
+            "accuracy": all_right.float().mean().item(),
+            "tokens": all_lengths.mean().item(),
+            "truncated": all_truncated.float().mean().item(),
+            "learnt": learnt.float().mean().item(),
         }
 
-    # ------------------------------------------------------------------ generated answers
-    def _play_texts(self, trainable: Trainable, examples: Sequence[Example], generator: Any) -> tuple[list[Any], list[float], float]:
-        if self._sampler is None:
-            tokens = min(self.environment.max_new_tokens, self.config.max_new_tokens or self.environment.max_new_tokens)
-            self._sampler = Sampler(trainable.model, self.tokenizer, self.environment.until, tokens)
-        prompts, images = read_prompts(self.environment, self.tokenizer, examples, self.reader)
-        with trainable.fast():
-            rollouts = self._sampler.generate(
-                prompts, batch_size=self.config.eval_batch_size, temperature=self.config.temperature, generator=generator, images=images
-            )
-        scores = self.environment.score_many([(example, rollout.text) for example, rollout in zip(examples, rollouts, strict=True)])
-        return list(rollouts), scores, sum(len(rollout.answer) for rollout in rollouts) / len(rollouts)
+    def _outcomes(self, plays: Plays, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all processes: which answers are right, their lengths in tokens, and which were cut; (prompts of all, samples) each."""
+        answers, samples = self._answers, self.config.rollouts
+        assert answers is not None
+        scores = answers.score(plays.examples, plays.answers) if plays.answers else []
+        self._warn_of_no_numbers(plays.examples, scores)
+        right = [float(score >= _RIGHT) for score in scores]  # a score that is no number is not right
+        lengths, truncated = answers.lengths(plays.answers), answers.truncated(plays.answers)
+        rows = torch.tensor([right, lengths, truncated], dtype=torch.float64)  # (3, answers)
+        of_all = gather(rows.T.reshape(-1, samples * 3)).view(-1, samples, 3)  # (prompts of all, samples, 3)
+        return of_all[..., 0] > 0, of_all[..., 1], of_all[..., 2] > 0
 
-    def _learn_texts(
-        self, trainable: Trainable, model: Any, examples: Sequence[Example], answers: list[Rollout]
-    ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        order = sorted(range(len(answers)), key=lambda place: -len(answers[place].prompt) - len(answers[place].answer))
-        for start in range(0, len(order), self.config.micro_batch):
-            places = order[start : start + self.config.micro_batch]
-            batch = [answers[place] for place in places]
-            pairs = [(rollout.prompt, rollout.answer) for rollout in batch]
-            rows = pad_rows(pairs, trainable.device, images=[rollout.images for rollout in batch])
-            reference = self._reference(trainable, rows)
-            logits = answer_logits(model, rows)
-            log_probs = token_log_probs(logits, rows).sum(-1)
-            penalty = torch.zeros_like(log_probs)
-            if reference is not None:
-                penalty = (divergence(logits, reference, self.config.kl_direction) * rows.mask).sum(-1)
-            yield log_probs, penalty, places
+    def _warn_of_no_numbers(self, examples: Sequence[Example], scores: Sequence[float]) -> None:
+        repeated = [example for example in examples for _ in range(self.config.rollouts)]
+        message = nan_message(self.environment, repeated, scores)
+        if message is not None and not self._warned:
+            self._warned = True
+            _log.warning(message)
 
-    def _reference(self, trainable: Trainable, rows: Rows) -> Tensor | None:
-        """The base model's logits of the same rows, or None where the penalty is off."""
-        if self.coefficient == 0:
-            return None
-        with torch.no_grad(), trainable.base():
-            return answer_logits(trainable.model, rows)
+    def learn(self, trainable: Trainable, plays: Plays, backward: Backward) -> dict[str, float]:
+        """Accumulate the gradient of −J.
 
-    # ------------------------------------------------------------------ choices
-    def _play_choices(self, trainable: Trainable, examples: Sequence[Example], generator: Any) -> tuple[list[Any], list[float], float]:
-        unique = examples[:: self.config.rollouts]
-        with trainable.fast():
-            found = choice_likelihoods(
-                trainable.model, self.tokenizer, unique, device=trainable.device, batch_size=self.config.eval_batch_size
-            )
-        chosen, scores = [], []
-        for place, example in enumerate(examples):
-            likelihoods = torch.tensor([value for value, _ in found[place // self.config.rollouts][: len(example.choices or ())]])
-            choice = self._draw(likelihoods, generator)
-            chosen.append(choice)
-            certain = [0.0 if index == choice else -1e6 for index in range(len(likelihoods))]
-            certain += [0.0] * (len(example.requests) - len(certain))
-            scores.append(self.environment.score_choice(example, certain, [index == choice for index in range(len(certain))]))
-        return chosen, scores, 1.0
+        Args:
+            trainable: the model.
+            plays: of `reward`.
+            backward: called with each part of the loss; the gradients of all processes add up to −J's.
 
-    def _draw(self, likelihoods: Tensor, generator: torch.Generator | None) -> int:
-        if generator is None:
-            return int(likelihoods.argmax())
-        return int(torch.multinomial((likelihoods / self.config.temperature).softmax(-1), 1, generator=generator))
+        Returns:
+            Of all processes: `loss`, `reward` (mean), `accuracy`, `kl` (nats an answer), `tokens` (mean length of an answer), `log_ratio`
+            (the mean |log ratio| a token between the policies that learn and that sampled), `truncated` and `learnt` (shares of answers).
+        """
+        trainable.train_mode()
+        own = self._accumulate(trainable, plays, backward) if plays.answers else torch.zeros(1, 5, dtype=torch.float64)
+        loss, kl, ratio, answers, tokens = plays.gather(own).sum(0).tolist()
+        return {"loss": loss, **plays.figures, "kl": kl / max(1.0, answers), "log_ratio": ratio / max(1.0, tokens)}
 
-    def _learn_choices(
-        self, trainable: Trainable, model: Any, examples: Sequence[Example], answers: list[Any]
-    ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        rollouts = self.config.rollouts
-        per_batch = max(1, self.config.micro_batch // max(len(example.choices or ()) for example in examples))
-        groups = list(range(0, len(examples), rollouts))
-        for start in range(0, len(groups), per_batch):
-            firsts = groups[start : start + per_batch]
-            counts = [len(examples[first].choices or ()) for first in firsts]
-            pairs = [
-                pair for first, count in zip(firsts, counts, strict=True) for pair in choice_pairs(self.tokenizer, examples[first])[:count]
-            ]
-            rows = pad_rows(pairs, trainable.device)
-            reference = self._reference(trainable, rows)
-            sums = token_log_probs(answer_logits(model, rows), rows).sum(-1)
-            new = torch.split(sums, counts)
-            base: Sequence[Tensor | None] = [None] * len(counts)
-            if reference is not None:
-                base = torch.split(token_log_probs(reference, rows).sum(-1), counts)
-            log_probs, penalties, places = [], [], []
-            for first, scores, old in zip(firsts, new, base, strict=True):
-                penalty = divergence(scores, old, self.config.kl_direction) if old is not None else scores.new_zeros(())
-                policy = (scores / self.config.temperature).log_softmax(-1)
-                for place in range(first, first + rollouts):
-                    log_probs.append(policy[answers[place]])
-                    penalties.append(penalty)
-                    places.append(place)
-            yield torch.stack(log_probs), torch.stack(penalties), places
+    def _accumulate(self, trainable: Trainable, plays: Plays, backward: Backward) -> Tensor:
+        """Forward and backward of this process's answers; (1, 5): sums of loss, KL, |log ratio|, answers and tokens."""
+        answers = self.answers(trainable)
+        shares, advantage = plays.shares.to(trainable.device), plays.advantages.to(trainable.device)
+        kept = [[place for place in unit if plays.shares[place] > 0] for unit in answers.units(trainable, plays.examples, plays.answers)]
+        units = [unit for unit in kept if unit]
+        lengths = answers.lengths(plays.answers)
+
+        def work(part: list[int]) -> Tensor:
+            places = [place for unit in part for place in units[unit]]
+            measured = answers.measure(trainable, plays.examples, plays.answers, places, self.parts.size)
+            losses = policy_loss(measured.log_probs, advantage[places], measured.penalties, self.coefficient)
+            loss = (losses * shares[places]).sum()
+            backward(loss)
+            tokens = sum(lengths[place] for place in places)
+            penalty = measured.penalties.sum().item()
+            return torch.tensor([[loss.item(), penalty, measured.log_ratio, len(places), tokens]], dtype=torch.float64)
+
+        parameters = [parameter for parameter in trainable.model.parameters() if parameter.requires_grad]
+        totals = torch.zeros(1, 5, dtype=torch.float64)
+        for _, of_part in self.parts.run(answers.costs(trainable, plays.examples, units), work, parameters):
+            totals += of_part
+        return totals

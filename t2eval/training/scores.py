@@ -7,6 +7,7 @@ reproduces the recorded figure.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,24 @@ def summarise(outcomes: Sequence[float]) -> Score:
     """Mean and standard error of per-example outcomes."""
     mean, stderr = mean_stderr(outcomes)
     return Score(score=mean, stderr=stderr, n=len(outcomes))
+
+
+def nan_message(environment: Environment, examples: Sequence[Example], outcomes: Sequence[float]) -> str | None:
+    """Which documents have no number for an outcome, in a sentence; None where all have.
+
+    Args:
+        environment: of the examples.
+        examples, outcomes: in the same order.
+    """
+    wrong = [(example, value) for example, value in zip(examples, outcomes, strict=True) if not math.isfinite(value)]
+    if not wrong:
+        return None
+    example, value = wrong[0]
+    more = f" (and of {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return (
+        f"The metric {environment.metric} of document {example.index} of split {example.split!r} of task {environment.name!r}{more} is "
+        f"{value}: it counts as 0, a wrong answer. Mend the task's metric so that every answer has a number."
+    )
 
 
 def validate(

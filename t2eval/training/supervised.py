@@ -3,22 +3,44 @@
 The answer is the task's own target, or the field with a worked solution that the task's YAML names, followed by what ends an answer: the
 task's first stop string if that is white space, else the end-of-sequence token. For a choice task it is the right choice's continuation.
 The loss is the mean over all counted tokens of the batch. The prompt carries none, as in Figure 8 of the paper; `mask_prompt=False`
-counts it too.
+counts it too. What the model has no room for is cut as lm-eval cuts it: from the prompt's beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.rollouts import answer_logits, encode_pair, pad_rows, read_example, token_log_probs
 from t2eval.training.config import TrainConfig
+from t2eval.training.likelihood import Policy, pad
 from t2eval.training.methods import Trainable
-from t2eval.vision.features import Features, Reader
+from t2eval.training.parts import Parts
+from t2eval.training.reading import PairReader, read_example
+from t2eval.training.readout import Readout
+from t2eval.training.reinforce import Backward, Gather, alone
+from t2eval.vision.features import Features, Reader, within
+
+
+@dataclass
+class Lessons:
+    """What a step learns on this process.
+
+    Attributes:
+        pairs: the (unpredicted, predicted) token ids of each example, the longest first. features: of each one's images.
+        total: the predicted tokens of all processes. examples: how many they have.
+        gather: puts the rows of all processes under one another.
+    """
+
+    pairs: list[tuple[list[int], list[int]]]
+    features: list[Features | None]
+    total: float = 0.0
+    examples: float = 0.0
+    gather: Gather = alone
 
 
 class Supervised:
@@ -27,7 +49,7 @@ class Supervised:
     Args:
         environment: the task.
         tokenizer: the model's.
-        config: batch size, micro-batch, prompt mask.
+        config: batch size, micro batch, prompt mask.
         reader: for a task with images.
 
     Raises:
@@ -38,71 +60,108 @@ class Supervised:
         self.environment, self.tokenizer, self.config, self.reader = environment, tokenizer, config, reader
         if reader is not None and not config.mask_prompt:
             raise UsageError("mask_prompt=false would learn to predict the tokens of images: leave it out for a task with images.")
-        self._encoded: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
+        self.parts = Parts(config.largest_pass)
+        self._policy: Policy | None = None
+        self._pairs: PairReader | None = None
 
     @property
     def prompts(self) -> int:
-        """How many examples a step draws."""
+        """How many examples a step draws, over all processes."""
         return self.config.batch_size
 
-    def encoded(self, example: Example) -> tuple[list[int], list[int]]:
-        """The (unpredicted, predicted) token ids of one example.
+    def step(
+        self,
+        trainable: Trainable,
+        examples: Sequence[Example],
+        seed: int,
+        backward: Backward,
+        *,
+        gather: Gather = alone,
+        first: int = 0,
+    ) -> dict[str, float]:
+        """Accumulate the gradient of the mean negative log-likelihood: `sample`, `reward` and `learn` in one."""
+        lessons = self.sample(trainable, examples, seed, first)
+        self.reward(lessons, gather)
+        return self.learn(trainable, lessons, backward)
+
+    def sample(self, trainable: Trainable, examples: Sequence[Example], seed: int, first: int = 0) -> Lessons:
+        """The gold answers, which nobody has to draw.
+
+        Args:
+            trainable: the model.
+            examples: this process's; there may be none.
+            seed, first: not used: nothing is sampled.
 
         Raises:
-            T2Error: the example has no gold answer.
+            T2Error: an example has no gold answer.
         """
-        key = (example.split, example.index)
-        if key not in self._encoded:
-            if not example.answer:
-                raise T2Error(
-                    f"Example {example.index} of split {example.split!r} of task {example.task!r} has no gold answer, so there is "
-                    "nothing to learn by next-token prediction. Use the objective reinforce, or name a field by metadata.t2.answer_field."
-                )
-            context, answer = example.prompt, example.answer
-            if example.choices is not None and example.gold is not None:
-                context, answer = example.requests[example.gold]
-            prompt, predicted = encode_pair(self.tokenizer, context, answer + self._end(example))
-            if self.reader is not None:  # an image is one token there; what comes behind it is the same
-                prompt, _ = self._read(example)
+        if self._pairs is None:
+            self._pairs = PairReader(self.tokenizer, trainable.model.config)
+        encoded = self._pairs.read([(self._key(example), *self._texts(example)) for example in examples])
+        read: list[tuple[tuple[list[int], list[int]], Features | None]] = []
+        for example, (prompt, predicted) in zip(examples, encoded, strict=True):
+            features = None
+            if self.reader is not None:  # an image is many tokens there; what comes behind it is the same
+                prompt, features = read_example(self.environment, example, example.prompt.rstrip(), self.reader)
+                prompt = within(prompt, features, self._pairs.length + 1 - len(predicted))
             if not self.config.mask_prompt:
                 prompt, predicted = prompt[:1], prompt[1:] + predicted
-            self._encoded[key] = (prompt, predicted)
-        return self._encoded[key]
+            read.append(((prompt, predicted), features))
+        read.sort(key=lambda each: -len(each[0][0]) - len(each[0][1]))
+        return Lessons([pair for pair, _ in read], [features for _, features in read])
 
-    def _read(self, example: Example) -> tuple[list[int], Features | None]:
-        """The prompt with its images, without the white space that `encode_pair` gives to the answer."""
-        assert self.reader is not None
-        return read_example(self.environment, example, example.prompt.rstrip(), self.reader)
+    def reward(self, lessons: Lessons, gather: Gather = alone) -> None:
+        """Count the predicted tokens of all processes, by which the loss is divided."""
+        own = [float(sum(len(predicted) for _, predicted in lessons.pairs)), float(len(lessons.pairs))]
+        lessons.total, lessons.examples = gather(torch.tensor([own], dtype=torch.float64)).sum(0).tolist()
+        lessons.gather = gather
+
+    def learn(self, trainable: Trainable, lessons: Lessons, backward: Backward) -> dict[str, float]:
+        """Accumulate the gradient of the mean negative log-likelihood.
+
+        Args:
+            trainable: the model.
+            lessons: of `reward`.
+            backward: called with each part of the loss; the gradients of all processes add up to the whole one's.
+
+        Returns:
+            Of all processes: `loss` (nats a token) and `tokens` (mean counted tokens an example).
+        """
+        trainable.train_mode()
+        if self._policy is None:
+            self._policy = Policy(Readout(trainable.model))
+        policy, model = self._policy, trainable.model
+
+        def work(places: list[int]) -> float:
+            batch = pad([lessons.pairs[place] for place in places], trainable.device, [lessons.features[place] for place in places])
+            log_probs, _ = policy.scores(policy.states(model, batch), batch.targets)  # (n,)
+            loss = -log_probs.sum() / lessons.total
+            backward(loss)
+            return loss.item()
+
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        own = sum(loss for _, loss in self.parts.run([1] * len(lessons.pairs), work, parameters))
+        loss = lessons.gather(torch.tensor([[own]], dtype=torch.float64)).sum().item()
+        return {"loss": loss, "tokens": lessons.total / max(1.0, lessons.examples)}
+
+    @staticmethod
+    def _key(example: Example) -> tuple[str, int]:
+        return example.split, example.index
+
+    def _texts(self, example: Example) -> tuple[str, str]:
+        """The context and the answer, with what ends it."""
+        if not example.answer:
+            raise T2Error(
+                f"Example {example.index} of split {example.split!r} of task {example.task!r} has no gold answer, so there is "
+                "nothing to learn by next-token prediction. Use the objective reinforce, or name a field by metadata.t2.answer_field."
+            )
+        context, answer = example.prompt, example.answer
+        if example.choices is not None and example.gold is not None:
+            context, answer = example.requests[example.gold]
+        return context, answer + self._end(example)
 
     def _end(self, example: Example) -> str:
         if example.choices is not None:
             return ""
         first = self.environment.until[0] if self.environment.until else ""
         return first if first.isspace() else str(self.tokenizer.eos_token or first)
-
-    def step(
-        self, trainable: Trainable, model: Any, examples: Sequence[Example], seed: int, backward: Callable[[Tensor], Any]
-    ) -> dict[str, float]:
-        """Accumulate the gradient of the mean negative log-likelihood.
-
-        Args:
-            trainable: the model. model: the same, as wrapped for training.
-            examples: of this step. seed: not used: nothing is sampled.
-            backward: called with each part of the loss.
-
-        Returns:
-            `loss` (nats a token) and `tokens` (mean counted tokens an example).
-        """
-        trainable.train_mode()
-        ordered = sorted(examples, key=lambda example: -sum(map(len, self.encoded(example))))
-        pairs = [self.encoded(example) for example in ordered]
-        images = [self._read(example)[1] for example in ordered] if self.reader is not None else [None] * len(pairs)
-        total = sum(len(predicted) for _, predicted in pairs)
-        sum_of_losses = 0.0
-        for start in range(0, len(pairs), self.config.micro_batch):
-            part = slice(start, start + self.config.micro_batch)
-            rows = pad_rows(pairs[part], trainable.device, images=images[part])
-            loss = -token_log_probs(answer_logits(model, rows), rows).sum() / total
-            backward(loss)
-            sum_of_losses += loss.item()
-        return {"loss": sum_of_losses, "tokens": total / len(pairs)}

@@ -107,7 +107,8 @@ class Reader:
         return encode
 
     @cached_property
-    def _token(self) -> int:
+    def token(self) -> int:
+        """The id that stands for a part of an image."""
         config = self.model.config
         token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
         if token is None:
@@ -130,7 +131,7 @@ class Reader:
         if place in self._kept:
             self._kept.move_to_end(place)
             return self._kept[place]
-        token = self.processor.tokenizer.decode([self._token], skip_special_tokens=False)
+        token = self.processor.tokenizer.decode([self.token], skip_special_tokens=False)
         found = self._read(text.replace(PLACEHOLDER, token), token, list(images()), key)
         self._kept[place] = found
         self._bytes += _size(found[1])
@@ -160,8 +161,8 @@ class Reader:
         arguments = {name: value for name, value in encoded.items() if name in accepted}
         output = self._encode(**arguments, return_dict=True).pooler_output
         rows = torch.cat([each.reshape(-1, each.shape[-1]) for each in output])
-        if rows.shape[0] != ids.count(self._token):
-            raise T2Error(f"The images of {key} have {rows.shape[0]} features for {ids.count(self._token)} image tokens.")
+        if rows.shape[0] != ids.count(self.token):
+            raise T2Error(f"The images of {key} have {rows.shape[0]} features for {ids.count(self.token)} image tokens.")
         return ids, Features(rows, stacked=isinstance(output, Tensor))
 
 

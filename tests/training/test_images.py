@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from t2eval.environment.environment import Environment
 from t2eval.errors import UsageError
-from t2eval.generation.rollouts import Rollout
-from t2eval.training import reinforce
+from t2eval.generation.completion import Completion
+from t2eval.generation.engine import Engine
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
@@ -48,7 +49,7 @@ def _pixels(
 
 @pytest.mark.parametrize("method", ["svf", "lora", "ia3", "dora"])
 def test_the_policy_gradient_is_the_one_with_pixels(method: str, environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _settings(method=method, kl=0.0, baseline="none", rollouts=2, micro_batch=3, lora_dropout=0.0)
+    config = _settings(method=method, kl=0.0, baseline="none", rollouts=2, micro_batch=3, lora_dropout=0.0, importance="never")
     assert config.wrong_reward == -0.1 and config.layers == "half"
     model, processor = tiny_vlm(), tiny_processor()
     reader = Reader(model, processor)
@@ -60,19 +61,25 @@ def test_the_policy_gradient_is_the_one_with_pixels(method: str, environment: En
     examples = environment.examples("train", limit=2)
     answers, texts = [[71, 72], [73], [74, 75, 76], [77]], ["b", "c", "d", "e"]
 
-    def fixed(self: Any, prompts: list[list[int]], images: list[Any], **_: Any) -> list[Rollout]:
-        return [Rollout(*each) for each in zip(prompts, answers, texts, images, strict=True)]
+    def fixed(self: Any, prompts: list[list[int]], settings: Any, features: list[Any], **_: Any) -> list[Completion]:
+        read = [each for each in zip(prompts, features, strict=True) for _ in range(2)]
+        return [
+            Completion(prompt, answer, text, [0.0] * len(answer), "end", images)
+            for (prompt, images), answer, text in zip(read, answers, texts, strict=True)
+        ]
 
-    monkeypatch.setattr(reinforce.Sampler, "generate", fixed)
+    monkeypatch.setattr(Engine, "complete", fixed)
     objective = Reinforce(environment, processor.tokenizer, config, reader)
-    report = objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    report = objective.step(trainable, examples, 0, lambda loss: loss.backward())
     found = {name: parameter.grad.clone() for name, parameter in trainable.parameters().items() if parameter.grad is not None}
     repeated = [example for example in examples for _ in range(2)]
     scores = environment.score_many(list(zip(repeated, texts, strict=True)))
     loss = torch.zeros(())
     for example, answer, score in zip(repeated, answers, scores, strict=True):
         inputs, count = _pixels(environment, processor, example, answer)
-        logits = trainable.model(**inputs).logits[0, count - 1 : -1].log_softmax(-1)
+        logits = trainable.model(**inputs).logits[0, count - 1 : -1]
+        logits[:, reader.token] = -math.inf  # an answer holds no image
+        logits = logits.log_softmax(-1)
         loss = loss - (1.0 if score >= 0.5 else -0.1) * logits.gather(1, torch.tensor(answer)[:, None]).sum()
     wanted = torch.autograd.grad(loss / 4, list(trainable.parameters().values()))
     assert report["loss"] == pytest.approx((loss / 4).item(), rel=1e-4)
@@ -88,7 +95,7 @@ def test_the_supervised_loss_is_the_one_with_pixels(method: str, environment: En
     trainable = make_trainable(model, config)
     examples = environment.examples("train", limit=4)
     objective = Supervised(environment, processor.tokenizer, config, reader)
-    report = objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    report = objective.step(trainable, examples, 0, lambda loss: loss.backward())
     assert all(parameter.grad is not None for parameter in trainable.parameters().values())
     losses, counts = [], []
     for example in examples:

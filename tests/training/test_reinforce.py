@@ -10,23 +10,33 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from t2eval.environment.environment import Environment
-from t2eval.generation.rollouts import Rollout, encode
-from t2eval.training import reinforce
+from t2eval.generation.completion import Completion
+from t2eval.generation.encoding import Encoding
+from t2eval.generation.engine import Engine
+from t2eval.training.advantages import advantages
 from t2eval.training.methods import make_trainable
-from t2eval.training.reinforce import Reinforce, advantages, divergence
+from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.conftest import one_step
 
 
-def test_both_divergences_are_exact() -> None:
-    torch.manual_seed(0)
-    new, base = torch.randn(3, 4, 7), torch.randn(3, 4, 7)
-    forward = kl_divergence(Categorical(logits=new), Categorical(logits=base))
-    backward = kl_divergence(Categorical(logits=base), Categorical(logits=new))
-    torch.testing.assert_close(divergence(new, base, "new_to_base"), forward)
-    torch.testing.assert_close(divergence(new, base, "base_to_new"), backward)
-    assert not torch.allclose(forward, backward)
+def fixed(monkeypatch: pytest.MonkeyPatch, answers: list[list[int]], texts: list[str], **changes: Any) -> None:
+    """Let the engine give these answers to the prompts of a step, one to each."""
+
+    def complete(self: Any, prompts: list[list[int]], settings: Any, **_: Any) -> list[Completion]:
+        given = zip(prompts, answers, texts, strict=True)
+        return [Completion(**{**_completed(prompt, ids, text), **changes}) for prompt, ids, text in given]
+
+    monkeypatch.setattr(Engine, "complete", complete)
+
+
+def _completed(prompt: list[int], ids: list[int], text: str) -> dict[str, Any]:
+    return {"prompt": prompt, "ids": ids, "text": text, "log_probs": [0.0] * len(ids), "stopped": "end"}
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return Encoding(tokenizer).text(text)
 
 
 def test_baselines() -> None:
@@ -43,7 +53,7 @@ def test_the_gradient_is_that_of_equation_1(
 ) -> None:
     """Against one autograd pass a row over the unpadded model, with the rollouts fixed."""
     environment, tokenizer = letters("letters_generate"), tiny_tokenizer()
-    config = one_step(kl=0.3, kl_direction=direction, baseline="none", wrong_reward=-0.25, micro_batch=micro_batch)
+    config = one_step(kl=0.3, kl_direction=direction, baseline="none", wrong_reward=-0.25, micro_batch=micro_batch, importance="never")
     trainable = make_trainable(tiny_model(), config)
     with torch.no_grad():
         for parameter in trainable.parameters().values():
@@ -52,11 +62,8 @@ def test_the_gradient_is_that_of_equation_1(
     texts = [examples[0].target, "z\n", f"{examples[2].target}\n", "zz"]
     answers = [encode(tokenizer, text) for text in texts]
 
-    def fixed(self: Any, prompts: list[list[int]], **_: Any) -> list[Rollout]:
-        return [Rollout(prompt, answer, text) for prompt, answer, text in zip(prompts, answers, texts, strict=True)]
-
-    monkeypatch.setattr(reinforce.Sampler, "generate", fixed)
-    report = Reinforce(environment, tokenizer, config).step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    fixed(monkeypatch, answers, texts)
+    report = Reinforce(environment, tokenizer, config).step(trainable, examples, 0, lambda loss: loss.backward())
     assert report["accuracy"] == 0.5 and report["reward"] == pytest.approx((1 - 0.25) / 2)
     found = {name: parameter.grad.clone() for name, parameter in trainable.parameters().items() if parameter.grad is not None}
     assert set(found) == set(trainable.parameters())
@@ -81,12 +88,9 @@ def test_rewards_come_from_the_task_s_metric(letters: Callable[[str], Environmen
     examples = environment.examples("train", limit=4)
     texts = [examples[0].doc["answer"], examples[1].doc["answer"].upper(), "z", ""]
 
-    def fixed(self: Any, prompts: list[list[int]], **_: Any) -> list[Rollout]:
-        return [Rollout(prompt, [65], text) for prompt, text in zip(prompts, texts, strict=True)]
-
-    monkeypatch.setattr(reinforce.Sampler, "generate", fixed)
+    fixed(monkeypatch, [[65]] * 4, texts)
     trainable = make_trainable(tiny_model(), one_step())
-    report = Reinforce(environment, tiny_tokenizer(), one_step()).step(trainable, trainable.model, examples, 0, lambda loss: None)
+    report = Reinforce(environment, tiny_tokenizer(), one_step()).step(trainable, examples, 0, lambda loss: None)
     assert report["accuracy"] == 0.5 and report["reward"] == 0.0
 
 
@@ -99,14 +103,15 @@ def test_a_choice_task_makes_its_gold_choice_likelier(letters: Callable[[str], E
     optimizer = torch.optim.Adam(trainable.parameters().values(), lr=0.02)
 
     def gold() -> float:
-        with torch.no_grad():
-            scores = reinforce.choice_likelihoods(trainable.model, tokenizer, examples, device="cpu", batch_size=64)
-        return torch.tensor([[value for value, _ in row] for row in scores]).softmax(-1)[:, 1].mean().item()
+        engine = Engine(trainable.model, tokenizer, batch_size=64)
+        pairs = [[engine.encode_pair(*request) for request in example.requests] for example in examples]
+        found = engine.loglikelihoods([choices[0][0] for choices in pairs], [[more for _, more in choices] for choices in pairs])
+        return torch.tensor([[each.value for each in row] for row in found]).softmax(-1)[:, 1].mean().item()
 
     before = gold()
     for step in range(8):
         optimizer.zero_grad()
-        objective.step(trainable, trainable.model, examples, step, lambda loss: loss.backward())
+        objective.step(trainable, examples, step, lambda loss: loss.backward())
         optimizer.step()
     assert gold() > before + 0.1
 
@@ -118,7 +123,7 @@ def test_the_supervised_loss_is_transformers_own(mask_prompt: bool, letters: Cal
     trainable = make_trainable(tiny_model(), config)
     examples = environment.examples("train", limit=4)
     objective = Supervised(environment, tokenizer, config)
-    report = objective.step(trainable, trainable.model, examples, 0, lambda loss: loss.backward())
+    report = objective.step(trainable, examples, 0, lambda loss: loss.backward())
     losses, counts = [], []
     for example in examples:
         prompt, answer = encode(tokenizer, example.prompt), encode(tokenizer, f" it is {example.doc['answer']}\n")
