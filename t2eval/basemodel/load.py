@@ -9,22 +9,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from t2eval import paths
 from t2eval.basemodel.devices import AUTO, SPREAD, check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
+from t2eval.basemodel.hub_errors import answer_of, model_problem, one_line
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
 from t2eval.vision.images import text_tokenizer
 
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)  # what a damaged file makes the libraries raise
+_log = logging.getLogger(__name__)
 _BASELINES = ("lora", "ia3", "dora")
 LANGUAGE_SKILLS = ("math", "code", "reasoning")
 """The skills of which the embedded base model has experts and baselines."""
@@ -141,17 +137,13 @@ def load_base(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
-        config = AutoConfig.from_pretrained(source, **options)
-        reader = (AutoProcessor if _is_vlm(config) else AutoTokenizer).from_pretrained(source, **options)
-        kind = AutoModelForImageTextToText if _is_vlm(config) else AutoModelForCausalLM
-        stored = stored_dtype(config)
-        silent = dtype == AUTO and stored is None and place.type != "cpu"  # transformers then looks at the weights themselves
-        weights: dict[str, Any] = {"dtype": AUTO if silent else pick_dtype(dtype, place, stored)}
-        if device == SPREAD:
-            weights["device_map"] = SPREAD
-        elif place.type != "cpu":
-            weights["device_map"] = {"": place}  # straight there: no copy of the weights in main memory
-        model = kind.from_pretrained(source, **weights, **options)
+        try:
+            model, reader, stored = _read(source, dtype, device, place, options)
+        except Exception as error:
+            if options["local_files_only"] or answer_of(error) != "outage":
+                raise
+            _log.info("The Hub broke off (%s): looking in the local cache only.", one_line(error))
+            model, reader, stored = _read(source, dtype, device, place, {**options, "local_files_only": True})
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     tokenizer = text_tokenizer(reader)
@@ -161,6 +153,39 @@ def load_base(
     if dtype == AUTO:
         say_widened(name or EMBEDDED, stored, model.dtype)
     return model.eval(), reader
+
+
+def _read(
+    source: str, dtype: str | torch.dtype, device: Any, place: torch.device, options: dict[str, Any]
+) -> tuple[Any, Any, torch.dtype | None]:
+    """The model, its tokenizer or processor, and the dtype that its configuration gives for the checkpoint."""
+    config = AutoConfig.from_pretrained(source, **options)
+    reader = (AutoProcessor if _is_vlm(config) else AutoTokenizer).from_pretrained(source, **options)
+    kind = AutoModelForImageTextToText if _is_vlm(config) else AutoModelForCausalLM
+    stored = stored_dtype(config)
+    silent = dtype == AUTO and stored is None and place.type != "cpu"  # transformers then looks at the weights themselves
+    weights: dict[str, Any] = {"dtype": AUTO if silent else pick_dtype(dtype, place, stored)}
+    if device == SPREAD:
+        weights["device_map"] = SPREAD
+    elif place.type != "cpu":
+        weights["device_map"] = {"": place}  # straight there: no copy of the weights in main memory
+    return kind.from_pretrained(source, **weights, **options), reader, stored
+
+
+def checkpoint_dtype(name: str | None, revision: str | None = None) -> str | torch.dtype:
+    """The dtype that a base model's checkpoint is stored in, as its configuration says; `auto` where it does not.
+
+    Raises:
+        T2Error: as `load_base`.
+    """
+    return stored_dtype(_configuration(model_source(name), revision)) or AUTO
+
+
+def _configuration(source: str, revision: str | None = None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, local_files_only=not _hub_answers(source, revision))
+    except Exception as error:  # as in load_base
+        raise _explain(source, revision, error) from error
 
 
 def _is_vlm(config: Any) -> bool:
@@ -184,10 +209,7 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
     """
     if model_or_name is None or isinstance(model_or_name, (str, Path)):
         source = model_source(None if model_or_name is None else str(model_or_name))
-        try:
-            config = AutoConfig.from_pretrained(source, local_files_only=not _hub_answers(source, None))
-        except Exception as error:  # as in load_base
-            raise _explain(source, None, error) from error
+        config = _configuration(source)
         architecture = (config.architectures or ["unknown"])[0]
         location = source
     else:
@@ -235,17 +257,19 @@ def model_source(name: str | None) -> str:
 def _hub_answers(source: str, revision: str | None) -> bool:
     """Whether the Hub can be asked for this source: one request, because the libraries retry each file of a checkpoint for half a minute.
 
+    A Hub that is out of order (5xx) or overrun (429) is no better than none: what is in the cache is used.
+
     Raises:
-        Exception: the Hub's own answer that there is no such repository or revision.
+        Exception: the Hub's own answer that there is no such repository or revision, or that it is not for this user.
     """
     if Path(source).is_dir():
         return False
     try:
         HfApi().model_info(source, revision=revision, timeout=10)
-    except (HfHubHTTPError, HFValidationError):
-        raise
-    except Exception as error:  # noqa: BLE001  the HTTP library's own errors, whichever it is in this release of huggingface_hub
-        logging.getLogger(__name__).info("The Hub cannot be reached (%s): looking in the local cache only.", error)
+    except Exception as error:
+        if answer_of(error) not in ("outage", None):
+            raise
+        _log.info("The Hub cannot be asked (%s): looking in the local cache only.", one_line(error))
         return False
     return True
 
@@ -260,30 +284,18 @@ def _set_padding(tokenizer: Any, source: str) -> None:
 
 def _explain(source: str, revision: str | None, error: Exception) -> Exception:
     """A `T2Error` for a checkpoint that cannot be had; anything else as it is."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
     local = Path(source).is_dir()
-    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        return T2Error(f"{source} is gated: ask for access at https://huggingface.co/{source}, then run `hf auth login`.")
-    if any(isinstance(link, RevisionNotFoundError) for link in chain):
-        return T2Error(f"{source} has no revision {revision!r}. Look at https://huggingface.co/{source}/tree/main for those it has.")
-    if any(isinstance(link, (RepositoryNotFoundError, HFValidationError)) for link in chain):
-        return T2Error(
-            f"There is no model {source!r}, neither a folder nor on the Hub. Check the name; private models need `hf auth login`."
-        )
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return T2Error(f"Not enough memory to load {source}. Try dtype bfloat16, or a smaller model.")
-    if local and isinstance(error, (OSError, ValueError, KeyError, RuntimeError)) or "Safetensor" in type(error).__name__:
-        return T2Error(f"The checkpoint in {source} cannot be loaded: {detail}")
-    if isinstance(error, OSError) or any(isinstance(link, ConnectionError) for link in chain):
+    if not local and (problem := model_problem(source, revision, error)) is not None:
+        return T2Error(problem)
+    if local and isinstance(error, _DAMAGE) or "Safetensor" in type(error).__name__:
+        return T2Error(f"The checkpoint in {source} cannot be loaded: {one_line(error)}")
+    if isinstance(error, OSError):
         return T2Error(
             f"{source} is neither a folder nor in the local cache, and the Hub cannot be reached. Check the name and the network "
             "(is HF_HUB_OFFLINE set?), or use a local folder, or the embedded base model (no name)."
         )
     if isinstance(error, (ValueError, ImportError)):
-        return UsageError(f"{source} cannot be loaded: {detail}")
+        return UsageError(f"{source} cannot be loaded: {one_line(error)}")
     return error

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2eval.basemodel.hub_errors import data_problem, model_problem, one_line
+
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
 _TIMEOUT = 10
 
@@ -135,18 +137,11 @@ def model_obstacle(model: str, revision: str | None = None) -> str | None:
             f"it where there is a network (hf download {model}) and copy the folder that HF_HOME names."
         )
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
         HfApi().auth_check(model)
-    except GatedRepoError:
-        return f"The model {model} is gated: ask for access at https://huggingface.co/{model}, then run `hf auth login`."
-    except (RepositoryNotFoundError, HFValidationError):
-        return f"There is no model {model!r}, neither a folder nor on the hub. Check the name; private models need `hf auth login`."
-    except HfHubHTTPError as error:
-        return f"The hub does not give the model {model}: {_line(error)}"
     except Exception as error:  # noqa: BLE001  the HTTP library's own errors, whichever it is in this release of huggingface_hub
-        return f"The model {model} is not in the hub's cache, and the hub cannot be reached ({_line(error)}). Check the network."
+        return model_problem(model, revision, error) or f"The model {model} cannot be asked for: {one_line(error)}"
     return None
 
 
@@ -157,20 +152,9 @@ def data_obstacle(data: HubData) -> str | None:
     if offline():
         return "not in the cache, and the hub is switched off"
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
         HfApi().dataset_info(data.name, timeout=_TIMEOUT)
-    except GatedRepoError:
-        return f"gated: ask for access at https://huggingface.co/datasets/{data.name}, then run `hf auth login`"
-    except (RepositoryNotFoundError, HFValidationError):
-        return "there is no such data set on the hub; private ones need `hf auth login`"
-    except HfHubHTTPError as error:
-        return f"the hub does not give it: {_line(error)}"
     except Exception as error:  # noqa: BLE001  as above
-        return f"not in the cache, and the hub cannot be reached ({_line(error)})"
+        return data_problem(data.name, error)
     return None
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

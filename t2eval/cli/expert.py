@@ -150,9 +150,9 @@ def import_(file: Path, output: Path, **options: Any) -> None:
     Example:
       t2 expert import learned_params.pt --model meta-llama/Meta-Llama-3-8B-Instruct --label math --output runs/math
     """
-    from t2eval.expert.library import convert_reference
+    from t2eval.expert.import_sakana import import_sakana
 
-    convert_reference(file, output, **options)
+    import_sakana(file, output, **options)
     click.echo(f"Saved in {output}")
 
 
@@ -168,7 +168,7 @@ def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
     Example:
       t2 expert export runs/math --merged --output runs/math-model
     """
-    from t2eval.expert.library import export_merged
+    from t2eval.expert.export import export_merged
 
     click.echo(f"Saved in {export_merged(path, output, model=model)}")
 
@@ -177,13 +177,14 @@ def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
 @click.argument("path", type=_PATH)
 @click.argument("repository")
 @click.option("--private", is_flag=True, help="Make the repository private.")
-def push(path: Path, repository: str, private: bool) -> None:
+@click.option("--base-model", help="The base model's name on the Hub, for the card.  [default: as the expert has it, without folders]")
+def push(path: Path, repository: str, private: bool, base_model: str | None) -> None:
     """Upload an expert to a REPOSITORY (owner/name) on the Hugging Face hub.
 
     \b
     Example:
       t2 expert push runs/math someone/math-expert --private
     """
-    from t2eval.expert.library import push as upload
+    from t2eval.expert.export import push as upload
 
-    click.echo(f"Uploaded to {upload(path, repository, private=private)}")
+    click.echo(f"Uploaded to {upload(path, repository, private=private, base_model=base_model)}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.errors import T2Error
+from t2eval.store.files import parse_json, read_bytes, read_json
 from t2eval.svf.bases import Side
 from t2eval.svf.fingerprint import PROBES
 
 FORMAT_VERSION = 1
+_LARGEST_CARD, _LARGEST = 64 * 2**20, 2**30  # bytes: far beyond a mixture of experts with thousands of matrices
 TENSORS, CARD, README = "expert.safetensors", "expert.json", "README.md"
 
 
@@ -46,7 +48,7 @@ class BaseModelCard(_Record):
 class ModuleCard(_Record):
     """One adapted matrix: its (out, in) shape, the side that z scales, and the length of z."""
 
-    shape: tuple[int, int]
+    shape: tuple[Annotated[int, Field(gt=0, lt=2**31)], Annotated[int, Field(gt=0, lt=2**31)]]
     side: Side
     rank: int
 
@@ -88,6 +90,20 @@ class ExpertCard(_Record):
     training: TrainingRecord | None = None
     versions: dict[str, str] = {}
 
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        if not is_plain(value):
+            raise ValueError("a name is a plain file name: letters, digits, '.', '_' and '-'")
+        return value
+
+    @field_validator("label")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError("a label is one line of text")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> ExpertCard:
         if not self.modules:
@@ -103,12 +119,13 @@ class ExpertCard(_Record):
 def read_card(folder: Path) -> ExpertCard:
     if not folder.is_dir():
         raise T2Error(no_directory(folder))
+    refuse_adapter(folder)
     try:
-        content = json.loads(read_part(folder, CARD))
+        content = parse_json(read_part(folder, CARD).decode("utf-8-sig"))
     except ValueError as error:
         raise T2Error(f"{folder / CARD} is not valid JSON ({error}).") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise T2Error(f"{folder / CARD} has no format_version: this is not an expert's card.")
     if version > FORMAT_VERSION:
         raise T2Error(
@@ -123,12 +140,38 @@ def read_card(folder: Path) -> ExpertCard:
 
 
 def read_part(folder: Path, name: str) -> bytes:
+    """One file of an expert.
+
+    Raises:
+        T2Error: it is missing, is no regular file, or is larger than any expert.
+    """
+    if not (folder / name).exists():
+        raise T2Error(f"{folder} has no {name}: it is not an expert, or was not finished. An expert is {TENSORS} and {CARD}.")
+    limit = _LARGEST_CARD if name == CARD else _LARGEST
+    return read_bytes(folder / name, what="expert's file", remedy="Copy the expert again.", limit=limit)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Name a PEFT adapter that is given for an expert.
+
+    Raises:
+        T2Error: the folder is one.
+    """
+    if (folder / CARD).exists() or not (folder / "adapter_config.json").exists():
+        return
     try:
-        return (folder / name).read_bytes()
-    except FileNotFoundError as error:
-        raise T2Error(f"{folder} has no {name}: it is not an expert, or was not finished. An expert is {TENSORS} and {CARD}.") from error
-    except OSError as error:
-        raise T2Error(f"Cannot read {folder / name}: {error}.") from error
+        kind = read_json(folder / "adapter_config.json", what="adapter").get("peft_type", "PEFT")
+    except (T2Error, AttributeError):
+        kind = "PEFT"
+    raise T2Error(
+        f"{folder} is a {kind} adapter, not an expert: it has weights of its own, and no z. Evaluate it with lm_eval's own class "
+        f"(lm_eval --model hf --model_args pretrained=BASE,peft={folder}), or name it under `baselines:` in a benchmark file."
+    )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is a plain file name: letters, digits, `.`, `_` and `-`, not hidden."""
+    return re.fullmatch(r"[\w.-]+", name) is not None and not name.startswith(".")
 
 
 def no_directory(path: Path) -> str:

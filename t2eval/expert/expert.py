@@ -3,9 +3,7 @@
 An expert is a directory: `expert.safetensors` (a float32 tensor `z/<module path>` a matrix), `expert.json` (the card) and `README.md`
 (a model card for the Hub). Nothing is ever unpickled without `weights_only`.
 
-Deviations from the reference implementation:
-    1. Mixing mixes trained z, as the paper's text has it; the implementation's older checkpoints mix raw p.
-    2. `import_reference` takes sigmoid(p) in float32; the implementation rounds it to bfloat16.
+Deviation from the reference implementation: mixing mixes trained z, as the paper's text has it; its older checkpoints mix raw p.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -30,6 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from t2eval import __version__
+from t2eval.basemodel.load import base_identity
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.expert.card import (
     CARD,
@@ -41,15 +39,15 @@ from t2eval.expert.card import (
     ModuleCard,
     Score,
     TrainingRecord,
+    is_plain,
     read_card,
     read_part,
 )
-from t2eval.expert.import_sakana import raw_parameters
 from t2eval.expert.model_card import model_card
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.fingerprint import fingerprint_difference
-from t2eval.svf.matrices import all_matrices
-from t2eval.svf.scales import mix_scales, renormalise
+from t2eval.svf.matrices import all_matrices, plain
+from t2eval.svf.scales import mix_scales
 from t2eval.svf.selection import remapped_paths
 
 __all__ = [
@@ -58,7 +56,6 @@ __all__ = [
     "ExpertCard",
     "Score",
     "TrainingRecord",
-    "import_reference",
     "mix",
 ]
 
@@ -110,9 +107,13 @@ class Expert:
         Raises:
             UsageError: a name that is not a plain file name.
         """
-        _check_name(name)
+        check_name(name)
         card = self.card.model_copy(update={"name": name, "label": self.label if label is None else label})
         return replace(self, card=card)
+
+    def with_parameterisation(self, parameterisation: Literal["direct", "sigmoid-renorm"]) -> Expert:
+        """The same z, said to come from another form of raw parameters."""
+        return replace(self, card=self.card.model_copy(update={"parameterisation": parameterisation}))
 
     @classmethod
     def from_adapted(
@@ -142,14 +143,14 @@ class Expert:
         Raises:
             T2Error: z of an unknown matrix, of a wrong length, or not finite; a name that is not a plain file name.
         """
-        _check_name(name)
-        tensors = {path: value.detach().to("cpu", torch.float32).contiguous().clone() for path, value in z.items()}
+        check_name(name)
+        tensors = {path: plain(value, f"z of {path}").detach().to("cpu", torch.float32).contiguous().clone() for path, value in z.items()}
         if not tensors:
             raise UsageError(f"Expert {name!r} has no z: give at least one matrix.")
         for path, value in tensors.items():
             if path not in adapted.bases:
                 raise unknown("adapted matrix", path, adapted.paths)
-            _check_tensor(f"Expert {name!r}", path, value, adapted.bases[path].rank)
+            check_tensor(f"Expert {name!r}", path, value, adapted.bases[path].rank)
         card = ExpertCard(
             name=name,
             label=label,
@@ -204,7 +205,7 @@ class Expert:
         content = read_part(folder, TENSORS)
         try:
             stored = load_tensors(content)
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # whatever a header may say
             raise T2Error(f"{folder / TENSORS} is damaged or cut off ({error}). Copy the expert again.") from error
         foreign = sorted(name for name in stored if not name.startswith("z/"))
         tensors = {name.removeprefix("z/"): tensor for name, tensor in stored.items() if name.startswith("z/")}
@@ -213,7 +214,7 @@ class Expert:
         if extra := foreign + sorted(f"z/{name}" for name in set(tensors) - set(card.modules)):
             raise T2Error(f"{folder / TENSORS} holds the tensor {extra[0]}, which {CARD} does not list ({len(extra)} extra in all).")
         for name, tensor in tensors.items():
-            _check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
+            check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
         return cls({name: tensors[name] for name in card.modules}, card, content)
 
     def remapped(self, model: Any) -> Expert:
@@ -255,8 +256,9 @@ class Expert:
                 raise T2Error(self._missing_matrix(adapted, path))
             if basis.shape != module.shape or basis.side != module.side:
                 raise T2Error(
-                    f"Expert {self.name!r}: matrix {path} has shape {module.shape} (side {module.side}) in the expert, "
-                    f"and {basis.shape} (side {basis.side}) in this model. Load {self.card.base_model.id}."
+                    f"Expert {self.name!r} was trained on {self.card.base_model.id}, and this is {model_name(adapted.model)}: "
+                    f"matrix {path} has shape {module.shape} (side {module.side}) in the expert, and {basis.shape} "
+                    f"(side {basis.side}) in this model."
                 )
         self._check_bases(adapted, allow_basis_mismatch)
 
@@ -265,7 +267,10 @@ class Expert:
             return f"Expert {self.name!r} scales {path}, which is not adapted here: attach with modules='all', layers='all'."
         near = difflib.get_close_matches(path, adapted.paths, n=2)
         hint = f" Near it: {', '.join(near)}." if near else ""
-        return f"Expert {self.name!r} scales {path}, which this model does not have.{hint} Load {self.card.base_model.id}."
+        return (
+            f"Expert {self.name!r} was trained on {self.card.base_model.id}, and this is {model_name(adapted.model)}: it scales "
+            f"{path}, which this model does not have.{hint}"
+        )
 
     def _check_bases(self, adapted: Adapted, allow: bool) -> None:
         found = adapted.fingerprint(self.z)
@@ -303,52 +308,36 @@ def mix(
     return mix_scales([expert.z for expert in experts], alphas, form)
 
 
-def import_reference(
-    path: str | Path,
-    adapted: Adapted,
-    *,
-    name: str,
-    label: str,
-    description: str,
-    base_id: str,
-    revision: str | None = None,
-) -> Expert:
-    """Convert a checkpoint of the reference implementation (SakanaAI/self-adaptive-llms): `learnable_params.pt` or a policy's state dict.
-
-    The file holds raw p, by parameter name or numbered in the order of the model's parameters with "mlp" in their names. Its scale is
-    z = sigmoid(p) Σσ / Σ(σ sigmoid(p)), so σ comes from `adapted`, which must be the base model that the checkpoint was trained on: the
-    file says nothing about it.
+def check_name(name: str) -> None:
+    """Refuse a name that is not a plain file name.
 
     Raises:
-        T2Error: no such file, not a checkpoint of this kind, or one of another model.
+        UsageError: it is not.
     """
-    raw = raw_parameters(Path(path), adapted)
-    z = {}
-    for parameter, p in raw.items():
-        matrix = parameter.removesuffix(".weight")
-        if matrix not in adapted.bases:
-            raise T2Error(
-                f"{path} holds {parameter}. {unknown('adapted matrix', matrix, adapted.paths)} Attach the model with modules='all'."
-            )
-        rank = adapted.bases[matrix].rank
-        _check_tensor(str(path), matrix, p.float(), rank)
-        z[matrix] = renormalise(torch.sigmoid(p.detach().to("cpu", torch.float32)), adapted.bases[matrix].sigma.cpu(), matrix)
-    expert = Expert.from_adapted(adapted, z, name=name, label=label, description=description, base_id=base_id, revision=revision)
-    return Expert(expert.z, expert.card.model_copy(update={"parameterisation": "sigmoid-renorm"}), expert._content)
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+    if not is_plain(name):
         raise UsageError(f"An expert's name is a plain file name (letters, digits, '.', '_', '-'), not {name!r}.")
 
 
-def _check_tensor(where: str, path: str, tensor: Tensor, rank: int) -> None:
+def check_tensor(where: str, path: str, tensor: Tensor, rank: int) -> None:
+    """Refuse what is not z of a matrix: (rank,) finite float32 numbers in memory.
+
+    Raises:
+        T2Error: it is something else.
+    """
     if tensor.dtype != torch.float32:
         raise T2Error(f"{where}: z of {path} is {tensor.dtype}, not torch.float32.")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        raise T2Error(f"{where}: z of {path} is no plain tensor ({'without values' if tensor.is_meta else tensor.layout}).")
     if tuple(tensor.shape) != (rank,):
         raise T2Error(f"{where}: z of {path} has shape {tuple(tensor.shape)}, not ({rank},).")
     if not bool(torch.isfinite(tensor).all()):
         raise T2Error(f"{where}: z of {path} holds values that are not finite.")
+
+
+def model_name(model: Any) -> str:
+    """What a loaded model is called in a message: its id, and its class."""
+    identity = base_identity(model) if hasattr(model, "config") else {"id": "a model without a configuration"}
+    return f"{identity['id']} ({type(model).__name__})"
 
 
 def _architecture(model: Any) -> str:

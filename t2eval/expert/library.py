@@ -1,4 +1,4 @@
-"""The library: experts as files that are loaded together, mixed, merged into a plain model, and shared."""
+"""The library: experts as files that are loaded together, and mixed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from t2eval.basemodel.load import base_identity, load_base
+import torch
+
+from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.card import CARD, TENSORS, no_directory
-from t2eval.expert.expert import Expert, import_reference, mix
+from t2eval.expert.card import CARD, TENSORS, no_directory, refuse_adapter
+from t2eval.expert.expert import Expert, mix, model_name
 from t2eval.paths import joined
 from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.matrices import all_matrices
 
 
 def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
@@ -35,6 +38,7 @@ def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
         if (folder / CARD).exists():
             folders.append(folder)
             continue
+        refuse_adapter(folder)
         inside = sorted(child for child in folder.iterdir() if (child / CARD).exists() or (child / TENSORS).exists())
         if not inside:
             raise T2Error(
@@ -50,20 +54,31 @@ def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
     return experts
 
 
-def adapted_base(experts: Sequence[Expert], model: str | None = None) -> tuple[Adapted, list[Expert], Any]:
+def adapted_base(
+    experts: Sequence[Expert], model: str | None = None, dtype: str | torch.dtype = "auto"
+) -> tuple[Adapted, list[Expert], Any]:
     """The base model of experts with their matrices attached, the experts with its module paths, and its tokenizer or processor.
 
     Args:
         experts: of one base model; all of their matrices are attached.
         model: another name or path of the same base, or a vision-language model that contains it; default: the one that the first
             expert's card names.
+        dtype: as in `load_base`.
 
     Raises:
         T2Error: the model cannot be loaded, or an expert does not fit it.
     """
     base = experts[0].card.base_model
-    loaded, reader = load_base(model or base.id, revision=None if model else base.revision)
+    loaded, reader = load_base(model or base.id, revision=None if model else base.revision, dtype=dtype)
     remapped = [expert.remapped(loaded) for expert in experts]
+    own = all_matrices(loaded)
+    for expert in remapped:
+        if missing := next((path for path in expert.z if path not in own), None):
+            theirs = expert.card.base_model.id
+            raise T2Error(
+                f"Expert {expert.name!r} was trained on {theirs}, and this is {model_name(loaded)}: it has no matrix {missing}. "
+                "Experts that are used together are of one base model."
+            )
     adapted = attach(loaded, paths=list(dict.fromkeys(path for expert in remapped for path in expert.z)))
     for expert in remapped:
         expert.check(adapted)
@@ -113,87 +128,3 @@ def save_mix(
     )
     mixed.save(output)
     return mixed
-
-
-def export_merged(expert: str | Path, output: str | Path, *, model: str | None = None) -> Path:
-    """Write the base model with an expert merged into its weights: a plain Hugging Face model, for any engine.
-
-    Args:
-        expert: its directory.
-        output: a new or empty folder.
-        model: the base model, if not under the name on the card.
-
-    Raises:
-        UsageError: `output` holds something already.
-        T2Error: the expert does not fit the model.
-    """
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder.")
-    adapted, (chosen,), reader = adapted_base([Expert.load(expert)], model)
-    with adapted.merged(chosen.z):
-        merged = {path: adapted.model.get_submodule(path).weight for path in chosen.z}
-    adapted.detach()
-    for path, weight in merged.items():
-        adapted.model.get_submodule(path).weight = weight
-    adapted.model.save_pretrained(folder)
-    reader.save_pretrained(folder)
-    return folder
-
-
-def convert_reference(
-    file: str | Path, output: str | Path, *, model: str | None, name: str | None = None, label: str = "imported", description: str = ""
-) -> Expert:
-    """Convert a `.pt` file of the reference implementation (read with `weights_only=True`) and save it.
-
-    Args:
-        file: the reference's file.
-        output: directory of the expert.
-        model: the base model that it was trained on; None: the embedded base.
-        name: default: the directory's name.
-        label: skill label.
-        description: one line for dispatch prompts.
-    """
-    loaded, _ = load_base(model)
-    base = base_identity(loaded)
-    expert = import_reference(
-        file,
-        attach(loaded),
-        name=name or Path(output).name,
-        label=label,
-        description=description,
-        base_id=base["id"] or str(model),
-        revision=base["revision"],
-    )
-    expert.save(output)
-    return expert
-
-
-def push(expert: str | Path, repository: str, *, private: bool = False) -> str:
-    """Upload an expert's directory to the Hugging Face hub, after checking that it loads.
-
-    Args:
-        expert: its directory.
-        repository: `owner/name`; made if it does not exist.
-        private: make it private.
-
-    Returns:
-        Its address.
-
-    Raises:
-        T2Error: no connection, no permission, or offline mode.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    Expert.load(expert)
-    hub = HfApi()
-    try:
-        hub.create_repo(repository, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repository, folder_path=str(expert), allow_patterns=["expert.*", "README.md", "*.png"])
-    except (OfflineModeIsEnabled, LocalTokenNotFoundError, HfHubHTTPError, ConnectionError, OSError) as error:
-        raise T2Error(
-            f"{repository} could not be uploaded: {error}\n"
-            "Check the connection (HF_HUB_OFFLINE must not be set) and log in: `hf auth login`."
-        ) from error
-    return f"{repository} on the hub"

@@ -28,7 +28,7 @@ from t2eval.paths import cache_dir as default_cache
 from t2eval.svf.bases import Basis, BasisStore
 from t2eval.svf.fingerprint import fingerprint, project_probes
 from t2eval.svf.hooks import Scales
-from t2eval.svf.matrices import decoder_layers, find_matrices
+from t2eval.svf.matrices import decoder_layers, find_matrices, plain
 from t2eval.svf.merge import KEEP_BASE, KeepBase, change
 from t2eval.svf.scales import PARAMETERISATIONS, mix_scales, renormalise, to_scale
 from t2eval.svf.selection import left_out, refuse_bypassed, target_paths
@@ -227,6 +227,17 @@ class Adapted:
         finally:
             self.unmerge()
 
+    def bake(self, z: Scales) -> None:
+        """Write W' for good and take everything off: the model is then a plain one with these weights.
+
+        Raises:
+            T2Error: as `merge`.
+        """
+        self._merge(z, partly=False)
+        self._state.merger.keep()
+        self._mode.merged = False
+        self.detach()
+
     @property
     def is_merged(self) -> bool:
         """Whether z is merged now."""
@@ -277,7 +288,7 @@ class Adapted:
                 raise unknown("adapted matrix", path, self.paths)
             rank = self.bases[path].rank
             expected = (rank,) if sequences is None else (sequences, rank)
-            if tuple(value.shape) != expected:
+            if tuple(plain(value, f"z of {path}").shape) != expected:
                 raise T2Error(f"z of {path} has shape {tuple(value.shape)}; this matrix needs {expected}.")
             with torch.inference_mode(False), torch.no_grad():
                 own = value.detach().to("cpu", torch.float32, copy=True)

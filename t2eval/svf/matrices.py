@@ -77,6 +77,30 @@ class Matrix:
         return otherwise if held is None else held.dtype
 
 
+def plain(tensor: Any, what: str) -> Tensor:
+    """A tensor of real numbers in memory, as it is.
+
+    Raises:
+        T2Error: it is sparse, nested, quantised, complex, without values (meta), or no tensor.
+    """
+    if not isinstance(tensor, Tensor):
+        raise T2Error(f"{what} is a {type(tensor).__name__}, not a tensor.")
+    problem = (
+        "has no values (it is on the meta device)" if tensor.is_meta
+        else f"is {str(tensor.layout).removeprefix('torch.')}, not dense" if tensor.layout != torch.strided or tensor.is_nested
+        else "is quantised" if tensor.is_quantized
+        else f"holds {str(tensor.dtype).removeprefix('torch.')} values, not real numbers" if not _is_real(tensor.dtype)
+        else None
+    )  # fmt: skip
+    if problem is not None:
+        raise T2Error(f"{what} {problem}.")
+    return tensor
+
+
+def _is_real(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
 def module_bias(module: nn.Module) -> Tensor | None:
     """The bias of a linear map, or None."""
     bias = getattr(module, "bias", None)

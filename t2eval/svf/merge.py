@@ -222,6 +222,11 @@ class Merger:
             else:
                 self._write_over(held)
 
+    def keep(self) -> None:
+        """Let the merged weights stand for good: nothing can put the base's back."""
+        self._held.clear()
+        self._copies.clear()
+
     def drop(self) -> None:
         """Put the very same base weights back and forget the merged ones."""
         for slot, held in self._held.items():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from t2eval.basemodel import load as room
 from t2eval.basemodel.load import base_identity, embedded_base_dir, embedded_baseline_dir, embedded_library_dir, load_base
@@ -135,6 +136,60 @@ def test_the_hubs_own_answers(error: Any, message: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(room.HfApi, "model_info", answer)
     with pytest.raises(T2Error, match=message):
         load_base("someone/model", revision="v9")
+
+
+def http_error(status: int) -> HfHubHTTPError:
+    error = HfHubHTTPError.__new__(HfHubHTTPError)
+    Exception.__init__(error, f"{status} of the Hub")
+    error.response = SimpleNamespace(status_code=status)
+    return error
+
+
+@pytest.fixture
+def cached(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that is in the Hub's cache on this machine."""
+    place = tmp_path / "hub" / "models--someone--model"
+    shutil.copytree(folder, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "someone/model"
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 429])
+def test_a_hub_that_is_out_of_order_does_not_defeat_a_cached_model(status: int, cached: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise http_error(status)
+
+    monkeypatch.setattr(room.HfApi, "model_info", broken)
+    model, _ = load_base(cached)
+    assert base_identity(model) == base_identity(cached)
+    with pytest.raises(T2Error, match="someone/other is neither a folder nor in the local cache"):
+        load_base("someone/other")
+
+
+def test_a_hub_that_breaks_off_while_files_are_asked_for(cached: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = room.AutoConfig.from_pretrained, []
+
+    def from_pretrained(source: str, **options: Any) -> Any:
+        asked.append(options["local_files_only"])
+        if not options["local_files_only"]:
+            raise OSError("files cannot be had") from http_error(503)
+        return real(source, **options)
+
+    monkeypatch.setattr(room.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(room.AutoConfig, "from_pretrained", from_pretrained)
+    load_base(cached)
+    assert asked[0] is False and all(asked[1:])
+
+
+def test_the_hubs_refusal_is_one_message(cached: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise http_error(403)
+
+    monkeypatch.setattr(room.HfApi, "model_info", refuse)
+    with pytest.raises(T2Error, match="The Hub does not give the model someone/model: 403 of the Hub"):
+        load_base(cached)
 
 
 def test_other_faults_are_not_dressed_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def test_what_the_hub_says_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     gated = answer(bare(GatedRepoError)) or ""
     assert "ask for access at https://huggingface.co/org/model, then run `hf auth login`" in gated
     assert "There is no model 'org/model'" in (answer(bare(RepositoryNotFoundError)) or "")
-    assert "the hub cannot be reached (no route)" in (answer(ConnectionError("no route")) or "")
+    assert "the Hub cannot be reached (no route)" in (answer(ConnectionError("no route")) or "")
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.expert import Expert, Score, TrainingRecord, import_reference, mix
+from t2eval.expert.expert import Expert, Score, TrainingRecord, mix
+from t2eval.expert.import_sakana import from_sakana
 from t2eval.expert.model_card import model_card
 from t2eval.svf.adapted import Adapted, attach
 from tests.tiny import tiny_model
@@ -176,6 +178,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign tensor": (edit_tensors(lambda t: t.update({"w": torch.ones(3)})), "holds the tensor w"),
     "not finite": (edit_tensors(lambda t: t[f"z/{UP}"].fill_(float("inf"))), f"z of {UP} holds values that are not finite"),
     "dtype": (edit_tensors(lambda t: t.update({f"z/{UP}": t[f"z/{UP}"].half()})), f"z of {UP} is torch.float16, not torch.float32"),
+    "hidden name": (edit_card(lambda c: c.update(name="../maths")), "name: Value error, a name is a plain file name"),
+    "two lines": (edit_card(lambda c: c.update(label="math\nothers")), "label: Value error, a label is one line"),
+    "version is no number": (edit_card(lambda c: c.update(format_version=True)), "no format_version"),
+    "empty matrix": (edit_card(lambda c: c["modules"][UP].update(shape=[0, 3], side="output", rank=0)), "greater than 0"),
+    "deep": (lambda f: (f / "expert.json").write_text("[" * 100_000), "not valid JSON"),
+    "NaN": (lambda f: (f / "expert.json").write_text('{"format_version": NaN}'), "not valid JSON"),
+    "FIFO card": (lambda f: ((f / "expert.json").unlink(), os.mkfifo(f / "expert.json")), "no regular file"),
+    "FIFO tensors": (lambda f: ((f / "expert.safetensors").unlink(), os.mkfifo(f / "expert.safetensors")), "no regular file"),
+    "device": (lambda f: ((f / "expert.json").unlink(), (f / "expert.json").symlink_to("/dev/zero")), "no regular file"),
+    "directory": (lambda f: ((f / "expert.json").unlink(), (f / "expert.json").mkdir()), "no regular file"),
+    "complex": (edit_tensors(lambda t: t.update({f"z/{UP}": t[f"z/{UP}"].to(torch.complex64)})), f"z of {UP} is torch.complex64"),
     "length": (edit_tensors(lambda t: t.update({f"z/{UP}": torch.ones(31)})), rf"z of {UP} has shape \(31,\), not \(32,\)"),
 }
 
@@ -295,6 +308,36 @@ def test_wrong_z_makes_no_expert(adapted: Adapted) -> None:
             make_from(adapted, z_of(adapted), name=name, **settings)
 
 
+HOSTILE: dict[str, tuple[Callable[[torch.Tensor], object], str]] = {
+    "sparse": (lambda z: z.to_sparse(), "is sparse_coo, not dense"),
+    "meta": (lambda z: z.to("meta"), "has no values"),
+    "complex": (lambda z: z.to(torch.complex64), "holds complex64 values"),
+    "boolean": (lambda z: z > 0, "holds bool values"),
+    "quantised": (lambda z: torch.quantize_per_tensor(z, 0.1, 0, torch.qint8), "is quantised"),
+    "list": (lambda z: z.tolist(), "is a list, not a tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.filterwarnings("ignore")
+def test_z_is_a_plain_tensor_of_real_numbers(adapted: Adapted, tmp_path: Path, kind: str) -> None:
+    change, message = HOSTILE[kind]
+    odd: Any = change(torch.ones(32))
+    settings = {"name": "x", "label": "x", "description": "x", "base_id": "x"}
+    for use in (
+        lambda: Expert.from_adapted(adapted, {UP: odd}, **settings),
+        lambda: adapted.set_z({UP: odd}),
+        lambda: adapted.merge({UP: odd}),
+    ):
+        with pytest.raises(T2Error, match=message):
+            use()
+    assert not adapted.is_merged
+    if isinstance(odd, torch.Tensor):
+        torch.save({f"{UP}.weight": odd}, tmp_path / "params.pt")
+        with pytest.raises(T2Error, match=f"{message}|cannot be read as tensors only"):
+            from_sakana(tmp_path / "params.pt", adapted, **settings)
+
+
 def reference_file(path: Path, adapted: Adapted, numbered: bool) -> dict[str, torch.Tensor]:
     paths = [p for p in adapted.paths if "mlp" in p]
     raw = {f"{p}.weight": (0.1 + 0.5 * torch.randn(adapted.bases[p].rank)).bfloat16() for p in paths}
@@ -307,7 +350,7 @@ def reference_file(path: Path, adapted: Adapted, numbered: bool) -> dict[str, to
 @pytest.mark.parametrize("numbered", [False, True])
 def test_imports_the_references_checkpoints(adapted: Adapted, tmp_path: Path, numbered: bool) -> None:
     raw = reference_file(tmp_path / "params.pt", adapted, numbered)
-    expert = import_reference(tmp_path / "params.pt", adapted, name="m", label="math", description="d", base_id="someone/tiny")
+    expert = from_sakana(tmp_path / "params.pt", adapted, name="m", label="math", description="d", base_id="someone/tiny")
     assert expert.card.parameterisation == "sigmoid-renorm" and set(expert.z) == {name.removesuffix(".weight") for name in raw}
     for name, p in raw.items():
         weight = adapted.model.get_parameter(name).double()
@@ -332,6 +375,9 @@ def test_refuses_what_is_no_reference_checkpoint(adapted: Adapted, tmp_path: Pat
         ({**good, name: torch.full((32,), float("nan"))}, "not finite"),
         ({"learnable_params_module_list.0": torch.ones(32)}, "holds 1 matrices; this model has 6"),
         ({"adaptive_weights": torch.ones(3)}, "weighted combination"),
+        ({"learnable_params_module_list.x": torch.ones(32), **{str(i): torch.ones(32) for i in range(5)}}, "beside numbered ones, 0 to 5"),
+        ({f"learnable_params_module_list.{i}": torch.ones(32) for i in range(4, 10)}, "beside numbered ones, 0 to 5"),
+        ({1: torch.ones(32)}, "Unknown adapted matrix '1'"),
         ([1, 2], "not a dictionary of tensors"),
         ({}, "not a dictionary of tensors"),
         (Path("x"), "cannot be read as tensors only"),
@@ -339,9 +385,9 @@ def test_refuses_what_is_no_reference_checkpoint(adapted: Adapted, tmp_path: Pat
     for content, message in cases:
         torch.save(content, path)
         with pytest.raises(T2Error, match=message):
-            import_reference(path, adapted, **settings)
+            from_sakana(path, adapted, **settings)
     path.write_bytes(b"no archive")
     with pytest.raises(T2Error, match="cannot be read as tensors only"):
-        import_reference(path, adapted, **settings)
+        from_sakana(path, adapted, **settings)
     with pytest.raises(T2Error, match=r"no file .*Did you mean .*params\.pt"):
-        import_reference(tmp_path / "param.pt", adapted, **settings)
+        from_sakana(tmp_path / "param.pt", adapted, **settings)

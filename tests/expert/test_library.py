@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from t2eval import cli
 from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error, UsageError
+from t2eval.expert.card import TrainingRecord
 from t2eval.expert.expert import Expert
-from t2eval.expert.library import adapted_base, convert_reference, export_merged, load_library, push, save_mix
+from t2eval.expert.export import export_merged, push, without_paths
+from t2eval.expert.import_sakana import import_sakana
+from t2eval.expert.library import adapted_base, load_library, save_mix
+from t2eval.paths import experts_dir
 from t2eval.svf.adapted import attach
-from tests.tiny import save_tiny
+from t2eval.svf.merge import compose
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 TOKENS = torch.tensor([[5, 9, 40, 7, 100, 3]])
 
@@ -105,6 +112,71 @@ def test_export_is_a_plain_model_with_the_experts_outputs(base: Path, library: P
     assert (tmp_path / "model" / "tokenizer_config.json").is_file()
 
 
+def test_export_keeps_the_checkpoints_dtype_and_its_card_names_the_expert(library: Path, tmp_path: Path) -> None:
+    base = tmp_path / "half"
+    tiny_model(dtype=torch.bfloat16).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    adapted = attach(load_base(str(base))[0])
+    generator = torch.Generator().manual_seed(2)
+    z = {path: 1 + 0.3 * torch.randn(basis.rank, generator=generator) for path, basis in adapted.bases.items()}
+    expert = Expert.from_adapted(adapted, z, name="sums", label="math", description="Sums.", base_id=str(base))
+    expert.save(tmp_path / "sums")
+    export_merged(tmp_path / "sums", tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype="auto")
+    assert {weight.dtype for weight in plain.parameters()} == {torch.bfloat16}
+    original = tiny_model(dtype=torch.bfloat16)
+    for path, basis in adapted.bases.items():
+        expected = compose(original.get_parameter(f"{path}.weight"), basis, z[path]).bfloat16()
+        assert torch.equal(plain.get_parameter(f"{path}.weight"), expected)
+    card = (tmp_path / "plain" / "README.md").read_text()
+    assert "# half with the expert sums" in card and expert.sha256 in card and str(tmp_path) not in card
+    assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]
+
+
+def test_a_mixture_of_experts_is_exported_whole(tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=3, bos_token_id=256, eos_token_id=257, pad_token_id=257,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    adapted = attach(load_base(str(tmp_path / "base"))[0])
+    z = {path: 1 + 0.3 * torch.randn(basis.rank) for path, basis in adapted.bases.items()}
+    Expert.from_adapted(adapted, z, name="m", label="m", description="", base_id=str(tmp_path / "base")).save(tmp_path / "m")
+    adapted.set_z(Expert.load(tmp_path / "m").z)
+    export_merged(tmp_path / "m", tmp_path / "plain")
+    plain, _ = load_base(str(tmp_path / "plain"))
+    torch.testing.assert_close(plain(TOKENS).logits, adapted.model(TOKENS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_of_two_models_are_not_used_together(library: Path, tmp_path: Path) -> None:
+    for number, (other, said) in enumerate(
+        (
+            (tiny_model(num_hidden_layers=3), r"this is .*model \(LlamaForCausalLM\): it has no matrix model\.layers\.2\."),
+            (tiny_model(intermediate_size=96), r"this is .*model \(LlamaForCausalLM\): matrix \S+ has shape \(96, 32\)"),
+            (tiny_model("gpt2"), r"this is .*model \(LlamaForCausalLM\): it has no matrix transformer\.h\.0"),
+        )
+    ):
+        adapted = attach(other)
+        z = {path: torch.full((basis.rank,), 1.1) for path, basis in adapted.bases.items()}
+        folder = tmp_path / f"expert-{number}"
+        Expert.from_adapted(adapted, z, name="code", label="code", description="", base_id="someone/other").save(folder)
+        with pytest.raises(T2Error, match=f"Expert 'code' was trained on someone/other, and {said}"):
+            save_mix([library / "math", folder], [0.5, 0.5], tmp_path / "mixed")
+        with pytest.raises(T2Error, match=f"Expert 'code' was trained on someone/other, and {said}"):
+            export_merged(folder, tmp_path / "plain", model=str(library.parent / "model"))
+    assert not (tmp_path / "mixed").exists() and not (tmp_path / "plain").exists()
+
+
+def test_a_peft_adapter_is_called_that(library: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "lora"
+    get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    for use in (lambda: Expert.load(adapter), lambda: load_library(adapter), lambda: load_library(f"{library / 'math'}+{adapter}")):
+        with pytest.raises(T2Error, match=r"lora is a LORA adapter, not an expert: .*peft="):
+            use()
+
+
 def test_export_does_not_overwrite(library: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="not an empty folder"):
@@ -123,7 +195,7 @@ def test_import_of_the_references_file(base: Path, tmp_path: Path) -> None:
     assert set(imported.z) == set(adapted.bases)
     assert (imported.label, imported.card.parameterisation) == ("math", "sigmoid-renorm")
     with pytest.raises(T2Error, match="absent.pt"):
-        convert_reference(tmp_path / "absent.pt", tmp_path / "x", model=str(base))
+        import_sakana(tmp_path / "absent.pt", tmp_path / "x", model=str(base))
 
 
 def test_list_and_show(library: Path) -> None:
@@ -146,6 +218,41 @@ def test_a_missing_expert_is_one_message(library: Path) -> None:
         assert result.exit_code in (1, 2)
         assert result.stderr.startswith("Error: ")
         assert str(library) in result.stderr
+
+
+def test_no_path_of_this_machine_is_pushed(library: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = TrainingRecord(
+        task="gsm8k", seed=0, objective="reinforce", steps=1, seconds=1.0,
+        hyperparameters={
+            "model": str(base), "recipe": ["~/recipes/math.yaml", {"path": "../up/here.yaml"}], "lr": 0.1, "rate": "a/b", "hub": "me/x"
+        },
+    )  # fmt: skip
+    expert = Expert.load(library / "math")
+    described = expert.card.model_copy(update={"training": record, "description": f"From {base}/x.json, see https://example.org/a/b."})
+    folder = replace(expert, card=described).save(tmp_path / "math")
+    (folder / "figure.png").write_bytes(b"png")
+    (folder / "log.txt").write_text(str(base))
+    pushed: dict[str, str] = {}
+
+    def upload(_: object, *, repo_id: str, folder_path: str, allow_patterns: list[str]) -> None:
+        pushed.update({file.name: file.read_bytes().decode("latin-1") for file in Path(folder_path).iterdir()})
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    push(folder, "someone/math")
+    assert sorted(pushed) == ["README.md", "expert.json", "expert.safetensors", "figure.png"]
+    for text in (pushed["README.md"], pushed["expert.json"]):
+        assert str(base) not in text and str(tmp_path) not in text and "~/" not in text and "../" not in text
+    card = json.loads(pushed["expert.json"])
+    assert card["base_model"]["id"] == "model" and card["modules"] == json.loads((folder / "expert.json").read_text())["modules"]
+    assert card["description"] == "From x.json, see https://example.org/a/b."
+    assert card["training"]["hyperparameters"] == {
+        "model": "model", "recipe": ["math.yaml", {"path": "here.yaml"}], "lr": 0.1, "rate": "a/b", "hub": "me/x"
+    }  # fmt: skip
+    push(folder, "someone/math", base_model="someone/tiny")
+    assert json.loads(pushed["expert.json"])["base_model"]["id"] == "someone/tiny" and "base_model: someone/tiny" in pushed["README.md"]
+    shipped = Expert.load(next(experts_dir().glob("library/*/*/expert.json")).parent).card
+    assert without_paths(shipped) == shipped
 
 
 def test_push_says_that_the_hub_cannot_be_reached(library: Path) -> None:
