@@ -17,7 +17,7 @@ from typing import Any
 
 from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
 from t2eval.bench.worker import default_device
-from t2eval.environment.loading import quiet_lm_eval
+from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
 from t2eval.training.config import TrainConfig, changed_setting

@@ -20,7 +20,8 @@ import t2eval
 from t2eval.bench.plan import BASELINES, DISPATCH, STRATEGIES, BenchConfig, Cell, open_tasks, task_label
 from t2eval.bench.rows import Row, Sample, is_disk_full, write_samples
 from t2eval.environment.harness import evaluate_task, load, metric_names
-from t2eval.environment.loading import is_ours, quiet_lm_eval
+from t2eval.environment.loading import is_ours
+from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.environment.runs import own_metadata
 from t2eval.errors import T2Error, unknown
 from t2eval.paths import joined

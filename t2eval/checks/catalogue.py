@@ -1,13 +1,16 @@
-"""The catalogue: t2eval's own tasks, with splits, sizes and what they need."""
+"""The catalogue: t2eval's tasks and those of a folder of one's own, with splits, sizes and what they need."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from t2eval.environment import harness
+from t2eval.environment.loading import is_ours, load_task
+from t2eval.errors import UsageError
 from t2eval.paths import tasks_dir
 
 _ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
@@ -37,12 +40,24 @@ class TaskEntry:
         return asdict(self)
 
 
-def list_tasks() -> list[TaskEntry]:
-    """All tasks of `t2eval/tasks`, by name. Tasks that need the hub are described from their YAMLs, without a download."""
+def list_tasks(include_path: Path | None = None) -> list[TaskEntry]:
+    """All tasks of `t2eval/tasks`, by name, after those of a folder of one's own. What needs the hub is described from its YAML.
+
+    Args:
+        include_path: a further folder with task YAMLs.
+
+    Raises:
+        T2Error: a task's YAML or data cannot be read, or the folder has none.
+    """
     # Each load tells how a custom dataset can be given arguments, which is no news here.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = harness.open_index([str(tasks_dir())], defaults=False)
-    return [_entry(manager, name) for name in manager.all_subtasks]
+    manager = harness.open_index([str(folder) for folder in (tasks_dir(), include_path) if folder], defaults=False)
+    own, ours = [], []
+    for name in manager.all_subtasks:
+        (ours if is_ours(manager, name) else own).append(name)
+    if include_path is not None and not own:
+        raise UsageError(f"No task was found in {include_path}: no YAML file there, or below it, has a `task:` that lm-eval can read.")
+    return [_entry(manager, name) for name in own + ours]
 
 
 def _entry(manager: Any, name: str) -> TaskEntry:
@@ -52,7 +67,7 @@ def _entry(manager: Any, name: str) -> TaskEntry:
     splits = _roles(config, own)
     sizes: Mapping[str, int] = own.get("sizes") or {}
     if "hub" not in needs:
-        dataset = harness.load(manager, name).dataset
+        dataset = load_task(manager, name).dataset
         sizes = {split: len(dataset[split]) for split in dataset}
     counted = {role: sizes.get(split) for role, split in splits.items()}
     metrics = config.get("metric_list") or [{"metric": "–"}]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from t2eval.cli.settings import parse_settings
+from t2eval.cli.settings import FOLDER, parse_names, parse_seeds, parse_settings
 from t2eval.errors import UsageError
 
 GATE = 3
@@ -17,7 +17,7 @@ GATE = 3
 
 @click.command(epilog="Exit code: 0 every cell worked, 1 one failed (its row says why), or something that is needed is missing.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Folder of all that it leaves.  [default: runs/ and the FILE's name]")
+@click.option("--output", type=FOLDER, help="Folder of all that it leaves.  [default: runs/ and the FILE's name]")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what it will take: cells, trainings, data, downloads, memory, hours.")
 @click.option("--assume", multiple=True, metavar="KEY=VALUE", help="A figure for --plan, such as answer_speed=900. Repeatable.")
 @click.option("--executor", default="local", show_default=True, help="Where cells run.")
@@ -43,7 +43,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     """
     from t2eval.bench.plan import find_file, load_plan
 
-    seeds, methods = _seeds(options["seeds"]), options["methods"].split(",") if options["methods"] else None
+    seeds, methods = parse_seeds(options["seeds"]), parse_names("--methods", options["methods"])
     assumed = {"assume": parse_settings("--assume", assume)} if assume else {}
     plan = load_plan(find_file(file), {"limit": options["limit"], "seeds": seeds, "methods": methods, **assumed})
     output = output or Path("runs") / find_file(file).stem
@@ -72,15 +72,6 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     else:
         click.echo(f"{len(result.rows)} cells, {len(result.failed)} failed. Now: t2 leaderboard {output}")
     return result.exit_code
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--seeds takes numbers such as 0,1,2, not {text!r}.") from error
 
 
 @click.command(epilog="Exit code: 0, or 3 where --fail-on-regression found a significant one.")
@@ -128,9 +119,9 @@ def leaderboard(directory: Path, form: str, pair: tuple[str, str] | None, other:
 
 
 @click.command(epilog="Exit code: 0 every cell worked, 1 one failed (its row says why).")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for all results.")
+@click.option("--output", type=FOLDER, default=Path("runs/demo"), show_default=True, help="Folder for all results.")
 @click.option("--full", is_flag=True, help="Train all experts and baselines anew, instead of one expert.")
-@click.option("--workers", type=int, help="Processes.  [default: one a core, at most 8]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core, at most 8]")
 @click.option("--limit", type=click.IntRange(min=1), help="Test examples a task.")
 @click.option("--seeds", help="Comma-separated: 0 is (partly) trained here, others are shipped.  [default: 0 and all shipped]")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
@@ -145,7 +136,7 @@ def demo(output: Path, full: bool, workers: int | None, limit: int | None, seeds
       t2 demo
       t2 demo --full --output runs/demo-full
     """
-    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.environment.quiet import quiet_lm_eval
 
     quiet_lm_eval()
     from t2eval.checks.preflight import check_demo
@@ -159,7 +150,7 @@ def demo(output: Path, full: bool, workers: int | None, limit: int | None, seeds
         full=full,
         workers=workers,
         limit=limit or EXAMPLES,
-        seeds=_seeds(seeds),
+        seeds=parse_seeds(seeds),
         progress=lambda line: click.echo(line, err=True),
     )
     click.echo(done.board.to_json() if as_json else done.to_markdown())

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
+from t2eval.cli.settings import FILE, FOLDER
 from t2eval.errors import UsageError
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.group()
@@ -77,7 +76,7 @@ def _gain(scores: dict[str, Any]) -> str:
 
 
 @expert.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole card as JSON.")
 def show(path: Path, as_json: bool) -> None:
     """Show one expert: what it is for, its base model, how it was trained, its scores.
@@ -110,9 +109,9 @@ def show(path: Path, as_json: bool) -> None:
 
 
 @expert.command()
-@click.argument("experts", nargs=-1, required=True, type=_PATH)
+@click.argument("experts", nargs=-1, required=True, type=FOLDER)
 @click.option("--alphas", required=True, help="Comma-separated, one for each expert.")
-@click.option("--output", required=True, type=_PATH, help="Directory of the new expert.")
+@click.option("--output", required=True, type=FOLDER, help="Directory of the new expert.")
 @click.option("--form", type=click.Choice(["paper", "offset"]), default="paper", show_default=True, help="Σ α z, or 1 + Σ α (z - 1).")
 @click.option("--name", help="Of the new expert.  [default: the directory's name]")
 @click.option("--label", default="mix", show_default=True, help="Skill label.")
@@ -137,8 +136,8 @@ def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) ->
 
 
 @expert.command("import")
-@click.argument("file", type=_PATH)
-@click.option("--output", required=True, type=_PATH, help="Directory of the expert.")
+@click.argument("file", type=FILE)
+@click.option("--output", required=True, type=FOLDER, help="Directory of the expert.")
 @click.option("--model", help="The base model that it was trained on.  [default: the embedded base]")
 @click.option("--name", help="Of the expert.  [default: the directory's name]")
 @click.option("--label", default="imported", show_default=True, help="Skill label.")
@@ -157,9 +156,9 @@ def import_(file: Path, output: Path, **options: Any) -> None:
 
 
 @expert.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=FOLDER)
 @click.option("--merged", is_flag=True, required=True, help="Merge it into the weights (the only form so far).")
-@click.option("--output", required=True, type=_PATH, help="A new folder.")
+@click.option("--output", required=True, type=FOLDER, help="A new folder.")
 @click.option("--model", help="The base model.  [default: the one on the expert's card]")
 def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
     """Write the base model with the expert merged in: a plain Hugging Face model for vLLM, SGLang or transformers.
@@ -174,7 +173,7 @@ def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
 
 
 @expert.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=FOLDER)
 @click.argument("repository")
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--base-model", help="The base model's name on the Hub, for the card.  [default: as the expert has it, without folders]")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
+from t2eval.cli.settings import FOLDER
 from t2eval.errors import UsageError
 
 
 @click.command(epilog="Exit code: 0 done, 1 a cell or training failed: run again, what is finished is kept.")
 @click.argument("name", metavar="[ITEM]", required=False)
 @click.option("--list", "listed", is_flag=True, help="The items, and what each measures.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for all results; items share what they have in common in it.")
+@click.option("--output", type=FOLDER, help="Folder for all results; items share what they have in common in it.")
 @click.option(
     "--preset", "chosen", default="embedded", show_default=True, help="embedded; or, on a GPU, paper, paper-mistral-7b, paper-llama3-70b."
 )
@@ -49,7 +50,7 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
     from t2eval.paper.presets import preset
 
     settings = preset(chosen, quick=quick)
-    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.environment.quiet import quiet_lm_eval
     from t2eval.paper.lab import Lab
     from t2eval.paper.report import REPORT, run_all, run_item
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
+from t2eval.cli.settings import EXISTING_FOLDER
 from t2eval.paths import tasks_dir
 
 
 @click.group(invoke_without_command=True)
+@click.option("--include-path", type=EXISTING_FOLDER, help="A folder with task YAMLs of your own: they are listed too, first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tasks as JSON.")
 @click.pass_context
-def tasks(context: click.Context, as_json: bool) -> None:
+def tasks(context: click.Context, include_path: Path | None, as_json: bool) -> None:
     """List t2eval's tasks, their sizes and needs.
 
     lm-eval's own tasks work too: `lm_eval ls tasks` lists them.
@@ -21,13 +24,17 @@ def tasks(context: click.Context, as_json: bool) -> None:
     Examples:
       t2 tasks
       t2 tasks --json
+      t2 tasks --include-path my_tasks
       lm_eval --include_path "$(t2 tasks path)" --tasks embedded_code_seen --model hf …
     """
     if context.invoked_subcommand is not None:
         return
+    from t2eval.environment.quiet import quiet_lm_eval
+
+    quiet_lm_eval()
     from t2eval.checks.catalogue import list_tasks
 
-    found = list_tasks()
+    found = list_tasks(include_path)
     if as_json:
         click.echo(json.dumps([task.as_dict() for task in found], indent=2))
         return

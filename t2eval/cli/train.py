@@ -8,26 +8,30 @@ from typing import Any
 
 import click
 
-from t2eval.cli.settings import parse_settings
+from t2eval.cli.settings import EXISTING_FOLDER, FILE, FOLDER, SEED, parse_settings
 from t2eval.cli.train_settings import show_all
 from t2eval.errors import T2Error, UsageError
 
 
 @click.command("train-expert")
 @click.option("--task", help="lm-eval task; its training split teaches, its validation split chooses, its test split is only scored.")
-@click.option("--output", type=click.Path(path_type=Path), help="Directory of the expert, or of the PEFT adapter.")
-@click.option("--config", "recipe", type=click.Path(path_type=Path), help="YAML recipe; options given here win over it.")
+@click.option("--output", type=FOLDER, help="Directory of the expert, or of the PEFT adapter.")
+@click.option("--config", "recipe", type=FILE, help="YAML recipe; options given here win over it.")
 @click.option("--model", help="Hugging Face name or path.  [default: the embedded base model, or vision-language model]")
 @click.option("--method", type=click.Choice(["svf", "lora", "ia3", "dora"]), help="What is trained.  [default: svf]")
 @click.option("--objective", type=click.Choice(["reinforce", "supervised"]), help="How.  [default: reinforce]")
 @click.option("--modules", help="all, mlp, attention, or comma-separated endings of module paths.  [default: the method's own]")
 @click.option("--layers", help="all, half, a range 0-15, or a list 0,3.  [default: all; for a task with images half]")
 @click.option("--preset", type=click.Choice(["paper", "embedded"]), help="Fills what is left unset.  [default: embedded]")
-@click.option("--seed", type=int, help="Of data order, rollouts and initial adapters.  [default: 0]")
-@click.option("--steps", type=int, help="Optimiser steps.")
-@click.option("--max-seconds", type=float, help="End after the step in which so many seconds of training have passed.")
+@click.option("--seed", type=SEED, help="Of data order, rollouts and initial adapters.  [default: 0]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End after the step in which so many seconds of training have passed.",
+)
 @click.option("--device", help="auto (a CUDA GPU, else Apple's, else the CPU), cpu, cuda, cuda:1, ….  [default: auto]")
-@click.option("--include-path", type=click.Path(path_type=Path), help="A folder with task YAMLs of your own.")
+@click.option("--include-path", type=EXISTING_FOLDER, help="A folder with task YAMLs of your own.")
 @click.option("--label", help="The skill's label, which dispatch chooses among.  [default: the task's metadata.t2.label]")
 @click.option("--description", help="The skill in one line, for dispatch prompts.  [default: the task's metadata.t2.description]")
 @click.option("--resume", is_flag=True, default=None, help="Go on from the last checkpoint in --output.")
@@ -64,7 +68,7 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
         raise UsageError(f"{key} is set twice, by its option and by --set.")
     given.update(chosen)
     config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
-    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.environment.quiet import quiet_lm_eval
 
     quiet_lm_eval()
     from t2eval.checks.preflight import check_training

@@ -5,9 +5,6 @@ What must be refused is refused before the task's own code is imported.
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,19 +13,6 @@ from typing import Any, NoReturn
 from t2eval.environment import harness
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import tasks_dir
-
-
-def quiet_lm_eval() -> None:
-    """Leave out lm-eval's remarks on how it is called, and others' bars and warnings: t2's own commands say what a user needs.
-
-    Call it before the libraries are imported: tqdm reads its setting only then.
-    """
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    from transformers.utils import logging as transformers_logging
-
-    warnings.filterwarnings("ignore", message="Could not find a config file in")  # PEFT looks for the base's vocabulary on the Hub
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
 
 
 @lru_cache(maxsize=8)

@@ -102,7 +102,7 @@ def train(run: Run) -> list[float]:
     import torch
 
     from t2eval.basemodel.load import base_identity
-    from t2eval.environment.loading import quiet_lm_eval
+    from t2eval.environment.quiet import quiet_lm_eval
     from t2eval.training.config import TrainConfig
     from t2eval.training.methods import PeftTrainable
     from t2eval.training.scores import summarise, validate

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from t2eval.basemodel.load import embedded_library_dir, load_base
 from t2eval.environment.environment import Environment, Example
-from t2eval.environment.loading import quiet_lm_eval
+from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.expert.library import load_library
 from t2eval.generation.first_pass import Encoding, Meter, Runner
 from t2eval.generation.rollouts import encode, encode_pair

@@ -219,7 +219,7 @@ def test_tasks_are_listed_with_sizes_and_needs(monkeypatch: pytest.MonkeyPatch) 
     from t2eval.checks import catalogue
 
     entries = catalogue.list_tasks()
-    monkeypatch.setattr(catalogue, "list_tasks", lambda: entries)
+    monkeypatch.setattr(catalogue, "list_tasks", lambda _folder: entries)
     result = invoke("tasks", "--json")
     assert result.exit_code == 0, result.output
     found = {task["name"]: task for task in json.loads(result.stdout)}
@@ -268,3 +268,56 @@ def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not (tmp_path / "new").exists()
     monkeypatch.setenv("T2EVAL_SANDBOX", "nonsense")
     assert doctor.sandbox().status == "missing"
+
+
+def test_ones_own_tasks_are_listed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2eval.checks import catalogue
+
+    folder = tmp_path / "my_tasks"
+    folder.mkdir()
+    code = "import datasets\n\ndef load(**_):\n    return {'test': datasets.Dataset.from_list([{'q': '1'}] * 3)}\n"
+    (folder / "mine.py").write_text(code)
+    (folder / "mine.yaml").write_text(
+        "task: zz_mine\ncustom_dataset: !function mine.load\ntest_split: test\noutput_type: generate_until\n"
+        "doc_to_text: '{{q}}'\ndoc_to_target: '{{q}}'\nmetric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+        "metadata: {t2: {label: mine}}\n"
+    )
+    entry = catalogue._entry
+    monkeypatch.setattr(catalogue, "_entry", lambda manager, name: entry(manager, name) if "mine" in name else None)
+    found = catalogue.list_tasks(folder)
+    assert found[0] == catalogue.TaskEntry("zz_mine", "mine", "exact_match", {"test": 3}, ())
+    assert len(found) == len(catalogue.list_tasks()) + 1
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused = invoke("tasks", "--include-path", str(empty))
+    assert (refused.exit_code, "No task was found in" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train-expert", "--task", "t", "--output", "{file}"], "is a file"),
+        (["train-expert", "--task", "t", "--output", "x", "--config", "{folder}"], "is a directory"),
+        (["train-expert", "--task", "t", "--output", "x", "--include-path", "{folder}/absent"], "does not exist"),
+        (["train-expert", "--task", "t", "--output", "x", "--include-path", "{file}"], "is a file"),
+        (["train-expert", "--task", "t", "--output", "x", "--seed", "-1"], "-1 is not in the range"),
+        (["train-expert", "--task", "t", "--output", "x", "--steps", "0"], "0 is not in the range"),
+        (["train-expert", "--task", "t", "--output", "x", "--max-seconds", "0"], "is not in the range"),
+        (["tasks", "--include-path", "{folder}/absent"], "does not exist"),
+        (["bench", "embedded", "--output", "{file}"], "is a file"),
+        (["bench", "embedded", "--seeds", "0,-1"], "not '-1'"),
+        (["bench", "embedded", "--seeds", ""], "not ''"),
+        (["bench", "embedded", "--methods", "base,,cls"], "--methods takes names"),
+        (["demo", "--workers", "0"], "0 is not in the range"),
+        (["demo", "--seeds", "a"], "not 'a'"),
+        (["demo", "--output", "{file}"], "is a file"),
+        (["paper", "table1", "--output", "{file}"], "is a file"),
+        (["expert", "import", "{folder}", "--output", "x"], "is a directory"),
+        (["expert", "show", "{file}"], "is a file"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(arguments: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    result = invoke(*(word.format(file=tmp_path / "a-file", folder=tmp_path) for word in arguments))
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from t2eval.basemodel.load import load_base
 from t2eval.environment.environment import Environment
-from t2eval.environment.loading import quiet_lm_eval
+from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.paper import search_study
 from t2eval.paper.search_study import Arm, Point, Study, embedded_libraries, run_study, summary, table
 from t2eval.stats.corrections import holm
