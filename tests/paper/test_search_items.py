@@ -318,8 +318,8 @@ def test_ia3_trains_and_validates_in_passes_of_the_runs_sizes(tmp_path: Path, mo
     from t2eval.training import supervised
 
     seen: list[Any] = []
-    plain, validate = supervised.pad_rows, validation.validate
-    monkeypatch.setattr(supervised, "pad_rows", lambda rows, *args, **kwargs: (seen.append(len(rows)), plain(rows, *args, **kwargs))[1])
+    plain, validate = supervised.pad, validation.validate
+    monkeypatch.setattr(supervised, "pad", lambda rows, *args, **kwargs: (seen.append(len(rows)), plain(rows, *args, **kwargs))[1])
     monkeypatch.setattr(validation, "validate", lambda *args: (seen.append(args[4].eval_batch_size), validate(*args))[1])
     monkeypatch.setattr(ia3, "VALIDATION", 4)
     run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 3, 0, 5e-5, (1,), device="cpu", micro_batch=2, eval_batch_size=3)

@@ -13,7 +13,6 @@ from t2eval.environment.environment import Environment
 from t2eval.generation.completion import Completion
 from t2eval.generation.encoding import Encoding
 from t2eval.generation.engine import Engine
-from t2eval.training.advantages import advantages
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
@@ -37,13 +36,6 @@ def _completed(prompt: list[int], ids: list[int], text: str) -> dict[str, Any]:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     return Encoding(tokenizer).text(text)
-
-
-def test_baselines() -> None:
-    rewards = torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
-    assert advantages(rewards, "none").equal(rewards)
-    torch.testing.assert_close(advantages(rewards, "batch_mean"), rewards - 1 / 3)
-    torch.testing.assert_close(advantages(rewards, "leave_one_out"), torch.tensor([[2.0, -1.0, -1.0], [0.0, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("direction", ["new_to_base", "base_to_new"])
