@@ -48,7 +48,7 @@ embedded: $(STAMP) ## rebuild the embedded bases, the experts and baselines from
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base
 	@$(BIN)/python -m t2eval.embedded.pretrain_vlm --base experts/base --output experts/vlm
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base-seed-1 --seed 1
-	@$(BIN)/python -m t2eval.leaderboard.shipped
+	@$(BIN)/python -m t2eval.bench.shipped
 
 clean: ## remove build outputs and caches (not .venv, not runs)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

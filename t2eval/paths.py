@@ -45,10 +45,11 @@ def joined(value: str) -> list[str]:
 
 
 def experts_in(libraries: Iterable[Path]) -> list[Path]:
-    """The folder of each expert in some libraries; of those with one name, the last library's."""
+    """The folder of each expert in some libraries (or the expert that a folder itself is); of those with one name, the last library's."""
     found: dict[str, Path] = {}
     for library in libraries:
-        found |= {card.parent.name: card.parent for card in sorted(library.glob("*/expert.json"))}
+        cards = [library / "expert.json"] if (library / "expert.json").is_file() else sorted(library.glob("*/expert.json"))
+        found |= {card.parent.name: card.parent for card in cards}
     return list(found.values())
 
 

@@ -6,28 +6,30 @@ Only the parent writes `rows.jsonl`; a worker that dies costs the cell it was on
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from t2eval.bench import rows
-from t2eval.bench.plan import BASELINES, EXPERT_METHODS, BenchConfig, Cell, Plan, make_plan, parse_config
+from t2eval.bench.config import BenchConfig, parse_config
+from t2eval.bench.inputs import files_of
+from t2eval.bench.manifest import Neighbours, checked
+from t2eval.bench.manifest import write as write_manifest
+from t2eval.bench.plan import Cell, Plan, check_executor, make_plan
 from t2eval.bench.rows import Row
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
-from t2eval.bench.worker import Worker, file_hash, versions
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.bench.worker import Worker
+from t2eval.errors import T2Error, UsageError
+from t2eval.store.files import is_disk_full
+from t2eval.store.lock import locked
 from t2eval.workers.pool import Outcome, Pool
+from t2eval.workers.processes import gpus_of
 
-MANIFEST = "manifest.json"
 LOG = "workers.log"
-EXECUTORS = ("local",)
-_GROWS = ("name", "methods", "tasks", "seeds", "assume")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class RunResult:
 class CellWorker(Protocol):
     """What runs cells in a worker process (`t2eval.bench.worker.Worker`)."""
 
+    def __init__(self, config: BenchConfig, output: Path) -> None:
+        """Nothing is loaded yet."""
+
+    @staticmethod
+    def tasks(config: BenchConfig) -> dict[str, str]:
+        """Digests of the plan's tasks as they are now, taken before any worker is started."""
+
     def open(self) -> None:
         """Load what all cells share."""
 
@@ -82,62 +91,7 @@ class CellWorker(Protocol):
         """Evaluate one cell."""
 
 
-WorkerFactory = Callable[[Any, Path], CellWorker]
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run out of the same folder; the lock ends with the process."""
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise T2Error(f"Another benchmark is running in {output}. Wait for it, or choose another --output.") from error
-        yield
-
-
-def _input_hashes(plan: Plan) -> dict[str, str]:
-    """Hashes of the expert and adapter files that lie where the plan will look."""
-    config = plan.config
-    found: dict[str, str] = {}
-    for seed in config.seeds:
-        files: list[Path] = []
-        if EXPERT_METHODS & set(config.methods):
-            files += [file for library in config.libraries(seed) for file in library.glob("*/expert.safetensors")]
-        for method in set(BASELINES) & set(config.methods):
-            adapters = (folder / "adapter_model.safetensors" for folder in config.adapters(method, seed))
-            files += [file for file in adapters if file.is_file()]
-        found |= {str(file): file_hash(file) for file in sorted(files)}
-    return found
-
-
-def _check_manifest(output: Path, plan: Plan, inputs: dict[str, str]) -> dict[str, Any]:
-    """The manifest that this run will write, after a check that the folder's own is of the same plan.
-
-    Methods, tasks and seeds may be added to; what changes the score of a cell may not.
-
-    Raises:
-        UsageError: the folder holds another plan, or experts have changed under it.
-    """
-    settings = plan.config.model_dump(mode="json")
-    cells = [cell.key for cell in plan.cells]
-    path = output / MANIFEST
-    if path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            before, old_inputs, old_cells = old["config"], old["inputs"], old["cells"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise T2Error(f"{path} is damaged ({error}). Choose another --output.") from error
-        changed = [key for key in settings if key not in _GROWS and before.get(key) != settings[key]]
-        if changed:
-            details = "; ".join(f"{key}: {before.get(key)!r} there, {settings[key]!r} now" for key in changed)
-            raise UsageError(f"{output} holds another plan ({details}). Choose another --output, or give the same settings.")
-        moved = [file for file, value in inputs.items() if old_inputs.get(file, value) != value]
-        if moved:
-            raise UsageError(f"{moved[0]} has changed since {output} was begun: its rows would mix two experts. Choose another --output.")
-        cells = list(dict.fromkeys([*old_cells, *cells]))
-        inputs = {**old_inputs, **inputs}
-    return {"format_version": 1, "name": plan.config.name, "config": settings, "cells": cells, "inputs": inputs, "versions": versions()}
+WorkerFactory = type[CellWorker]
 
 
 @dataclass(frozen=True)
@@ -147,15 +101,10 @@ class _Setup:
     factory: WorkerFactory
     config: BenchConfig
     output: Path
-    threads: int
 
     def __call__(self) -> Callable[[Cell], Row]:
         worker = self.factory(self.config, self.output)
         worker.open()
-        if isinstance(worker, Worker):
-            import torch
-
-            torch.set_num_threads(self.threads)
         return worker.run
 
 
@@ -176,7 +125,7 @@ def _row(outcome: Outcome, output: Path) -> Row:
 
 
 def _readable(error: Exception, output: Path) -> T2Error:
-    if isinstance(error, OSError) and rows.is_disk_full(error):
+    if isinstance(error, OSError) and is_disk_full(error):
         return rows.disk_error(output, error)
     return error if isinstance(error, T2Error) else T2Error(f"A worker failed: {error}")
 
@@ -187,7 +136,7 @@ def _rows(pool: Pool, plan: Plan, output: Path, pending: Sequence[Cell], factory
     Raises:
         T2Error: no worker can be made ready, or the disk is full.
     """
-    setup = _Setup(factory, plan.config, output, pool.threads)
+    setup = _Setup(factory, plan.config, output)
     with contextlib.closing(pool.run(setup, pending, output / LOG, lambda cell: (cell.method, cell.seed))) as outcomes:
         try:
             for outcome in outcomes:
@@ -220,7 +169,8 @@ def run(
         plan: from `load_plan`.
         output: folder for `rows.jsonl`, `samples/` and `manifest.json`; one that a run of the same plan has begun is gone on with.
         executor: `local`.
-        workers: processes; each loads the base model once and takes cores/workers threads.
+        workers: processes; each loads the base model once, takes its share of the cores as threads (or what OMP_NUM_THREADS says), and has
+            a GPU of its own where there are several and the device is `auto` or `cuda`.
         limit: test examples a task, instead of the file's.
         seeds: instead of the file's.
         progress: told each finished cell.
@@ -234,17 +184,16 @@ def run(
         UsageError: a wrong name or value, or a folder of another plan.
         T2Error: the base model cannot be loaded, the disk is full, or Ctrl-C; finished rows stay.
     """
-    if executor not in EXECUTORS:
-        raise unknown("executor", executor, EXECUTORS)
+    check_executor(executor)
     if workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}.")
     plan, output = _narrow(plan, limit, seeds), Path(output)
     started = time.perf_counter()
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with _locked(output):
+        with locked(output, "benchmark"):
             rows.repair(output)
-            kept: AbstractContextManager[Pool] = contextlib.nullcontext(pool) if pool is not None else Pool(workers)
+            gpus = gpus_of(plan.config.device) if workers > 1 else ()
+            kept: AbstractContextManager[Pool] = contextlib.nullcontext(pool) if pool is not None else Pool(workers, gpus)
             with kept as processes:
                 return _run_locked(plan, output, processes, progress, factory, started)
     except OSError as error:
@@ -255,18 +204,21 @@ def _run_locked(
     plan: Plan, output: Path, pool: Pool, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
 ) -> RunResult:
     here = settle(plan, output)
-    _check_manifest(output, plan, _input_hashes(here))  # before anything is trained in a folder of another plan
-    finished = {row.cell for row in rows.read(output) if row.status == "ok"}
+    tasks = factory.tasks(plan.config)
+    before = rows.read(output)
+    finished = {row.cell for row in before if row.status == "ok"}
     pending = [cell for cell in plan.cells if cell.key not in finished]
     done, total = len(plan.cells) - len(pending), len(plan.cells)
-    skipped = done
+    skipped, grows = done, bool(pending and finished)
     report = progress or (lambda _: None)
 
     def say(line: str) -> None:
         report(Progress(done, total, None, time.perf_counter() - started, line))
 
+    checked(output, plan, files_of(here.config), tasks, grows=grows)  # before anything is trained in a folder of another plan
+    neighbours = Neighbours(output, before)
     trained = train_missing(here, pending, pool, say, output / TRAINING_LOG)
-    manifest = _check_manifest(output, plan, _input_hashes(here))
+    manifest = checked(output, plan, files_of(here.config), tasks, grows=grows)
     report(Progress(done, total, None, time.perf_counter() - started))
     written = False
     try:
@@ -274,8 +226,9 @@ def _run_locked(
             for row in found:
                 # Written with the first row: a plan with a wrong name in it leaves no trace that would be in the way of the right one.
                 if not written:
-                    rows.write_atomically(output / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+                    write_manifest(output, manifest)
                     written = True
+                neighbours.admit(row)
                 rows.append(output, row)
                 done += 1
                 report(Progress(done, total, row, time.perf_counter() - started))

@@ -6,27 +6,32 @@ loses at most the row that it was writing. The samples file is complete under it
 
 from __future__ import annotations
 
-import errno
 import gzip
-import json
+import io
 import os
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from t2eval.errors import T2Error
+from t2eval.store import files
+from t2eval.store.files import DiskError
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples"
+REMEDY = "Every finished row is intact. Free some space, then run the same command again: it continues."
+_BYTES = 2 << 30  # ten thousand rows take some 100 MB, the examples of one cell less
 
 
 class Row(BaseModel):
     """One finished cell. Scores are in the task's own unit (most often 0 to 1), times in seconds, memory in bytes.
 
-    `stderr` is the standard error of the mean over examples. `samples` is relative to the benchmark's folder. `seed` 0 of the
-    base is shared by all seeds: the base does not depend on one.
+    `stderr` is the standard error of the mean over examples; None for a single one, and where a metric is no mean over examples. `n` is the
+    number of examples that the score is of; `undefined` are the documents beside them for which the metric is not a number (NaN, infinite).
+    `samples` is relative to the benchmark's folder. `seed` 0 of the base is shared by all seeds: the base does not depend on one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +48,7 @@ class Row(BaseModel):
     score: float | None = None
     stderr: float | None = None
     n: int = 0
+    undefined: list[int] = []
     seconds: float = 0.0
     first_pass_seconds: float | None = None
     second_pass_seconds: float | None = None
@@ -57,8 +63,8 @@ class Row(BaseModel):
 class Sample(BaseModel):
     """One example of a cell.
 
-    `doc_hash` is lm-eval's; `score` is None where the metric has no value for a single example; `dispatch` is the label that the
-    example was given, where the method dispatches.
+    `doc_hash` is lm-eval's; `score` is None where the metric has no value for a single example, and where that value is not a number
+    (`undefined`); `dispatch` is the label that the example was given, where the method dispatches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,28 +72,21 @@ class Sample(BaseModel):
     doc_id: int
     doc_hash: str
     score: float | None
+    undefined: bool = False
     response: str
     dispatch: str | None = None
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception says that no more can be written, rather than that one cell is broken."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-def disk_error(directory: Path, error: OSError) -> T2Error:
+def disk_error(directory: Path, error: OSError) -> DiskError:
     """The message for a write that failed."""
-    return T2Error(
-        f"Could not write to {directory}: {error.strerror or error}. Every finished row is intact. "
-        "Free some space, then run the same command again: it continues."
-    )
+    return files.disk_error(directory, error, REMEDY)
 
 
 def _parse(line: bytes) -> Row | None:
     """A row, or None where the line is not a whole one."""
     try:
-        return Row.model_validate(json.loads(line))
-    except (ValueError, ValidationError):
+        return Row.model_validate(files.parse_json(line.decode("utf-8")))
+    except ValueError:  # pydantic's is one too
         return None
 
 
@@ -100,7 +99,7 @@ def repair(directory: Path) -> None:
     path = directory / ROWS
     if not path.exists():
         return
-    content = path.read_bytes()
+    content = files.read_bytes(path, what="benchmark's rows", remedy="Start in a new folder.", limit=_BYTES)
     if not content or content.endswith(b"\n"):
         return
     with path.open("r+b") as file:
@@ -116,22 +115,10 @@ def append(directory: Path, row: Row) -> None:
         row: the finished cell.
 
     Raises:
-        OSError: the disk is full or broken; what was written of this row is taken back first.
+        DiskError: the disk is full or broken; what was written of this row is taken back first.
+        T2Error: a number in it is not finite.
     """
-    line = row.model_dump_json().encode() + b"\n"
-    descriptor = os.open(directory / ROWS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        before = os.fstat(descriptor).st_size
-        try:
-            written = os.write(descriptor, line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, before)
-            raise
-    finally:
-        os.close(descriptor)
+    files.append_line(directory / ROWS, files.json_text(row.model_dump(), what=f"The row of {row.cell}", indent=None), remedy=REMEDY)
 
 
 def read(directory: Path) -> list[Row]:
@@ -150,7 +137,7 @@ def read(directory: Path) -> list[Row]:
     if not path.exists():
         return []
     rows: dict[str, Row] = {}
-    lines = path.read_bytes().split(b"\n")
+    lines = files.read_bytes(path, what="benchmark's rows", remedy="Start in a new folder.", limit=_BYTES).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -161,24 +148,6 @@ def read(directory: Path) -> list[Row]:
             raise T2Error(f"{path}, line {number}, is not a row. Remove the line (its cell will run again), or start in a new folder.")
         rows[row.cell] = row
     return list(rows.values())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, sync it, and rename it.
-
-    Raises:
-        OSError: nothing is left behind, and an older file of that name is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_samples(directory: Path, cell: str, samples: Iterable[Sample]) -> str:
@@ -194,7 +163,7 @@ def write_samples(directory: Path, cell: str, samples: Iterable[Sample]) -> str:
     """
     text = "".join(sample.model_dump_json() + "\n" for sample in samples)
     relative = f"{SAMPLES}/{cell}.jsonl.gz"
-    write_atomically(directory / relative, gzip.compress(text.encode(), mtime=0))
+    files.write_bytes(directory / relative, gzip.compress(text.encode("utf-8", "backslashreplace"), mtime=0), remedy=REMEDY)
     return relative
 
 
@@ -206,18 +175,24 @@ def read_samples(directory: Path, row: Row) -> list[Sample]:
     """
     if row.samples is None:
         return []
-    path = directory / row.samples
+    path, remedy = directory / row.samples, f"Remove its row from {ROWS} and run the benchmark again."
+    packed = files.read_bytes(path, what=f"file of cell {row.cell}'s examples", remedy=remedy, limit=_BYTES)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return [Sample.model_validate_json(line) for line in file]
-    except (OSError, EOFError, ValueError) as error:
-        raise T2Error(
-            f"Cannot read the examples of cell {row.cell} in {path}: {error}. Remove its row from {ROWS} and run the benchmark again."
-        ) from error
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            text = file.read(_BYTES + 1)
+        if len(text) > _BYTES:
+            raise ValueError(f"they take more than {_BYTES:,} bytes")
+        return [Sample.model_validate_json(line) for line in text.split(b"\n") if line]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise T2Error(f"Cannot read the examples of cell {row.cell} in {path}: {error}. {remedy}") from error
 
 
-def scores_by_example(samples: Sequence[Sample]) -> dict[str, float] | None:
+def scores_by_example(samples: Sequence[Sample], without: Container[int] = ()) -> dict[str, float] | None:
     """Scores under a key that names the same example in every cell of a task: its hash, numbered where a hash comes twice.
+
+    Args:
+        samples: of one cell.
+        without: documents that are left out, as are those whose score is not a number.
 
     Returns:
         Key → score, or None where an example has no score of its own.
@@ -225,8 +200,9 @@ def scores_by_example(samples: Sequence[Sample]) -> dict[str, float] | None:
     seen: dict[str, int] = {}
     scores: dict[str, float] = {}
     for sample in sorted(samples, key=lambda sample: sample.doc_id):
-        if sample.score is None:
+        if sample.score is None and not sample.undefined:
             return None
         repeat = seen[sample.doc_hash] = seen.get(sample.doc_hash, -1) + 1
-        scores[f"{sample.doc_hash}#{repeat}"] = sample.score
+        if sample.score is not None and sample.doc_id not in without:
+            scores[f"{sample.doc_hash}#{repeat}"] = sample.score
     return scores

@@ -10,13 +10,14 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
-from t2eval.bench.worker import default_device
+from t2eval.basemodel.devices import AUTO, pick_device
+from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, BenchConfig, TrainSection
+from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
@@ -102,32 +103,53 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
     assert section is not None
     run = label if method == "svf" else f"{method}-{label}"
     name = f"{run}, seed {seed}" if seed else run
-    given: dict[str, Any] = {**section.settings, **section.methods.get(method, {}), **section.skills[label]}  # type: ignore[call-overload]
-    for key in sorted(given.keys() & _DECIDED):
+    for key in sorted(_said(section, method, label).keys() & _DECIDED):
         raise UsageError(f"train: {key!r} is not a setting of a run here: the benchmark file says it for evaluation and training alike.")
-    given |= {
+    decided = {
         "output": config.library(seed) / label if method == "svf" else config.adapter(method, label, seed),
         "model": None if config.model == EMBEDDED else config.model,
         "revision": config.revision,
         "dtype": config.dtype,
-        "device": config.device,
+        "device": None if config.device == AUTO else config.device,
         "num_fewshot": config.num_fewshot,
         "apply_chat_template": config.apply_chat_template,
         "include_path": config.include_path,
-        "method": method,
         "label": label,
-        "seed": seed,
-        "resume": True,
     }
     try:
-        if section.recipe is None:
-            return Job(name, TrainConfig(**given))
-        filled = section.recipe
-        for field, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
-            filled = filled.replace("{" + field + "}", value)
-        return Job(name, TrainConfig.from_yaml(filled, **given))
+        return Job(name, run_config(section, method, label, seed, decided))
     except T2Error as error:
         raise UsageError(f"train, {name}: {error}") from error
+
+
+def _said(section: TrainSection, method: str, label: str) -> dict[str, Any]:
+    """The settings that a `train:` section gives to one run; what comes later wins."""
+    return {**section.settings, **section.methods.get(method, {}), **section.skills.get(label, {})}  # type: ignore[call-overload]
+
+
+def run_config(section: TrainSection, method: str, label: str, seed: int, decided: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of one run by a `train:` section: its recipe, then its settings, then what is decided elsewhere.
+
+    Args:
+        section: of a benchmark file.
+        method: `svf`, `lora`, `ia3` or `dora`.
+        label: the skill.
+        seed: of the training.
+        decided: settings over the section's; those that are None are ignored.
+
+    Raises:
+        T2Error: the recipe cannot be read.
+        UsageError: a wrong setting.
+    """
+    over = {key: value for key, value in decided.items() if value is not None}
+    given = {**_said(section, method, label), **over, "method": method, "seed": seed, "resume": True}
+    if section.recipe is None:
+        return TrainConfig(**given)
+    recipe = section.recipe
+    run = label if method == "svf" else f"{method}-{label}"
+    for field, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
+        recipe = recipe.replace("{" + field + "}", value)
+    return TrainConfig.from_yaml(recipe, **given)
 
 
 def train_missing(plan: Plan, cells: Iterable[Cell], pool: Pool, say: Say, log: Path | None = None) -> tuple[Job, ...]:
@@ -188,8 +210,8 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
 def train(todo: Sequence[Job], pool: Pool, say: Say, log: Path | None = None) -> None:
     """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
 
-    One after the other with a progress bar, or side by side with one thread each: two of them on two cores end sooner than one after
-    the other with two threads. On a GPU they never run side by side: each is given all of its memory.
+    One after the other with a progress bar, or side by side with a share of the cores each: two of them on two cores end sooner than one
+    after the other with two threads. On a GPU they never run side by side: each is given all of its memory.
 
     Args:
         todo: finished or not.
@@ -219,9 +241,10 @@ def train(todo: Sequence[Job], pool: Pool, say: Say, log: Path | None = None) ->
 
 def _device(job: Job) -> str:
     """Where a run takes place: the embedded models are too small to gain from a GPU, and their recipes are reproducible on a CPU."""
-    if job.config.device is not None:
-        return job.config.device
-    return "cpu" if job.config.model is None or is_embedded(job.config.model) else default_device()
+    asked = job.config.device
+    if asked is not None and asked != AUTO:
+        return asked
+    return "cpu" if job.config.model is None or is_embedded(job.config.model) else pick_device(asked).type
 
 
 def _placed(job: Job) -> TrainConfig:
@@ -252,13 +275,10 @@ def _free_memory() -> None:
 
 
 def _trainer() -> Callable[[Job], None]:
-    """Makes a worker process ready for runs, with one thread."""
-    import torch
-
+    """Makes a worker process ready for runs."""
     from t2eval.training.train import train_expert
 
     quiet_lm_eval()
-    torch.set_num_threads(1)
 
     def trained(job: Job) -> None:
         train_expert(_placed(job), progress=False)

@@ -16,12 +16,12 @@ from typing import Any
 
 from t2eval.basemodel import probe as hub
 from t2eval.basemodel.devices import AUTO, SPREAD
-from t2eval.bench.execute import EXECUTORS
-from t2eval.bench.plan import BASELINES, EXPERT_METHODS, Plan, open_tasks
+from t2eval.bench.config import BASELINES, EXPERT_METHODS
+from t2eval.bench.plan import Plan, check_executor, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.checks import doctor
 from t2eval.environment.loading import checked_config
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.errors import T2Error, UsageError
 from t2eval.forecast.forecast import Figure, Forecast, forecast, task_data
 from t2eval.paths import EMBEDDED, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
@@ -64,8 +64,7 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
         UsageError: a wrong name or setting.
         T2Error: something is missing; the message lists all of it.
     """
-    if executor not in EXECUTORS:
-        raise unknown("executor", executor, EXECUTORS)
+    check_executor(executor)
     found = Findings()
     here = settle(plan, output)
     config, todo = here.config, [job for job in jobs(here) if not job.finished]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,13 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
       t2 bench paper-llama3-8b --plan --assume answer_speed=2000 --json
       t2 bench configs/paper-llama3-8b.yaml --methods base,expert
     """
-    from t2eval.bench.plan import find_file, load_plan
+    from t2eval.bench.plan import check_executor, find_file, load_plan
 
     seeds, methods = parse_seeds(options["seeds"]), parse_names("--methods", options["methods"])
     assumed = {"assume": parse_settings("--assume", assume)} if assume else {}
     plan = load_plan(find_file(file), {"limit": options["limit"], "seeds": seeds, "methods": methods, **assumed})
     output = output or Path("runs") / find_file(file).stem
+    check_executor(options["executor"])
     if only_plan:
         from t2eval.forecast.forecast import forecast
         from t2eval.forecast.text import render
@@ -75,7 +77,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
 
 
 @click.command(epilog="Exit code: 0, or 3 where --fail-on-regression found a significant one.")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
 @click.option("--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True, help="Of the output.")
 @click.option("--compare", "pair", nargs=2, metavar="A B", help="Test method A against method B on every task instead.")
 @click.option(
@@ -85,7 +87,14 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     metavar="OTHER",
     help="Exit with 3 if a cell is significantly worse than in this other benchmark's folder, or worked there and failed here.",
 )
-def leaderboard(directory: Path, form: str, pair: tuple[str, str] | None, other: Path | None) -> int:
+@click.option(
+    "--init-ci",
+    "ci",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write a GitHub Actions workflow and its shell form into a repository's folder instead.",
+)
+def leaderboard(directory: Path | None, form: str, pair: tuple[str, str] | None, other: Path | None, ci: Path | None) -> int:
     """Print a benchmark's scores, errors and tests.
 
     DIRECTORY is the --output of `t2 bench`.
@@ -96,26 +105,52 @@ def leaderboard(directory: Path, form: str, pair: tuple[str, str] | None, other:
       t2 leaderboard runs/embedded --format json
       t2 leaderboard runs/embedded --compare fewshot lora
       t2 leaderboard runs/new --fail-on-regression runs/main
+      t2 leaderboard --init-ci .
     """
-    from t2eval.leaderboard import report
+    given = [name for name, value in (("--compare", pair), ("--fail-on-regression", other), ("--init-ci", ci)) if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
+    if ci is not None:
+        from t2eval.leaderboard.ci import write_ci
 
-    if pair and other:
-        raise UsageError("--compare and --fail-on-regression answer different questions: give one of them.")
-    if pair is None and other is None:
-        board = report.leaderboard(directory)
-        click.echo(board.to_json() if form == "json" else board.to_markdown(), nl=form == "json")
+        for path in write_ci(ci):
+            click.echo(f"wrote {path}")
         return 0
-    found = report.compare(directory, *pair) if pair else report.fail_on_regression(directory, other or directory)
-    if form == "json":
-        click.echo(json.dumps([asdict(item) for item in found], indent=2))
-    else:
-        for item in found:
-            click.echo(str(item))
+    if directory is None:
+        raise UsageError("Which benchmark? Give the --output folder of `t2 bench`.")
     if pair:
+        from t2eval.leaderboard.comparison import compare
+
+        _tell(compare(directory, *pair), form)
         return 0
+    if other is not None:
+        return _gate(directory, other, form)
+    from t2eval.leaderboard.report import leaderboard as table
+
+    board = table(directory)
+    click.echo(board.to_json() if form == "json" else board.to_markdown(), nl=form == "json")
+    return 0
+
+
+def _tell(found: Sequence[Any], form: str) -> None:
+    """Comparisons, a line each."""
+    if form == "json":
+        click.echo(json.dumps([asdict(item) for item in found], indent=2, allow_nan=False))
+    else:
+        click.echo("\n".join(map(str, found)), nl=bool(found))
+
+
+def _gate(directory: Path, other: Path, form: str) -> int:
+    from t2eval.leaderboard.gate import fail_on_regression
+
+    gate = fail_on_regression(directory, other)
+    for note in gate.notes:
+        click.echo(f"Note: {note}", err=True)
+    _tell(gate.worse, form)
     if form != "json":
-        click.echo(f"{len(found)} significant regressions against {other}." if found else f"No significant regression against {other}.")
-    return GATE if found else 0
+        count = len(gate.worse)
+        click.echo(f"{count} significant regressions against {other}." if count else f"No significant regression against {other}.")
+    return GATE if gate.worse else 0
 
 
 @click.command(epilog="Exit code: 0 every cell worked, 1 one failed (its row says why).")

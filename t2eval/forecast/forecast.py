@@ -21,7 +21,8 @@ from typing import Any
 
 from t2eval.basemodel import probe as hub
 from t2eval.bench import rows
-from t2eval.bench.plan import EXPERT_METHODS, BenchConfig, Cell, Plan, open_tasks
+from t2eval.bench.config import EXPERT_METHODS, BenchConfig
+from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.bench.training import Job, jobs, settle
 from t2eval.environment.harness import is_known
 from t2eval.environment.loading import checked_config, load_task

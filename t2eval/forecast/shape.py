@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t2eval.basemodel import probe as hub
-from t2eval.bench.plan import BenchConfig
+from t2eval.bench.config import BenchConfig
 from t2eval.paths import EMBEDDED_FOLDERS, experts_dir, is_embedded
 from t2eval.svf.selection import is_chosen, select_layers
 

@@ -5,27 +5,23 @@ What is not trained here is shipped with t2eval, and the closing text says which
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from t2eval.basemodel.devices import available_cores
 from t2eval.bench import training
 from t2eval.bench.execute import RunResult, run
-from t2eval.bench.plan import BASELINES, Plan, load_plan
-from t2eval.bench.rows import write_atomically
+from t2eval.bench.shipped import assemble, plan_in, shipped_seeds
 from t2eval.bench.training import Job
 from t2eval.errors import UsageError
-from t2eval.leaderboard.report import Leaderboard, leaderboard
-from t2eval.paths import experts_dir
+from t2eval.leaderboard.report import leaderboard
+from t2eval.leaderboard.table import Leaderboard
+from t2eval.store.files import read_json, write_json, write_text
+from t2eval.store.guard import refuse_other_settings
 from t2eval.workers.pool import Pool
 
-SKILLS = ("math", "code", "reasoning")
-EXPERTS = (*SKILLS, "dispatch")
 LIVE = "math"
 EXAMPLES = 300
 _MARKER = "demo.json"
@@ -56,71 +52,8 @@ class Demo:
 
 def jobs(root: Path, full: bool, seed: int = 0) -> list[Job]:
     """The training runs of one seed: the expert that the demo trains before one's eyes, or (`full`) all thirteen."""
-    found = training.jobs(_plan(root, seeds=[seed]))
+    found = training.jobs(plan_in(root, seeds=[seed]))
     return found if full else [job for job in found if job.name == LIVE]
-
-
-def _plan(root: Path, **settings: Any) -> Plan:
-    """The embedded benchmark, with its experts and baselines under `root`."""
-    places = {"experts": root / "library" / "seed-{seed}", "baselines": root / "baselines" / "seed-{seed}" / "{method}-{label}"}
-    absolute = {field: str(place.resolve()) for field, place in places.items()}
-    return load_plan(experts_dir() / "benchmarks" / "embedded.yaml", {**absolute, **settings})
-
-
-def shipped_seeds() -> tuple[int, ...]:
-    """The seeds whose experts are all shipped."""
-    from t2eval.basemodel.load import embedded_library_dir
-
-    found = [int(path.name.removeprefix("seed-")) for path in Path(embedded_library_dir(0)).parent.glob("seed-*")]
-    return tuple(seed for seed in sorted(found) if all((Path(embedded_library_dir(seed)) / name).is_dir() for name in EXPERTS))
-
-
-def assemble(root: Path, full: bool, seeds: Sequence[int]) -> tuple[str, ...]:
-    """Copy the shipped experts and baselines that this demo does not train.
-
-    Args:
-        root: gets `library/seed-<n>/<expert>` and `baselines/seed-<n>/<method>-<skill>`.
-        full: seed 0 is trained anew and is not copied.
-        seeds: which to copy.
-
-    Returns:
-        What was shipped, in words.
-    """
-    from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir
-
-    root = root.resolve()
-    made = {job.output for job in jobs(root, full)}
-    said = []
-    for seed in seeds:
-        names = []
-        library = Path(embedded_library_dir(seed))
-        sources = sorted(library.iterdir()) if library.is_dir() else []
-        targets = [(path, root / "library" / f"seed-{seed}" / path.name) for path in sources]
-        for method in BASELINES:
-            for skill in SKILLS:
-                source = Path(embedded_baseline_dir(method, skill, seed))
-                targets.append((source, root / "baselines" / f"seed-{seed}" / source.name))
-        for source, target in targets:
-            if target in made:
-                continue
-            _copy(source, target)
-            names += [source.name] if source.is_dir() else []
-        said += [f"seed {seed}: {', '.join(names)}"] if names else []
-    return tuple(said)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file or folder; what a killed copy left is done again."""
-    if target.exists() or not source.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_file():
-        write_atomically(target, source.read_bytes())
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, symlinks=False)
-    partial.rename(target)
 
 
 def _claim(output: Path, full: bool) -> None:
@@ -130,9 +63,11 @@ def _claim(output: Path, full: bool) -> None:
         UsageError: it is the other kind's.
     """
     marker = output / _MARKER
-    if marker.exists() and json.loads(marker.read_text(encoding="utf-8")).get("full") != full:
-        raise UsageError(f"{output} holds a demo {'without' if full else 'with'} --full. Choose another --output.")
-    write_atomically(marker, json.dumps({"full": full}).encode() + b"\n")
+    if marker.exists():
+        remedy = "Choose another --output."
+        before = read_json(marker, what="mark of a demo", remedy=remedy, limit=4096)
+        refuse_other_settings(output, before if isinstance(before, dict) else {}, {"full": full}, remedy=remedy)
+    write_json(marker, {"full": full})
 
 
 def run_demo(
@@ -164,16 +99,16 @@ def run_demo(
     for seed in chosen:
         if seed not in shipped and not (seed == 0 and full):
             raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
-    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = workers or min(8, available_cores())
     output.mkdir(parents=True, exist_ok=True)
     _claim(output, full)
-    said = assemble(output, full, chosen)
     todo = jobs(output, full)
+    said = assemble(output, {job.output for job in todo}, chosen)
     with Pool(workers) as pool:
         training.train(todo, pool, progress)
-        plan = _plan(output, limit=limit, seeds=list(chosen))
+        plan = plan_in(output, limit=limit, seeds=list(chosen))
         progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
         result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
     demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)
-    write_atomically(output / "leaderboard.md", demo.to_markdown().encode())
+    write_text(output / "leaderboard.md", demo.to_markdown())
     return demo

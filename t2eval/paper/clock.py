@@ -7,12 +7,12 @@ session that is killed loses only what came after its last finished cell or trai
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from t2eval.bench.rows import write_atomically
+from t2eval.errors import T2Error
+from t2eval.store.files import read_json, write_json
 
 SECONDS = "seconds.json"
 
@@ -27,7 +27,7 @@ class Clock:
 
     def __init__(self, output: Path, workers: int) -> None:
         self._file, self._workers = output / SECONDS, str(workers)
-        self._spent: dict[str, dict[str, float]] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+        self._spent: dict[str, dict[str, float]] = _read(self._file)
         self._running: tuple[str, float] | None = None
 
     @contextlib.contextmanager
@@ -49,7 +49,7 @@ class Clock:
         spent = self._spent.setdefault(item, {})
         spent[self._workers] = round(spent.get(self._workers, 0.0) + now - since, 3)
         self._running = item, now
-        write_atomically(self._file, json.dumps(self._spent, indent=1).encode() + b"\n")
+        write_json(self._file, self._spent)
 
     def seconds(self, item: str) -> float:
         """Of an item, over all sessions."""
@@ -63,3 +63,18 @@ class Clock:
                 totals[workers] = totals.get(workers, 0.0) + seconds
         parts = [f"{seconds:.0f} s with {workers} worker{'' if workers == '1' else 's'}" for workers, seconds in sorted(totals.items())]
         return " and ".join(parts) or "0 s"
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
+    """The seconds of earlier sessions; none where there are none.
+
+    Raises:
+        T2Error: the file is damaged.
+    """
+    if not file.exists():
+        return {}
+    remedy = f"Delete {file}: only the seconds of earlier sessions are lost."
+    found = read_json(file, what="seconds of `t2 paper`", remedy=remedy, limit=1 << 20)
+    if not (isinstance(found, dict) and all(isinstance(spent, dict) for spent in found.values())):
+        raise T2Error(f"{file} is damaged: it is not what `t2 paper` writes. {remedy}")
+    return found

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from t2eval.basemodel.load import base_identity, load_base
-from t2eval.bench.rows import write_atomically
 from t2eval.expert.expert import Expert, mix
 from t2eval.expert.library import load_library
+from t2eval.store.files import write_bytes
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.svf.adapted import Adapted, attach
 
@@ -78,7 +78,7 @@ def write_library(folder: Path, experts: Callable[[], Sequence[Expert | Derived]
         shutil.rmtree(folder, ignore_errors=True)
         for expert in wanted:
             expert.save(folder / expert.name)
-        write_atomically(marker, content)
+        write_bytes(marker, content)
     return folder
 
 

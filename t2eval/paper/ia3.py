@@ -1,25 +1,25 @@
 """IA3 on a few examples: table 8's baseline, trained on the same adaptation examples that few-shot search gets.
 
 Full batch, AdamW, constant rate, as the paper has it. One run of 1000 steps gives the adapter of 100 steps on its way, so both are of the
-same run. Runs are independent: they are divided among processes of one thread each.
+same run. Runs are independent: they are divided among the lab's processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
-import json
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.rows import write_atomically
 from t2eval.bench.training import SETTINGS
 from t2eval.environment.environment import Environment, Example, Split
+from t2eval.errors import T2Error
 from t2eval.paper.key import check_key
+from t2eval.store.files import read_json, write_json
+from t2eval.workers.pool import Pool
 
 VALIDATION = 200
 _RECORD = "adapter_config.json"  # written last
@@ -75,22 +75,21 @@ class Run:
         file = folder / SETTINGS
         if not ((folder / _RECORD).is_file() and file.is_file()):
             return False
-        check_key(folder, json.loads(file.read_text(encoding="utf-8")), {**self.settings, "steps": steps})
+        before = read_json(file, what="settings of an adapter", remedy=f"Delete {folder} to train it anew.", limit=1 << 20)
+        check_key(folder, before, {**self.settings, "steps": steps})
         return True
 
     def begin(self, folder: Path, steps: int) -> None:
         """Say in an adapter's folder what it is going to be, before it is there: an adapter is never beside another one's settings."""
         (folder / _RECORD).unlink(missing_ok=True)
-        write_atomically(folder / SETTINGS, json.dumps({**self.settings, "steps": steps}, indent=1).encode() + b"\n")
+        write_json(folder / SETTINGS, {**self.settings, "steps": steps})
 
 
 @functools.lru_cache(maxsize=1)
 def _base(model: str, dtype: str, device: str | None) -> tuple[Any, Any]:
-    import torch
-
     from t2eval.basemodel.load import load_base
 
-    return load_base(model, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_base(model, dtype=dtype, device=device)
 
 
 def train(run: Run) -> list[float]:
@@ -149,23 +148,45 @@ def _step(trainable: Any, objective: Any, examples: Sequence[Example], optimizer
     optimizer.step()
 
 
-def train_all(runs: Iterable[Run], workers: int) -> list[list[float]]:
+def train_all(runs: Iterable[Run], pool: Pool, log: Path) -> list[list[float]]:
     """Do runs, several at a time where there is no GPU.
+
+    Args:
+        runs: each independent of the others.
+        pool: its processes take one run after the other.
+        log: gets what they print.
 
     Returns:
         What `train` returns for each, in order.
+
+    Raises:
+        T2Error: a run fails, or its process dies; the first one in time.
     """
     import torch
 
     todo = list(runs)
-    if workers < 2 or len(todo) < 2 or torch.cuda.is_available():
+    if pool.workers < 2 or len(todo) < 2 or torch.cuda.is_available():
         try:
             return [train(run) for run in todo]
         finally:
             _forget_base()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_one_thread) as pool:
-        return list(pool.map(train, todo))
+    found: dict[int, list[float]] = {}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(pool.run(_trainer, list(enumerate(todo)), log)) as outcomes:
+        for outcome in outcomes:
+            number, run = outcome.item
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.exit_code is not None:
+                what = f"IA3 on {run.shots} examples of {run.task}, draw {run.draw}"
+                raise T2Error(f"{what}: its process ended with exit code {outcome.exit_code}. {log} may say why.")
+            found[number] = outcome.value
+    return [found[number] for number in range(len(todo))]
+
+
+def _trainer() -> Callable[[tuple[int, Run]], list[float]]:
+    """Makes a worker process ready for runs."""
+    return lambda item: train(item[1])
 
 
 def _forget_base() -> None:
@@ -176,9 +197,3 @@ def _forget_base() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)

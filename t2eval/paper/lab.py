@@ -13,30 +13,33 @@ the lab, or use it in a `with`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, parse_config
 from t2eval.bench.execute import Progress, WorkerFactory, run
-from t2eval.bench.plan import BASELINES, DISPATCH, EXPERT_METHODS, make_plan, parse_config
-from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example, write_atomically
-from t2eval.bench.training import LOG, RECORD, Job, check_settings, train
-from t2eval.bench.worker import Worker, versions
+from t2eval.bench.plan import make_plan
+from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
+from t2eval.bench.training import LOG, RECORD, Job, check_settings, run_config, train
+from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
 from t2eval.paper.clock import Clock
 from t2eval.paper.key import check_key, plain
 from t2eval.paper.presets import SKILLS, Preset
 from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.stats.means import average_seeds, mean_stderr, spread
-from t2eval.store.versions import git_commit
-from t2eval.training.config import TrainConfig
+from t2eval.store.files import read_json, write_json
+from t2eval.store.guard import refuse_other_settings
+from t2eval.store.versions import git_commit, versions
 from t2eval.workers.pool import Pool
+from t2eval.workers.processes import gpus_of
 
 MAIN = "main"
 _MARKER, _SESSIONS = "lab.json", "sessions.json"
+_BYTES = 1 << 30  # the largest piece, a study's answers, takes some megabytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Training(Job):
     @property
     def record(self) -> dict[str, Any]:
         """`training.json` of the finished run."""
-        found: dict[str, Any] = json.loads((self.output / RECORD).read_text(encoding="utf-8"))
+        remedy = f"Delete {self.output} to train it anew."
+        found: dict[str, Any] = read_json(self.output / RECORD, what="record of a training", remedy=remedy, limit=_BYTES)
         return found
 
 
@@ -120,6 +124,7 @@ class Lab:
         factory: what runs cells in a worker process (tests give another one).
 
     Attributes:
+        pool: the worker processes.
         sessions: `commit` (None: not known) and `versions` of the sessions that this folder's results may be of; the last one is this.
 
     Raises:
@@ -132,7 +137,7 @@ class Lab:
         self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
         self.sessions = self._claim()
         self.clock = Clock(self.output, workers)
-        self._pool = Pool(workers)
+        self.pool = Pool(workers, gpus_of(preset.device) if workers > 1 else ())
 
     def __enter__(self) -> Lab:
         return self
@@ -142,7 +147,7 @@ class Lab:
 
     def close(self) -> None:
         """End the worker processes."""
-        self._pool.close()
+        self.pool.close()
 
     def say(self, line: str) -> None:
         """Tell a step, and keep the time that it took."""
@@ -154,17 +159,27 @@ class Lab:
         marker, file = self.output / _MARKER, self.output / _SESSIONS
         mine = {"preset": self.preset.name, "quick": self.preset.quick, "model": self.preset.model}
         if marker.exists():
-            held = json.loads(marker.read_text(encoding="utf-8"))
-            if held != mine:
-                raise UsageError(f"{self.output} holds results of {held}, and this run is {mine}. Choose another --output.")
+            refuse_other_settings(self.output, self._kept(marker, dict), mine, remedy="Choose another --output.")
         now = {"commit": git_commit(), "versions": versions()}
         unknown: list[dict[str, Any]] = [{"commit": None, "versions": {}}] if marker.exists() else []
-        sessions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else unknown
+        sessions: list[dict[str, Any]] = self._kept(file, list) if file.exists() else unknown
         if not sessions or sessions[-1] != now:
             sessions.append(now)
-            write_atomically(file, json.dumps(sessions, indent=1).encode() + b"\n")
-        write_atomically(marker, json.dumps(mine).encode() + b"\n")
+            write_json(file, sessions)
+        write_json(marker, mine)
         return list(sessions)
+
+    def _kept(self, file: Path, kind: type) -> Any:
+        """What a file of this folder holds.
+
+        Raises:
+            T2Error: it is damaged.
+        """
+        remedy = f"Choose another --output, or delete {file} to make it anew."
+        found = read_json(file, what="file of `t2 paper`", remedy=remedy, limit=_BYTES)
+        if not isinstance(found, kind):
+            raise T2Error(f"{file} is damaged: it is not what `t2 paper` writes. {remedy}")
+        return found
 
     # ------------------------------------------------------------------ cells
     def cells(
@@ -197,9 +212,9 @@ class Lab:
             if event.row is not None or event.note or event.done < event.total:  # nothing is said of cells that are all done already
                 self.say(f"  {study}: {event}")
 
-        result = run(plan, folder, pool=self._pool, progress=told, factory=self._factory)
+        result = run(plan, folder, pool=self.pool, progress=told, factory=self._factory)
         if not is_embedded(preset.model):
-            self._pool.close()  # a large base's memory is wanted by the next training
+            self.pool.close()  # a large base's memory is wanted by the next training
         if result.failed:
             row = result.failed[0]
             raise T2Error(f"{len(result.failed)} cells of {folder} failed, the first {row.cell}: {row.error}")
@@ -230,16 +245,11 @@ class Lab:
         preset, section = self.preset, self.preset.bench.train
         if section is None or section.recipe is None:
             raise UsageError(f"The benchmark file of the preset {preset.name!r} has no `train: {{recipe: …}}`, which trainings follow.")
-        method: Any = settings.get("method", "svf")
-        run = label if method == "svf" else f"{method}-{label}"
-        file = section.recipe
-        for key, value in (("run", run), ("label", label), ("method", method), ("seed", str(seed))):
-            file = file.replace("{" + key + "}", value)
+        method = str(settings.get("method", "svf"))
         base = {"model": None if preset.model == EMBEDDED else preset.model, "dtype": preset.dtype, "device": preset.device}
-        own = {"output": self.folder(name, seed) / label, "seed": seed, "resume": True, "test": False, "name": label, "label": label}
-        by_method = {**section.settings, **section.methods.get(method, {}), **section.skills.get(label, {})}
-        common = {**base, "apply_chat_template": preset.chat, **by_method, **own, "method": method, **preset.training}
-        return Training(f"{name} {label}, seed {seed}", TrainConfig.from_yaml(file, **{**common, **settings}))
+        own = {"output": self.folder(name, seed) / label, "test": False, "name": label, "label": label}
+        decided = {**base, "apply_chat_template": preset.chat, **own, **preset.training, **settings}
+        return Training(f"{name} {label}, seed {seed}", run_config(section, method, label, seed, decided))
 
     def folder(self, name: str, seed: int | str = "{seed}") -> Path:
         """The folder of the trainings of a name and seed: a library of experts, or (with `/{label}`) the baselines' folder."""
@@ -255,7 +265,7 @@ class Lab:
         for training in trainings:
             check_settings(training, "this run")
         pending = [training for training in trainings if not training.finished]
-        train(pending, self._pool, lambda line: self.say(f"  {line}"), self.output / LOG)
+        train(pending, self.pool, lambda line: self.say(f"  {line}"), self.output / LOG)
 
     def library(self, seeds: Sequence[int]) -> str:
         """The experts' folder with `{seed}` in it: shipped, or trained here (the three skills and dispatch)."""
@@ -286,7 +296,7 @@ class Lab:
         """
         path = self.output / "pieces" / f"{re.sub(r'[^A-Za-z0-9._/-]+', '-', name)}.json"
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = self._kept(path, object)
             if not (isinstance(kept, dict) and kept.keys() == {"key", "value"}):
                 raise UsageError(
                     f"{path} does not say what settings it was made with. Choose another --output, or delete {path} to make it anew."
@@ -295,5 +305,5 @@ class Lab:
             return kept["value"]
         self.say(f"  {name} …")
         value = plain(compute())
-        write_atomically(path, json.dumps({"key": key, "value": value}).encode() + b"\n")
+        write_json(path, {"key": key, "value": value})
         return value

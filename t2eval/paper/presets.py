@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from t2eval.bench.plan import BenchConfig, load_plan
+from t2eval.bench.config import BenchConfig
+from t2eval.bench.plan import load_plan
 from t2eval.errors import UsageError, unknown
 from t2eval.paths import EMBEDDED_VLM, experts_dir
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.rows import write_atomically
 from t2eval.errors import T2Error
 from t2eval.leaderboard.report import LATENT_SKILL
 from t2eval.paper.claims import sentence
@@ -26,6 +25,7 @@ from t2eval.paper.lab import Lab
 from t2eval.paper.markdown import NONE, beside, table
 from t2eval.paper.style import picture
 from t2eval.paths import EMBEDDED
+from t2eval.store.files import DiskError, write_bytes, write_json, write_text
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE, ERROR = "rows.jsonl", "claims.json", "table.md", "figure.png", "error.txt"
@@ -95,12 +95,12 @@ def run_item(item: Item, lab: Lab) -> Done:
 
 def _write(item: Item, result: Result, text: str, folder: Path) -> None:
     try:
-        write_atomically(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows).encode())
+        write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in result.rows))
         claims = [{**claim.model_dump(), "verdict": claim.verdict} for claim in result.claims]
-        write_atomically(folder / CLAIMS, json.dumps(claims, indent=1).encode() + b"\n")
+        write_json(folder / CLAIMS, claims)
         if item.draw is not None:
             picture(folder / FIGURE, lambda figure: item.draw(result, figure) if item.draw else None, item.size)
-        write_atomically(folder / TABLE, text.encode())
+        write_text(folder / TABLE, text)
         (folder / ERROR).unlink(missing_ok=True)  # of an earlier session
     except OSError as error:
         raise T2Error(
@@ -131,7 +131,7 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
             told = str(error) if isinstance(error, T2Error) else _unforeseen(error, lab.output, item)
             done.append(Done(item, Result(()), f"{_head(item)}\n\nFAILED: {told}\n", time.perf_counter() - started, told))
         lab.say(f"[{number}/{len(todo)}] {item.name} {_outcome(done[-1], lab)}")
-        write_atomically(lab.output / REPORT, report(lab, done, todo).encode())
+        write_text(lab.output / REPORT, report(lab, done, todo))
     return done
 
 
@@ -139,9 +139,9 @@ def _unforeseen(error: Exception, output: Path, item: Item) -> str:
     """Keep an error's traceback; returns the error in a line that says where."""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     try:
-        write_atomically(output / item.name / ERROR, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
-    except OSError as full:
-        return f"{line} (its traceback could not be written: {full.strerror or full})"
+        write_bytes(output / item.name / ERROR, "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+    except DiskError as full:
+        return f"{line} (its traceback could not be written: {full})"
     return f"{line} (traceback: {item.name}/{ERROR})"
 
 

@@ -172,7 +172,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     places = {name: match["path"] for name in state if (match := _ADAPTED_MODULE.fullmatch(name))}
     moved = remapped_paths(model, set(places.values()))
     if not moved:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return _complete(PeftModel.from_pretrained(model, str(folder)), state, folder)
     config: Any = PeftConfig.from_pretrained(str(folder))
     feedforward = tuple(getattr(config, "feedforward_modules", None) or ())
     config.target_modules = sorted(moved.values())
@@ -182,6 +182,23 @@ def load_adapter(model: Any, folder: Path) -> Any:
     found: Any = set_peft_model_state_dict(adapted, {name.replace(path, moved[path], 1): state[name] for name, path in places.items()})
     if found.unexpected_keys or len(places) != len(state):
         raise T2Error(f"The adapter in {folder} does not fit this {type(model).__name__}.")
+    return _complete(adapted, {name.replace(path, moved[path], 1): None for name, path in places.items()}, folder)
+
+
+def _complete(adapted: Any, given: Mapping[str, Any], folder: Path) -> Any:
+    """An adapted model in evaluation mode. PEFT only warns of tensors that a file lacks, and leaves them as they are before training.
+
+    Raises:
+        T2Error: the file lacks some.
+    """
+    from peft import get_peft_model_state_dict
+
+    missing = sorted(get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - given.keys())
+    if missing:
+        raise T2Error(
+            f"The adapter in {folder} lacks {len(missing)} of its tensors, {missing[0]} among them: its file is damaged, or of another "
+            "configuration. Train it again, or copy it again."
+        )
     return adapted.eval()
 
 

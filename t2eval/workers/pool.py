@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.errors import T2Error
-from t2eval.workers.processes import end_with_parent, speak_into, worker_environment
+from t2eval.workers.processes import end_with_parent, speak_into, threads_each, worker_environment
 
 _PATIENCE = 5.0  # seconds until a process that should end is ended by force
 Answer = Callable[[Any], Any]
@@ -77,6 +76,8 @@ class Pool:
 
     Args:
         workers: how many, at most.
+        gpus: as CUDA_VISIBLE_DEVICES names them. Each process sees one of them alone; where there are more processes than GPUs, several
+            share one. Empty: every process sees what this one sees.
 
     Example:
         >>> with Pool(2) as pool:
@@ -84,10 +85,10 @@ class Pool:
         ...     second = run(other, "runs/second", pool=pool)
     """
 
-    def __init__(self, workers: int) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        self.workers, self.threads = workers, max(1, cores // workers)
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+        self.workers, self.threads, self.gpus = workers, threads_each(workers), tuple(gpus)
         self._processes: dict[Connection, Any] = {}
+        self._gpu_of: dict[Connection, str] = {}
 
     def __enter__(self) -> Pool:
         return self
@@ -130,15 +131,24 @@ class Pool:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            with worker_environment(self.threads):
+            gpu = self._free_gpu()
+            with worker_environment(self.threads, gpu):
                 process.start()
             theirs.close()
             self._processes[ours] = process
+            if gpu is not None:
+                self._gpu_of[ours] = gpu
         return list(self._processes)[:number]
+
+    def _free_gpu(self) -> str | None:
+        """The GPU that the fewest living processes use: that of a process which died, for the one that takes its place."""
+        used = list(self._gpu_of.values())
+        return min(self.gpus, key=used.count, default=None)
 
     def remove(self, pipe: Connection) -> int | None:
         """End one process, and give its exit code."""
         process = self._processes.pop(pipe)
+        self._gpu_of.pop(pipe, None)
         _end([process])
         pipe.close()
         code: int | None = process.exitcode
@@ -150,6 +160,7 @@ class Pool:
         for pipe in self._processes:
             pipe.close()  # at which an idle process ends by itself
         self._processes.clear()
+        self._gpu_of.clear()
         for process in processes:
             process.join(_PATIENCE)
         _end(processes)

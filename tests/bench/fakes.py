@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from t2eval.bench.plan import BenchConfig, Cell
+from t2eval.bench.config import BenchConfig
+from t2eval.bench.plan import Cell
 from t2eval.bench.rows import Row, Sample, write_samples
 from t2eval.errors import UsageError
 from t2eval.stats.means import mean_stderr
@@ -46,6 +47,12 @@ class FakeWorker:
         self.config, self.output = config, output
         self.steer = config.model_args.get("base", {})
 
+    @staticmethod
+    def tasks(config: BenchConfig) -> dict[str, str]:
+        """Digests that a test gives."""
+        file = config.model_args.get("base", {}).get("digests")
+        return json.loads(Path(file).read_text()) if file else {}
+
     def open(self) -> None:
         if self.steer.get("refuse"):
             raise UsageError("Unknown task 'nonsense'.")
@@ -63,7 +70,8 @@ class FakeWorker:
                 raise OSError(errno.ENOSPC, "No space left on device")
             identity = {"cell": cell.key, "model": cell.model, "method": cell.method, "task": cell.task, "seed": cell.seed}
             return Row(**identity, status="failed", error="KeyError: broken")
-        return fake_row(self.output, cell, self.config.limit)
+        row = fake_row(self.output, cell, self.config.limit)
+        return row.model_copy(update={"hashes": {"prompts": cell.key}}) if self.steer.get("prompts") == "cell" else row
 
 
 def write_record(job):
@@ -121,6 +129,9 @@ class Steered:
                     time.sleep(60)
                 case "wait":
                     time.sleep(0.2)
+                case "environment":
+                    time.sleep(0.2)
+                    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"]
             return os.getpid(), len(answered)
 
         return answer

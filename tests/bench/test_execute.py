@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.bench import execute, rows
+from t2eval.bench import execute, manifest, rows
+from t2eval.bench.config import BenchConfig
 from t2eval.bench.execute import run
-from t2eval.bench.plan import BenchConfig, make_plan
+from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import ROWS, read
 from t2eval.errors import T2Error, UsageError
 from t2eval.leaderboard.report import leaderboard
+from t2eval.store.lock import locked
 from tests.bench.fakes import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +51,7 @@ def test_more_seeds_may_be_added_but_settings_not_changed(tmp_path, config):
     out = tmp_path / "out"
     assert len(run(make_plan(config), out, seeds=[0], factory=FakeWorker).rows) == 6
     assert run(make_plan(config), out, factory=FakeWorker).skipped == 6
-    with pytest.raises(UsageError, match=r"holds another plan \(limit: None there, 5 now\)"):
+    with pytest.raises(UsageError, match="limit was None there, and is 5 now"):
         run(make_plan(config), out, limit=5, factory=FakeWorker)
     assert len(read(out)) == 10
 
@@ -226,5 +228,37 @@ def test_ctrl_c_says_where_it_stopped_and_leaves_nothing_running(tmp_path):
 
 def test_two_runs_in_one_folder_are_kept_apart(tmp_path, config):
     (tmp_path / "out").mkdir()
-    with execute._locked(tmp_path / "out"), pytest.raises(T2Error, match="Another benchmark is running"):
+    with locked(tmp_path / "out", "benchmark"), pytest.raises(T2Error, match="Another benchmark is at work"):
         run(make_plan(config), tmp_path / "out", factory=FakeWorker)
+
+
+def test_a_changed_task_is_refused_by_name(tmp_path, config):
+    digests = tmp_path / "digests.json"
+    digests.write_text('{"t1": "one", "t2": "x"}')
+    plan = make_plan(steered(config, digests=str(digests)))
+    run(plan, tmp_path / "out", seeds=[0], factory=FakeWorker)
+    digests.write_text('{"t1": "two", "t2": "x"}')
+    with pytest.raises(UsageError, match="The task t1 has changed since .* was begun: its rows would mix two tasks of one name"):
+        run(plan, tmp_path / "out", factory=FakeWorker)
+    digests.write_text('{"t1": "one", "t2": "x", "t3": "new"}')
+    assert run(plan, tmp_path / "out", factory=FakeWorker).skipped == 6
+
+
+def test_other_versions_are_refused_where_rows_would_mix(tmp_path, config, monkeypatch):
+    run(make_plan(config), tmp_path / "out", seeds=[0], factory=FakeWorker)
+    known = manifest.versions()
+    monkeypatch.setattr(manifest, "versions", lambda: {**known, "transformers": "4.0"})
+    assert run(make_plan(config), tmp_path / "out", seeds=[0], factory=FakeWorker).skipped == 6, "nothing is added"
+    with pytest.raises(UsageError, match=rf"was begun with transformers {known['transformers']}, and this is 4.0"):
+        run(make_plan(config), tmp_path / "out", factory=FakeWorker)
+    assert len(read(tmp_path / "out")) == 6
+
+
+def test_a_row_of_other_prompts_than_its_neighbours_ends_the_run(tmp_path, config):
+    out = tmp_path / "out"
+    plan = make_plan(steered(config, prompts="cell"))  # each cell has prompts of its own
+    with pytest.raises(
+        UsageError, match="fake__base__t1__seed0 and fake__prompt__t1__seed0 were made with other prompts or documents of t1"
+    ):
+        run(plan, out, factory=FakeWorker)
+    assert [row.method for row in read(out)] == ["base", "base"]

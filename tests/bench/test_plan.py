@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.bench.plan import BenchConfig, Cell, load_plan, make_plan, shipped_files, task_label
+from t2eval.bench.config import BenchConfig
+from t2eval.bench.plan import Cell, load_plan, make_plan, shipped_files, task_label
 from t2eval.errors import UsageError
 
 

@@ -1,12 +1,13 @@
-import errno
+import gzip
 import os
 
 import pytest
 
 from t2eval.bench import rows
 from t2eval.bench.plan import Cell
-from t2eval.bench.rows import ROWS, Sample, append, read, read_samples, repair, scores_by_example, write_atomically
+from t2eval.bench.rows import ROWS, Sample, append, read, read_samples, repair, scores_by_example
 from t2eval.errors import T2Error
+from t2eval.store.files import DiskError
 from tests.bench.fakes import fake_row
 
 
@@ -44,29 +45,17 @@ def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
     whole = (tmp_path / ROWS).read_bytes()
     real = os.write
     monkeypatch.setattr(rows.os, "write", lambda descriptor, data: real(descriptor, data[:20]))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match="No space left on device. Every finished row is intact"):
         append(tmp_path, first)
     assert (tmp_path / ROWS).read_bytes() == whole
-
-
-def test_a_full_disk_leaves_the_older_file_and_no_litter(tmp_path, monkeypatch):
-    target = tmp_path / "deep" / "file"
-    write_atomically(target, b"old")
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(rows.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
 def test_samples_of_equal_documents_keep_apart():
     same = [Sample(doc_id=i, doc_hash="h", score=float(i), response="") for i in (1, 0)]
     assert scores_by_example(same) == {"h#0": 0.0, "h#1": 1.0}
     assert scores_by_example([*same, Sample(doc_id=2, doc_hash="k", score=None, response="")]) is None
+    undefined = Sample(doc_id=2, doc_hash="k", score=None, undefined=True, response="")
+    assert scores_by_example([*same, undefined], without={0}) == {"h#1": 1.0}, "the key of an example does not hang on what is left out"
 
 
 def test_missing_samples_are_named(tmp_path):
@@ -75,3 +64,18 @@ def test_missing_samples_are_named(tmp_path):
     (tmp_path / row.samples).write_bytes(b"rubbish")
     with pytest.raises(T2Error, match="Cannot read the examples of cell m__base__t__seed0"):
         read_samples(tmp_path, row)
+    whole = gzip.compress(b"{}" * 1000)
+    for damaged in (whole[:20], whole[:12] + bytes(20) + whole[32:], gzip.compress(b"{broken")):
+        (tmp_path / row.samples).write_bytes(damaged)
+        with pytest.raises(T2Error, match="Cannot read the examples of cell m__base__t__seed0"):
+            read_samples(tmp_path, row)
+
+
+def test_a_row_is_json_without_nan(tmp_path):
+    row = fake_row(tmp_path, Cell("m", "base", "t", 0))
+    with pytest.raises(T2Error, match=r"t2.history\[1\] is nan"):
+        append(tmp_path, row.model_copy(update={"t2": {"history": [0.5, float("nan")]}}))
+    assert read(tmp_path) == []
+    (tmp_path / ROWS).write_text(row.model_dump_json().replace('"n":40', '"n":NaN') + "\n{}\n")
+    with pytest.raises(T2Error, match="line 1, is not a row"):
+        read(tmp_path)

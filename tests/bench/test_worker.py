@@ -1,14 +1,19 @@
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from t2eval.bench.base import state
+from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.execute import run
-from t2eval.bench.plan import METHODS, BenchConfig, Cell, make_plan
+from t2eval.bench.inputs import expert_of
+from t2eval.bench.plan import Cell, make_plan
 from t2eval.bench.rows import read_samples
-from t2eval.bench.worker import Worker, expert_of
+from t2eval.bench.worker import Worker
 from t2eval.environment import loading
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
@@ -69,7 +74,7 @@ def done(settings, tmp_path_factory):
     config = BenchConfig(**settings)
     worker = Worker(config, tmp_path_factory.mktemp("out"))
     worker.open()
-    before = {name: tensor.clone() for name, tensor in worker._model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in worker.base.model.state_dict().items()}
     cells = list(make_plan(config).cells)
     rows = {(cell.method, cell.task): worker.run(cell) for cell in cells}
     again = {cell.task: worker.run(cell) for cell in cells if cell.method == "base"}
@@ -91,7 +96,7 @@ def test_every_method_works_on_every_kind_of_task(done):
 
 def test_base_is_as_before_after_all_methods(done):
     worker, before, rows, again = done
-    after = worker._model.state_dict()
+    after = worker.base.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     for task, row in again.items():
         first, second = (read_samples(worker.output, item) for item in (rows["base", task], row))
@@ -163,3 +168,63 @@ def test_a_model_or_task_that_does_not_exist_ends_the_run(settings, tmp_path, mo
     monkeypatch.setattr(loading, "_task_manager", lambda *_: few)  # lm-eval's own 14,000 take 15 s to read
     with pytest.raises(T2Error, match="Unknown task 'bench_genrate'. Did you mean 'bench_generate'"):
         Worker(BenchConfig(**{**settings, "tasks": ("bench_genrate",)}), tmp_path).open()
+
+
+def _damaged(settings, folder, damage):
+    """The settings with adapters whose weights have been damaged."""
+    shutil.copytree(Path(settings["baselines"]).parents[1], folder)
+    file = folder / "0" / "ia3-math" / "adapter_model.safetensors"
+    damage(file)
+    return {**settings, "baselines": str(folder / "{seed}" / "{method}-{label}"), "methods": ("base", "ia3", "lora")}
+
+
+def _truncated(file):
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def _of_other_shapes(file):
+    save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file)
+
+
+def _half(file):
+    tensors = load_file(file)
+    save_file(dict(list(tensors.items())[: len(tensors) // 2]), file)
+
+
+@pytest.mark.parametrize("damage", [_truncated, _of_other_shapes, _half])
+def test_a_damaged_adapter_costs_its_cells_and_no_other(settings, tmp_path, done, damage):
+    worker = Worker(BenchConfig(**_damaged(settings, tmp_path / "adapters", damage)), tmp_path)
+    worker.open()
+    for task in ("bench_generate", "bench_choice"):
+        assert worker.run(Cell(settings["model"], "ia3", task, 0)).status == "failed"
+        for method in ("lora", "base"):
+            row = worker.run(Cell(settings["model"], method, task, 0))
+            assert (row.status, row.score) == ("ok", done[2][method, task].score)
+            assert read_samples(tmp_path, row) == read_samples(done[0].output, done[2][method, task])
+
+
+def test_a_cell_that_leaves_the_base_changed_is_failed_and_the_base_is_loaded_again(settings, tmp_path, done, monkeypatch):
+    worker = Worker(BenchConfig(**settings), tmp_path)
+    worker.open()
+    plain = worker._plain
+
+    def meddling(model, method):
+        with torch.no_grad():
+            next(reversed(list(model.parameters()))).view(-1)[3] += 2**-10
+        return plain(model, method)
+
+    monkeypatch.setattr(worker, "_plain", meddling)
+    row = worker.run(Cell(settings["model"], "base", "bench_choice", 0))
+    assert row.status == "failed" and "was not as it had been loaded after this cell" in row.error
+    monkeypatch.setattr(worker, "_plain", plain)
+    assert worker.run(Cell(settings["model"], "base", "bench_choice", 0)).score == done[3]["bench_choice"].score
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.complex64])
+def test_the_bases_state_sees_every_bit(dtype):
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("kept", torch.ones(5, 7).to(dtype))
+    before = state(module)
+    assert state(module) == before
+    module.kept[3, 2] = 0
+    assert [name for name in before if state(module)[name] != before[name]] == ["kept"]

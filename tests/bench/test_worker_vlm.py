@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
-from t2eval.bench.plan import METHODS, BenchConfig, make_plan
+from t2eval.bench.config import METHODS, BenchConfig
+from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, read_samples
 from t2eval.bench.worker import Worker
 from t2eval.expert.expert import Expert
@@ -53,7 +54,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Worker, dict[str, Ro
     )  # fmt: skip
     worker = Worker(config, tmp_path_factory.mktemp("out"))
     worker.open()
-    before = {name: tensor.clone() for name, tensor in worker._model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in worker.base.model.state_dict().items()}
     cells = list(make_plan(config).cells)
     found = {cell.method: worker.run(cell) for cell in cells}
     found["again"] = worker.run(cells[0])
@@ -64,7 +65,7 @@ def test_every_method_works_on_images(rows: tuple[Worker, dict[str, Row], dict[s
     worker, found, before = rows
     assert {method: row.error for method, row in found.items() if row.status != "ok"} == {}
     assert set(found) == {*METHODS, "again"} and all(row.n == 6 for row in found.values())
-    after = worker._model.state_dict()
+    after = worker.base.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     answers = {method: [sample.response for sample in read_samples(worker.output, row)] for method, row in found.items()}
     assert answers["again"] == answers["base"]

@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from t2eval import cli, paths
 from t2eval.basemodel import probe as hub
+from t2eval.bench import plan as plan_module
 from t2eval.bench.plan import Plan, load_plan
 from t2eval.checks import doctor, preflight
 from t2eval.checks.doctor import Check
@@ -88,7 +89,7 @@ def test_training_needs_the_embedded_model_and_no_experts(tmp_path: Path, monkey
 @pytest.mark.usefixtures("no_gpu")
 def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
-    monkeypatch.setattr(preflight, "EXECUTORS", ("local", "ray"))
+    monkeypatch.setattr(plan_module, "EXECUTORS", ("local", "ray"))
     monkeypatch.setattr(preflight, "version", _no_package)  # whether ray is here or not
     with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
         preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")

@@ -200,19 +200,28 @@ def _stderr_of_debug(failing: Any) -> str:
 
 
 def test_a_gate_gives_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2eval.leaderboard import report
+    from t2eval.leaderboard import comparison, gate
 
-    worse = report.Comparison("cls", "math", 0.5, 0.9, -0.4, -0.5, -0.3, 100, 0.001, "McNemar")
-    monkeypatch.setattr(report, "fail_on_regression", lambda directory, other: [worse])
+    worse = comparison.Comparison("cls", "math", 0.5, 0.9, -0.4, -0.5, -0.3, 100, 0.001, "McNemar")
+    found = gate.Gate((worse,), ("The runs differ in n: cls on math 100 here, 50 there.",))
+    monkeypatch.setattr(gate, "fail_on_regression", lambda directory, other: found)
     result = invoke("leaderboard", "new", "--fail-on-regression", "old")
     assert result.exit_code == 3
     assert "cls on math" in result.stdout
-    monkeypatch.setattr(report, "fail_on_regression", lambda directory, other: [])
+    assert "Note: The runs differ in n" in result.stderr
+    monkeypatch.setattr(gate, "fail_on_regression", lambda directory, other: gate.Gate((), ("No baseline: old",)))
     assert invoke("leaderboard", "new", "--fail-on-regression", "old").exit_code == 0
-    monkeypatch.setattr(report, "compare", lambda directory, first, second: [worse])
+    monkeypatch.setattr(comparison, "compare", lambda directory, first, second: [worse])
     compared = invoke("leaderboard", "new", "--compare", "cls", "base", "--format", "json")
     assert compared.exit_code == 0
     assert json.loads(compared.stdout)[0]["gain"] == -0.4
+
+
+def test_ci_files_are_written_for_a_repository(tmp_path: Path) -> None:
+    result = invoke("leaderboard", "--init-ci", str(tmp_path))
+    assert (result.exit_code, (tmp_path / ".github/workflows/leaderboard.yml").is_file()) == (0, True), result.output
+    assert invoke("leaderboard").exit_code == 2
+    assert "answer different questions" in invoke("leaderboard", "x", "--init-ci", "y", "--compare", "a", "b").stderr
 
 
 def test_tasks_are_listed_with_sizes_and_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 import t2eval.grading.code_task as module
-from t2eval.bench.plan import BenchConfig, Cell
-from t2eval.bench.worker import Worker, main_metric, object_hash
+from t2eval.bench.plan import Cell
+from t2eval.bench.scores import main_metric, scored
 from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error, UsageError
 from t2eval.sandbox import available
+from t2eval.store.digests import object_digest
 
 pytestmark = pytest.mark.skipif(available().kind is None, reason=f"no sandbox: {available().reason}")
 
@@ -163,7 +164,7 @@ def test_the_configuration_has_one_hash_and_leaves_the_task_behind(folder: Path)
     configs = [
         TaskManager(include_path=str(folder), include_defaults=False).load(["sums"])["tasks"]["sums"].dump_config() for _ in range(2)
     ]
-    assert object_hash(configs[0]) == object_hash(configs[1])
+    assert object_digest(configs[0]) == object_digest(configs[1])
     assert " at 0x" not in json.dumps({key: value for key, value in configs[0].items() if key != "custom_dataset"}, default=str)
 
 
@@ -172,10 +173,9 @@ def test_environment_and_benchmark_take_pass_at_1(folder: Path, tmp_path: Path) 
     assert environment.metric == "pass@1"
     task = environment.task
     assert main_metric(task, {"pass@2,none": 1.0, "pass@1,none": 0.5}) == ("pass@1", "none")
-    config = BenchConfig(tasks=("sums_n4",), methods=("base",), include_path=str(folder))
     outcome = _evaluate(folder, "sums_n4")
-    scored = Worker(config, tmp_path)._scores(Cell("m", "base", "sums_n4", 0), task, outcome, {})
-    assert scored["metric"] == "pass@1" and scored["n"] == 6 and scored["score"] == pytest.approx(1 / 6)
+    row = scored(tmp_path, Cell("m", "base", "sums_n4", 0).key, task, outcome, {})
+    assert row["metric"] == "pass@1" and row["n"] == 6 and row["score"] == pytest.approx(1 / 6)
 
 
 def test_without_a_sandbox_nothing_is_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import yaml
 
 import t2eval.training.train
 from t2eval import paths
+from t2eval.bench import shipped as shipped_runs
+from t2eval.bench.config import BASELINES
 from t2eval.bench.execute import run
 from t2eval.errors import T2Error, UsageError
 from t2eval.leaderboard import demo
@@ -21,13 +23,13 @@ def shipped(tmp_path, monkeypatch):
     """A folder like experts/, with seeds 0 and 1 shipped, and training that only writes its record."""
     root = tmp_path / "experts"
     for seed in (0, 1):
-        for name in demo.EXPERTS:
+        for name in shipped_runs.EXPERTS:
             (root / "library" / f"seed-{seed}" / name).mkdir(parents=True)
             (root / "library" / f"seed-{seed}" / name / "expert.safetensors").write_text(f"shipped {name} {seed}")
             (root / "library" / f"seed-{seed}" / name / "training.json").write_text("{}")
         (root / "library" / f"seed-{seed}" / "dispatch.json").write_text("{}")
-        for method in demo.BASELINES:
-            for skill in demo.SKILLS:
+        for method in BASELINES:
+            for skill in shipped_runs.SKILLS:
                 adapter = root / "baselines" / f"seed-{seed}" / f"{method}-{skill}"
                 adapter.mkdir(parents=True)
                 (adapter / "training.json").write_text("{}")
@@ -35,10 +37,10 @@ def shipped(tmp_path, monkeypatch):
     for recipe in (REPOSITORY / "experts" / "recipes").glob("*.yaml"):
         (root / "recipes" / recipe.name).write_text(recipe.read_text())
     (root / "benchmarks").mkdir()
-    train = {"skills": list(demo.EXPERTS), "recipe": "../recipes/{run}.yaml"}
+    train = {"skills": list(shipped_runs.EXPERTS), "recipe": "../recipes/{run}.yaml"}
     settings = {"methods": ["base", "expert", "lora"], "tasks": ["t1"], "seeds": [0, 1, 2], "train": train}
     (root / "benchmarks" / "embedded.yaml").write_text(yaml.safe_dump(settings))
-    for module in (paths, demo):
+    for module in (paths, shipped_runs):
         monkeypatch.setattr(module, "experts_dir", lambda: root)
     monkeypatch.setattr(demo, "run", lambda plan, output, **options: run(plan, output, factory=FakeWorker, **options))
     trained = []
@@ -87,7 +89,7 @@ def test_run_again_trains_and_evaluates_nothing(tmp_path, shipped):
 
 def test_a_folder_is_of_one_kind_of_demo(tmp_path, shipped):
     demo.run_demo(tmp_path / "out", progress=lambda _: None)
-    with pytest.raises(UsageError, match="holds a demo without --full"):
+    with pytest.raises(UsageError, match="full was False there, and is True now"):
         demo.run_demo(tmp_path / "out", full=True)
 
 
@@ -124,12 +126,13 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path):
     (source / "a").write_text("a")
     (tmp_path / ".target.partial").mkdir()
     (tmp_path / ".target.partial" / "rubbish").write_text("x")
-    demo._copy(source, tmp_path / "target")
+    shipped_runs._copy(source, tmp_path / "target")
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["a"]
 
 
 def test_the_shipped_benchmark_file_is_valid():
-    from t2eval.bench.plan import METHODS, load_plan
+    from t2eval.bench.config import METHODS
+    from t2eval.bench.plan import load_plan
 
     plan = load_plan(REPOSITORY / "experts" / "benchmarks" / "embedded.yaml")
     assert plan.config.methods == METHODS

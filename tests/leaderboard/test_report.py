@@ -5,7 +5,9 @@ import pytest
 from t2eval.bench.plan import Cell
 from t2eval.bench.rows import Row, Sample, append, write_samples
 from t2eval.errors import UsageError
-from t2eval.leaderboard.report import LATENT_SKILL, compare, fail_on_regression, leaderboard
+from t2eval.leaderboard.comparison import compare
+from t2eval.leaderboard.gate import fail_on_regression
+from t2eval.leaderboard.report import LATENT_SKILL, leaderboard
 from t2eval.stats.corrections import holm
 from t2eval.stats.paired import mcnemar
 
@@ -112,9 +114,9 @@ def test_regression_gate(tmp_path):
     for method, before, now in (("base", 50, 50), ("cls", 90, 60), ("prompt", 60, 58), ("lora", 50, 80)):
         put(old, method, ones(before))
         put(new, method, ones(now))
-    assert [item.method for item in fail_on_regression(new, old)] == ["cls"]
-    assert fail_on_regression(old, old) == []
-    (item,) = fail_on_regression(old, new)
+    assert [item.method for item in fail_on_regression(new, old).worse] == ["cls"]
+    assert fail_on_regression(old, old).worse == ()
+    (item,) = fail_on_regression(old, new).worse
     assert item.method == "lora"
 
 
@@ -123,7 +125,7 @@ def test_a_cell_that_fails_now_is_a_regression(tmp_path):
     put(old, "cls", ones(50))
     put(new, "base", ones(50))
     append(new, Row(cell="c", model="m", method="cls", task="t", seed=0, status="failed", error="boom"))
-    (item,) = fail_on_regression(new, old)
+    (item,) = fail_on_regression(new, old).worse
     assert "failed now: boom" in str(item)
 
 
@@ -131,7 +133,7 @@ def test_regression_without_shared_examples_is_tested_unpaired(tmp_path):
     new, old = tmp_path / "new", tmp_path / "old"
     put(old, "cls", ones(90), samples=None, stderr=0.03)
     put(new, "cls", ones(60), samples=None, stderr=0.05)
-    (item,) = fail_on_regression(new, old)
+    (item,) = fail_on_regression(new, old).worse
     assert item.test == "Welch (unpaired)"
     with pytest.raises(UsageError, match="share no cell"):
         put(tmp_path / "other", "cls", ones(5), task="u")
@@ -152,3 +154,90 @@ def test_one_example_has_no_error_and_is_never_bold(tmp_path):
     assert "| 1.000 ± N/A (n=1) |" in board.to_markdown() and "± 0.000" not in board.to_markdown()
     (comparison,) = compare(tmp_path, "expert", "base")
     assert "gain +1.000, n=1, p=1 (" in str(comparison)
+
+
+def test_the_benchmarks_name_is_the_title(tmp_path):
+    put(tmp_path, "base", ones(50))
+    assert leaderboard(tmp_path).to_markdown().startswith("# Leaderboard: m\n\nBase model: m\n")
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "spring", "config": {}}))
+    board = leaderboard(tmp_path)
+    assert board.to_markdown().startswith("# spring\n\nBase model: m\n") and json.loads(board.to_json())["title"] == "spring"
+
+
+def test_what_is_not_a_number_is_left_out_on_both_sides_and_never_bold(tmp_path):
+    put(tmp_path, "base", ones(10))
+    put(tmp_path, "cls", ones(90, 98), undefined=[98, 99])
+    folder = tmp_path
+    cell = Cell("m", "cls", "t", 0)
+    samples = [Sample(doc_id=i, doc_hash=f"t{i}", score=float(i < 90), response="") for i in range(98)]
+    samples += [Sample(doc_id=i, doc_hash=f"t{i}", score=None, undefined=True, response="") for i in (98, 99)]
+    write_samples(folder, cell.key, samples)
+    board = leaderboard(folder)
+    entry = board.entry("cls", "t")
+    assert (entry.n, entry.undefined, entry.significant, entry.better) == (98, (98, 99), True, False)
+    assert entry.gain == pytest.approx(80 / 98)
+    text = board.to_markdown()
+    assert "**" not in text
+    assert "cls on t: the metric 'acc' is not a number (NaN or infinite) for documents 98, 99, left out of the score" in text
+    json.loads(board.to_json(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_adaptation_examples_that_were_test_items_are_left_out_of_both_sides(tmp_path):
+    put(tmp_path, "base", [1, 1, 0, 0] * 25)
+    adaptation = {"t": {"overlaps_test": True, "doc_ids": [2, 3, 6]}}
+    put(tmp_path, "fewshot", [1] * 100, t2={"adaptation": adaptation})
+    put(tmp_path, "cls", [1] * 100, t2={"adaptation": {"t": {"overlaps_test": False, "doc_ids": [2, 3, 6]}}})
+    board = leaderboard(tmp_path)
+    entry = board.entry("fewshot", "t")
+    assert (entry.n, entry.adapted, entry.score) == (97, (2, 3, 6), 1.0)
+    assert entry.gain == pytest.approx(47 / 97), "the base's side has them out too"
+    assert entry.significant and not entry.better
+    text = board.to_markdown()
+    assert "| fewshot | 1.000 ± 0.000 (n=97)" in text and "| cls | **1.000** ± 0.000 (n=100)" in text
+    assert "fewshot on t: adapted on documents 2, 3, 6 of the test split, left out of the score and of both sides" in text
+    (comparison,) = compare(tmp_path, "fewshot", "cls")
+    assert comparison.n == 97
+
+
+def test_rows_that_do_not_belong_together_are_refused(tmp_path):
+    kinds = [
+        ({"hashes": {"task": "a"}}, {"hashes": {"task": "b"}}, "two versions of the task t"),
+        ({"hashes": {"prompts": "a"}}, {"hashes": {"prompts": "b"}}, "other prompts or documents of t"),
+        ({"versions": {"torch": "1"}}, {"versions": {"torch": "2"}}, r"two versions of torch \(1 and 2\)"),
+        ({"hashes": {"experts": {"math": "a"}}}, {"hashes": {"experts": {"math": "b"}}}, "two experts named math"),
+    ]
+    for place, (first, second, message) in enumerate(kinds):
+        folder = tmp_path / str(place)
+        put(folder, "prompt", ones(5), **first)
+        put(folder, "cls", ones(5), **second)
+        with pytest.raises(UsageError, match=message + ".*Remove the older one's line"):
+            leaderboard(folder)
+        put(folder, "cls", ones(5), **first)
+        assert leaderboard(folder).entries
+
+
+def test_the_gate_says_in_what_the_runs_differ(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    put(old, "base", ones(50), hashes={"task": "a"})
+    put(old, "cls", ones(50), hashes={"task": "a"})
+    put(new, "base", ones(50, 50), hashes={"task": "b"})
+    for seed in (0, 1):
+        put(new, "cls", ones(50, 50), seed=seed, hashes={"task": "b"})
+    for folder, limit in ((new, 50), (old, None)):
+        settings = {"config": {"limit": limit}, "inputs": {}, "cells": [], "name": "b"}
+        (folder / "manifest.json").write_text(json.dumps(settings))
+    gate = fail_on_regression(new, old)
+    assert gate.worse == ()
+    limit, numbers, seeds, tasks = gate.notes
+    assert limit == "The runs differ in their limit: limit 50 here, all examples there."
+    assert numbers == "The runs differ in n: base on t 50 here, 100 there; cls on t 50 here, 100 there."
+    assert seeds == "The runs differ in seeds: cls on t 0, 1 here, 0 there."
+    assert tasks.startswith("The runs differ in their tasks (YAML, data or prompts): t.")
+    assert fail_on_regression(new, new).notes == ()
+
+
+def test_the_first_run_passes_with_a_note(tmp_path):
+    put(tmp_path / "new", "base", ones(5))
+    gate = fail_on_regression(tmp_path / "new", tmp_path / "main")
+    assert gate.worse == ()
+    assert gate.notes[0].startswith("No baseline: ")

@@ -122,16 +122,16 @@ def test_a_failed_cell_is_an_error_and_the_rest_is_kept(tmp_path):
 def test_studies_share_processes_that_end_with_the_lab(tmp_path):
     with Lab(tmp_path, preset(quick=True), workers=2, say=lambda _: None, factory=FakeWorker) as lab:
         lab.cells(["base", "prompt"], ["t1", "t2"])
-        pids = lab._pool.pids
+        pids = lab.pool.pids
         lab.cells(["base", "cls"], ["t3"], study="other", model_args={"base": {"delay": 0.01}})
-        assert lab._pool.pids == pids and len(pids) == 2
+        assert lab.pool.pids == pids and len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_a_large_base_is_not_kept_in_memory(tmp_path):
     with Lab(tmp_path, preset("paper"), say=lambda _: None, factory=FakeWorker) as lab:
         lab.cells(["base"], ["t1"])
-        assert lab._pool.pids == ()
+        assert lab.pool.pids == ()
 
 
 def test_another_setting_needs_another_study(tmp_path, lab):

@@ -27,6 +27,7 @@ from t2eval.paper.items import budgets, shots, transfer
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import preset
 from t2eval.paper.report import run_item
+from t2eval.workers.pool import Pool
 from tests.bench.fakes import number
 from tests.paper import conftest
 
@@ -215,7 +216,7 @@ def test_figure7_shows_alphas_and_scores_the_even_mix(searched: Lab, tmp_path: P
 def test_table8_trains_and_searches_on_the_same_draws(searched: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[ia3.Run] = []
 
-    def train_all(runs: Sequence[ia3.Run], workers: int) -> list[list[float]]:
+    def train_all(runs: Sequence[ia3.Run], pool: Pool, log: Path) -> list[list[float]]:
         trained.extend(runs)
         for run in runs:
             for folder, steps in zip(run.folders, run.steps, strict=False):
@@ -298,17 +299,34 @@ def test_ia3_is_finished_where_its_adapters_say_these_settings(tmp_path: Path) -
     assert not run.finished, "an old adapter beside new settings"
 
 
-def test_ia3_keeps_no_base_once_all_runs_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ia3_keeps_no_base_once_all_runs_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emptied = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(ia3._base.cache_info().currsize))
     monkeypatch.setattr(ia3, "VALIDATION", 4)
     run = ia3.Run("embedded", "embedded_reasoning_seen", "train", 2, 0, 5e-5, (1,), device="cpu")
-    assert len(ia3.train_all([run, run], 2)) == 2
+    assert len(ia3.train_all([run, run], Pool(2), tmp_path / "log")) == 2
     assert emptied == [0]
     with pytest.raises(T2Error):
-        ia3.train_all([replace(run, task="no_such_task")], 1)
+        ia3.train_all([replace(run, task="no_such_task")], Pool(1), tmp_path / "log")
     assert emptied == [0, 0]
+
+
+def test_ia3_side_by_side_is_as_one_after_the_other(tmp_path: Path) -> None:
+    def runs(place: str) -> list[ia3.Run]:
+        shared = {"rate": 5e-3, "steps": (2,), "device": "cpu"}
+        folder = tmp_path / place
+        return [ia3.Run("embedded", REASONING, "adaptation", 2, draw, folders=(str(folder / str(draw)),), **shared) for draw in (0, 1)]
+
+    assert ia3.train_all(runs("alone"), Pool(1), tmp_path / "log") == [[], []]
+    with Pool(2) as pool:
+        assert ia3.train_all(runs("beside"), pool, tmp_path / "log") == [[], []]
+        assert len(pool.pids) == 2, "the lab's processes do it"
+        with pytest.raises(T2Error, match="no_such_task"):
+            ia3.train_all([replace(run, task="no_such_task", folders=()) for run in runs("x")], pool, tmp_path / "log")
+    for draw in ("0", "1"):
+        alone, beside = ((tmp_path / place / draw / "adapter_model.safetensors").read_bytes() for place in ("alone", "beside"))
+        assert alone == beside
 
 
 def test_ia3_trains_and_validates_in_passes_of_the_runs_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

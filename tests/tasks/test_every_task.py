@@ -18,7 +18,7 @@ from lm_eval import simple_evaluate
 from lm_eval._cli.validate import Validate
 
 from t2eval import models as t2
-from t2eval.bench.worker import main_metric
+from t2eval.bench.scores import main_metric
 from t2eval.checks.catalogue import list_tasks
 from t2eval.cli import main
 from t2eval.embedded import vision

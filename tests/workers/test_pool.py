@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from t2eval.bench.config import BenchConfig
 from t2eval.bench.execute import run
-from t2eval.bench.plan import BenchConfig, make_plan
+from t2eval.bench.plan import make_plan
 from t2eval.errors import T2Error, UsageError
+from t2eval.workers import processes
 from t2eval.workers.pool import Outcome, Pool
+from t2eval.workers.processes import gpus_of, threads_each
 from tests.bench.fakes import FakeWorker, Steered
 
 
@@ -47,6 +50,53 @@ def test_processes_live_on_and_are_made_ready_anew(pool: Pool, tmp_path: Path) -
     assert len(pool.pids) == 2
     assert sorted(found.value[1] for found in second) == [1, 1, 2, 2], "something of the first run was left"
     assert (tmp_path / "a.log").read_text() == (tmp_path / "b.log").read_text() == "printed wait\n" * 4
+
+
+def test_each_process_has_a_gpu_of_its_own(tmp_path: Path) -> None:
+    with Pool(3, gpus=("4", "GPU-5")) as pool:
+        found = answers(pool, tmp_path / "log", *["environment"] * 6)
+        assert sorted({each.value[0] for each in found}) == ["4", "GPU-5"]
+        assert sorted(pool._gpu_of.values()) in (["4", "4", "GPU-5"], ["4", "GPU-5", "GPU-5"])
+    with Pool(2, gpus=("0", "1")) as pool:
+        (died, *rest) = answers(pool, tmp_path / "log", "die", *["environment"] * 4)
+        assert sorted(pool._gpu_of.values()) == ["0", "1"], "the process that takes a dead one's place has its GPU"
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("auto", None, ("0", "1", "2")),
+        ("cuda", None, ("0", "1", "2")),
+        ("auto", "5, GPU-7", ("5", "GPU-7")),
+        ("auto", "", ()),
+        ("auto", "-1", ()),
+        ("cuda:1", None, ()),
+        ("cpu", "5", ()),
+        ("balanced", None, ()),
+    ],
+)
+def test_gpus_are_divided_only_where_no_device_is_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, expected: tuple[str, ...]
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus_of(device) == expected
+
+
+def test_threads_are_the_users_or_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with Pool(2) as pool:
+        assert {each.value[1] for each in answers(pool, tmp_path / "log", "environment", "environment")} == {"3"}
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with Pool(2) as pool:
+        assert {each.value[1] for each in answers(pool, tmp_path / "log", "environment", "environment")} == {"4"}
+    assert threads_each(16) == 1
 
 
 def test_no_more_processes_than_items(pool: Pool, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def _runs_of(lab: Lab) -> Callable[..., Run]:
 
 def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
     """Steps → the rate with the best validation score on the seen task; the lowest of equals."""
+    from t2eval.bench.training import LOG
     from t2eval.paper.ia3 import VALIDATION, train_all
 
     pairs = list(itertools.product(sizes.rates, range(sizes.choice_draws)))
@@ -66,7 +67,7 @@ def _chosen_rates(lab: Lab, sizes: Sizes) -> dict[int, float]:
     runs = [run_of(draw=draw, rate=rate, **common) for rate, draw in pairs]
 
     def compute() -> list[dict[str, Any]]:
-        scores = train_all(runs, lab.workers)
+        scores = train_all(runs, lab.pool, lab.output / LOG)
         return [{"rate": rate, "draw": draw, "scores": found} for (rate, draw), found in zip(pairs, scores, strict=True)]
 
     varied = {"rate": sizes.rates, "draw": list(range(sizes.choice_draws)), "steps": sizes.steps}
@@ -85,6 +86,7 @@ def _adapters(lab: Lab, shots: int, steps: int, rate: float) -> str:
 
 
 def _train(lab: Lab, sizes: Sizes, rates: Mapping[float, tuple[int, ...]]) -> None:
+    from t2eval.bench.training import LOG
     from t2eval.paper.ia3 import train_all
 
     task, run_of = lab.preset.unseen[SKILL], _runs_of(lab)
@@ -95,7 +97,7 @@ def _train(lab: Lab, sizes: Sizes, rates: Mapping[float, tuple[int, ...]]) -> No
     todo = [run for run in runs if not run.finished]
     if todo:
         lab.say(f"  training IA3 on a few examples, {len(todo)} runs …")
-        train_all(todo, lab.workers)
+        train_all(todo, lab.pool, lab.output / LOG)
 
 
 def _ia3_label(steps: int, rate: float) -> str:

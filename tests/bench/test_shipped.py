@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from t2eval.leaderboard import shipped
+from t2eval.bench import shipped
 from t2eval.paths import experts_dir
 
 

@@ -1,0 +1,205 @@
+"""Configuration: what a benchmark file says, checked. Paths in it are as the file has them; `plan.load_plan` makes them absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from t2eval.basemodel.devices import AUTO, check_dtype
+from t2eval.errors import UsageError, unknown
+from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
+
+METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
+BASELINES = ("lora", "ia3", "dora")
+STRATEGIES = ("prompt", "cls", "fewshot")
+EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
+DISPATCH = "dispatch"
+"""The label of the classification expert, which `cls` asks and no other method uses."""
+
+
+class TrainSection(BaseModel):
+    """How the experts and baselines of a benchmark are made where they are missing.
+
+    `skills` gives, for each skill label, the settings of its runs (fields of `TrainConfig`), with `task`, the seen task, among them; a
+    plain list of labels will do where recipes have the rest. `recipe` is a recipe file for each run, with `{run}` (`math`,
+    `lora-math`), `{label}`, `{method}` and `{seed}` in its name. `settings` holds for all runs, `methods` for those of one method
+    (`svf` makes the experts). What comes later wins: recipe, settings, methods, skills.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skills: dict[str, dict[str, Any]] = Field(min_length=1)
+    recipe: str | None = None
+    settings: dict[str, Any] = {}
+    methods: dict[Literal["svf", "lora", "ia3", "dora"], dict[str, Any]] = {}
+
+    @field_validator("skills", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {str(label): {} for label in value} if isinstance(value, list | tuple) else value
+
+
+class Assumptions(BaseModel):
+    """What a forecast (`t2 bench --plan`) takes where it cannot look. Changes no score.
+
+    The shape of the base model, in the words of its `config.json`, stands in where the model is not on this machine; `parameters` where
+    its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int | None = Field(default=None, ge=1)
+    hidden_size: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1)
+    vocab_size: int | None = Field(default=None, ge=1)
+    tie_word_embeddings: bool = False
+    prompt_tokens: int = Field(default=300, ge=0)
+    dispatch_tokens: int = Field(default=300, ge=0)
+    answer_tokens: int = Field(default=200, ge=0)
+    read_speed: float | None = Field(default=None, gt=0)
+    answer_speed: float | None = Field(default=None, gt=0)
+    train_speed: float | None = Field(default=None, gt=0)
+
+
+class BenchConfig(BaseModel):
+    """What a benchmark file says.
+
+    `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds; `baselines` the folder of
+    one adapter, with `{seed}`, `{method}` and `{label}`. Either may be several, joined by `+`: what lies in a later one takes the
+    place of what has its name in an earlier one, and what is trained goes into the last. Left out, they are the embedded model's.
+    `limit` is the number of test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
+    `train` says how experts and baselines are made where they are missing, `assume` what a forecast takes for granted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "benchmark"
+    model: str = EMBEDDED
+    revision: str | None = None
+    dtype: str = AUTO
+    device: str = AUTO
+    methods: tuple[str, ...] = Field(default=METHODS, min_length=1)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    model_args: dict[str, dict[str, Any]] = {}
+    experts: str | None = None
+    baselines: str | None = None
+    labels: dict[str, str] = {}
+    include_path: str | None = None
+    train: TrainSection | None = None
+    assume: Assumptions = Assumptions()
+
+    @field_validator("methods", "tasks", "seeds", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """One name is a list of one; nothing is run twice."""
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        return tuple(dict.fromkeys(values))
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _chosen_here(cls, value: Any) -> Any:
+        return AUTO if value is None else value
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str) -> str:
+        return check_dtype(value)
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for method in value:
+            if method not in METHODS:
+                raise unknown("method", method, METHODS)
+        return value
+
+    @field_validator("model_args")
+    @classmethod
+    def _known_keys(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for method in value:
+            if method not in METHODS:
+                raise unknown("method in model_args", method, METHODS)
+        return value
+
+    def libraries(self, seed: int) -> list[Path]:
+        """The folders that hold the experts of one seed, in order.
+
+        Raises:
+            UsageError: the benchmark file names none, and the model is not an embedded one with experts of its own.
+        """
+        if self.experts is not None:
+            return [Path(part) for part in joined(self.experts.replace("{seed}", str(seed)))]
+        if self.model in (EMBEDDED, EMBEDDED_VLM):
+            from t2eval.basemodel.load import embedded_libraries
+
+            return embedded_libraries(self.model, seed)
+        raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
+
+    def library(self, seed: int) -> Path:
+        """The folder that experts of one seed are trained into: the last of `libraries`."""
+        return self.libraries(seed)[-1]
+
+    def expert_folders(self, seed: int) -> list[Path]:
+        """The folder of each expert of one seed; of those with one name in several libraries, the last library's."""
+        return experts_in(self.libraries(seed))
+
+    def experts_argument(self, seed: int) -> str:
+        """The experts of one seed as `experts=` of the lm-eval classes: one library as it is, of several the experts that count."""
+        libraries = self.libraries(seed)
+        return "+".join(map(str, libraries if len(libraries) == 1 else self.expert_folders(seed) or libraries))
+
+    def _places(self, method: str, label: str, seed: int) -> list[Path]:
+        """Where one baseline's adapter may lie, in order. Raises as `libraries` does."""
+        if self.baselines is not None:
+            filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
+            return [Path(part) for part in joined(filled.replace("{label}", label))]
+        if self.model in (EMBEDDED, EMBEDDED_VLM):
+            from t2eval.basemodel.load import embedded_adapters
+
+            return embedded_adapters(self.model, method, label, seed)
+        raise UsageError(
+            f"No baselines for {self.model!r}: give `baselines: <folder with {{seed}}, {{method}} and {{label}}>` in the benchmark file."
+        )
+
+    def adapter(self, method: str, label: str, seed: int) -> Path:
+        """The folder of one baseline's adapter: the last place where there is one; where there is none, the last place of all, into
+        which it is trained. Raises as `libraries` does."""
+        places = self._places(method, label, seed)
+        return next((place for place in reversed(places) if place.is_dir()), places[-1])
+
+    def adapters(self, method: str, seed: int) -> list[Path]:
+        """The folders of one baseline's adapters that exist, of all labels. Raises as `libraries` does."""
+        return sorted(path for place in self._places(method, "*", seed) for path in place.parent.glob(place.name))
+
+
+def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> BenchConfig:
+    """Check settings.
+
+    Args:
+        settings: field → value.
+        source: what the messages call it.
+
+    Raises:
+        UsageError: an unknown key or name (with near matches), or a value of the wrong kind.
+    """
+    for key in settings:
+        if key not in BenchConfig.model_fields:
+            raise unknown(f"key in {source}", str(key), BenchConfig.model_fields)
+    try:
+        return BenchConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{source}: {where}: {first['msg']} (got {first['input']!r}).") from error

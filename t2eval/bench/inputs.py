@@ -1,0 +1,145 @@
+"""Inputs: the experts, adapters and tasks that a cell's score depends on, where they lie, and their digests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, STRATEGIES, BenchConfig
+from t2eval.errors import T2Error, unknown
+from t2eval.paths import experts_in, joined
+from t2eval.store.digests import file_digest, object_digest
+from t2eval.store.files import read_json
+
+_EXPERT = "expert.safetensors"
+_CARD_BYTES = 64 << 20  # a card of an expert holds a few numbers for each of its matrices
+
+
+def cards(library: str | Path) -> dict[str, dict[str, Any]]:
+    """The cards of the experts of a library.
+
+    Args:
+        library: a folder of experts, or of one, or several such folders joined by `+`.
+
+    Returns:
+        Expert folder → contents of its `expert.json`.
+
+    Raises:
+        T2Error: no folder, no expert in it, or a damaged card.
+    """
+    found = {}
+    for part in map(Path, joined(str(library))):
+        for folder in experts_in([part]):
+            remedy = "Train the expert again, or copy it again."
+            found[str(folder)] = read_json(folder / "expert.json", what="expert's card", remedy=remedy, limit=_CARD_BYTES)
+    if not found:
+        raise T2Error(f"No experts in {library}. Train them with `t2 train-expert`, or set `experts:` in the benchmark file.")
+    return found
+
+
+def expert_of(library: str | Path, label: str) -> Path:
+    """The folder of the expert with a label.
+
+    Raises:
+        T2Error: the library has none.
+    """
+    labels = {str(card["label"]): folder for folder, card in cards(library).items()}
+    if label not in labels:
+        raise unknown(f"expert label in {library}:", label, labels)
+    return Path(labels[label])
+
+
+def adapter_file(folder: Path) -> Path:
+    """The weights of a PEFT adapter.
+
+    Raises:
+        T2Error: it is not there.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise T2Error(f"No adapter in {folder}. Train it with `t2 train-expert --method …`, or set `baselines:` in the benchmark file.")
+    return file
+
+
+def parameter_count(file: Path) -> int:
+    """How many numbers a safetensors file holds.
+
+    Raises:
+        T2Error: it is not one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise T2Error(f"{file} cannot be read ({error}). Train it again, or copy it again.") from error
+
+
+def expert_facts(method: str, spec: str) -> dict[str, Any]:
+    """Parameters and hashes of the experts that a method uses: cls also its classification expert, the others not."""
+    used = {
+        folder: card for folder, card in cards(spec).items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH
+    }
+    files = {folder: Path(folder) / _EXPERT for folder in used}
+    names = {folder: str(card["name"]) for folder, card in used.items()}
+    return {
+        "trainable_parameters": sum(parameter_count(file) for file in files.values()),
+        "hashes": {
+            "experts": {names[folder]: file_digest(file) for folder, file in files.items()},
+            "basis": {names[folder]: object_digest(card.get("basis_fingerprint")) for folder, card in used.items()},
+        },
+    }
+
+
+def adapter_facts(folder: Path) -> dict[str, Any]:
+    """Parameters and hash of a baseline's adapter.
+
+    Raises:
+        T2Error: it is missing or damaged.
+    """
+    file = adapter_file(folder)
+    return {"trainable_parameters": parameter_count(file), "hashes": {"adapter": {folder.name: file_digest(file)}}}
+
+
+def files_of(config: BenchConfig) -> dict[str, str]:
+    """Digests of the expert and adapter files that lie where a benchmark will look."""
+    found: dict[str, str] = {}
+    for seed in config.seeds:
+        files: list[Path] = []
+        if EXPERT_METHODS & set(config.methods):
+            files += [file for place in config.libraries(seed) for file in (place / _EXPERT, *place.glob(f"*/{_EXPERT}"))]
+        for method in sorted(set(BASELINES) & set(config.methods)):
+            files += [folder / "adapter_model.safetensors" for folder in config.adapters(method, seed)]
+        found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
+    return found
+
+
+def task_digest(manager: Any, name: str) -> str:
+    """A digest of a task as it is on this machine: its YAML with all that it includes, the Python files of its functions, local data.
+
+    Folders do not count, so that a copied checkout has the same digest. Data sets of the hub count by name and revision.
+    """
+    from t2eval.environment.loading import checked_config
+
+    config = checked_config(manager, name)
+    return object_digest(_located(config))
+
+
+def _located(value: Any) -> Any:
+    """A YAML value in which each file that it names is its name and digest."""
+    if isinstance(value, Mapping):
+        return {str(key): _located(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_located(part) for part in value]
+    return next((f"{Path(value).name} {file_digest(file)}" for file in _files(value)), value) if isinstance(value, str) else value
+
+
+def _files(text: str) -> Iterator[Path]:
+    """The local file that a text of a task's YAML stands for: data, or the module of a function (lm-eval gives `/folder/module.name`)."""
+    if "\n" in text or "\0" in text or len(text) > 1000 or "/" not in text and not text.endswith((".json", ".jsonl", ".csv", ".parquet")):
+        return
+    module = Path(text.rpartition(".")[0] + ".py")
+    yield from (file for file in (Path(text), module) if file.is_file())

@@ -1,0 +1,140 @@
+"""Manifest: what the rows of one folder have in common, and the refusal of rows that do not belong beside them.
+
+`manifest.json` has the benchmark file's settings, the cells, the digests of experts, adapters and tasks, and the versions of the
+libraries, as they were when the first row was written. Methods, tasks and seeds may be added to; what changes the score of a cell may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2eval.bench.plan import Plan
+from t2eval.bench.rows import ROWS, Row
+from t2eval.errors import T2Error, UsageError
+from t2eval.store.files import read_json, write_json
+from t2eval.store.guard import refuse_other_settings
+from t2eval.store.versions import versions
+
+MANIFEST = "manifest.json"
+_GROWS = frozenset({"name", "methods", "tasks", "seeds", "assume"})
+_BYTES = 256 << 20  # a thousand seeds of a thousand tasks
+_ANEW = "Choose another --output, or remove {folder} to begin anew."
+
+
+def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[str, str], *, grows: bool) -> dict[str, Any]:
+    """The manifest that this run will write, after a check that the folder's own is of the same benchmark.
+
+    Args:
+        folder: the benchmark's.
+        plan: as its file has it, before places for what is trained have been filled in.
+        files: digests of expert and adapter files (`inputs.files_of`).
+        tasks: digests of the tasks (`inputs.task_digest`).
+        grows: whether rows will be added, so that other versions of the libraries would mix with those of before.
+
+    Raises:
+        UsageError: another benchmark, or experts, tasks or versions have changed since it was begun; the message names the first.
+        T2Error: the folder's manifest is damaged.
+    """
+    now: dict[str, Any] = {
+        "format_version": 1,
+        "name": plan.config.name,
+        "config": plan.config.model_dump(mode="json"),
+        "cells": [cell.key for cell in plan.cells],
+        "inputs": dict(files),
+        "tasks": dict(tasks),
+        "versions": versions(),
+    }
+    if not (folder / MANIFEST).exists():
+        return now
+    before = _read(folder)
+    anew = _ANEW.format(folder=folder)
+    settings = {key: value for key, value in before["config"].items() if key in now["config"]}
+    refuse_other_settings(folder, settings, now["config"], may_change=_GROWS, remedy=f"Give the same settings. {anew}")
+    for what, verb in (("inputs", "would mix two experts"), ("tasks", "would mix two tasks of one name")):
+        for name, digest in now[what].items():
+            if before[what].get(name, digest) != digest:
+                kind = "" if what == "inputs" else "The task "
+                raise UsageError(f"{kind}{name} has changed since {folder} was begun: its rows {verb}. Undo the change. {anew}")
+        now[what] = {**before[what], **now[what]}
+    if grows:
+        for package, version in now["versions"].items():
+            if (then := before["versions"].get(package, version)) != version:
+                raise UsageError(
+                    f"{folder} was begun with {package} {then}, and this is {version}: its rows would mix two versions. Install the first "
+                    f"one. {anew}"
+                )
+    now["cells"] = list(dict.fromkeys([*before["cells"], *now["cells"]]))
+    return now
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    found = read_json(path, what="benchmark's manifest", remedy="Choose another --output.", limit=_BYTES)
+    shape = {"config": dict, "inputs": dict, "cells": list}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in shape.items()):
+        raise T2Error(f"{path} is damaged: it is not what a benchmark writes. Choose another --output.")
+    return {"tasks": {}, "versions": {}, **found}
+
+
+def write(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Keep a manifest."""
+    write_json(folder / MANIFEST, dict(manifest))
+
+
+def limit_of(folder: Path) -> int | None:
+    """The number of test examples a task that a folder's rows are of; None: all, or not known."""
+    if not (folder / MANIFEST).exists():
+        return None
+    limit: int | None = _read(folder)["config"].get("limit")
+    return limit
+
+
+# ---------------------------------------------------------------------- rows beside each other
+class Neighbours:
+    """The finished rows of one folder, none of which may have been made with other inputs than another.
+
+    Rows of older releases have fewer hashes, and what they lack is not compared.
+
+    Args:
+        folder: that holds them.
+        rows: those that are there.
+
+    Raises:
+        UsageError: two differ; the message names what differs, and both cells.
+    """
+
+    def __init__(self, folder: Path, rows: Iterable[Row] = ()) -> None:
+        self._folder = folder
+        self._seen: dict[tuple[Any, ...], tuple[Any, Row]] = {}
+        for row in rows:
+            self.admit(row)
+
+    def admit(self, row: Row) -> None:
+        """Take one more row in. Raises as the class does."""
+        if row.status != "ok":
+            return
+        for key, (value, what) in _inputs(row).items():
+            known, first = self._seen.setdefault(key, (value, row))
+            if known != value:
+                both = "" if len(str(known)) > 40 else f" ({known} and {value})"
+                raise UsageError(
+                    f"{self._folder} holds rows that do not belong together: {first.cell} and {row.cell} were made with {what}{both}. "
+                    f"Remove the older one's line from {ROWS} and run the benchmark again, or start in a new folder."
+                )
+
+
+def _inputs(row: Row) -> dict[tuple[Any, ...], tuple[Any, str]]:
+    """What a row was made with: key → value, and the words for two that differ."""
+    hashes = row.hashes
+    found = {("version", package): (version, f"two versions of {package}") for package, version in row.versions.items()}
+    if "task" in hashes:
+        found["task", row.task] = hashes["task"], f"two versions of the task {row.task}"
+    if "prompts" in hashes:
+        found["prompts", row.task] = hashes["prompts"], f"other prompts or documents of {row.task}"
+    for name, digest in (hashes.get("experts") or {}).items():
+        found["expert", name, row.seed] = digest, f"two experts named {name} (seed {row.seed})"
+    for name, digest in (hashes.get("adapter") or {}).items():
+        found["adapter", row.method, name, row.seed] = digest, f"two adapters named {name} (seed {row.seed})"
+    return found

@@ -1,0 +1,114 @@
+"""Cells: the rows of a benchmark's folder by method and task, with the examples that may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from t2eval.bench.manifest import Neighbours
+from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
+from t2eval.errors import UsageError
+from t2eval.stats.means import average_seeds, mean_stderr
+
+
+def rows_of(directory: str | Path) -> list[Row]:
+    """The rows of a benchmark's folder.
+
+    Raises:
+        UsageError: no finished cells, cells of several base models, or rows that do not belong beside each other.
+        T2Error: damaged rows.
+    """
+    folder = Path(directory)
+    rows = read(folder)
+    if not rows:
+        raise UsageError(f"{directory} holds no finished cells (no {ROWS}). Run `t2 bench FILE.yaml --output {directory}`.")
+    models = sorted({row.model for row in rows})
+    if len(models) > 1:
+        raise UsageError(f"{directory} mixes base models ({', '.join(models)}): a leaderboard is of one.")
+    Neighbours(folder, rows)
+    return rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished rows of one method on one task, seeds in order.
+
+    Attributes:
+        rows: at least one.
+        scores: of each seed: example → score, without the documents that are left out; None where the metric has no score for an example.
+        adapted: documents of the test split on which the method adapted, of any seed. undefined: those whose metric is not a number.
+    """
+
+    rows: tuple[Row, ...]
+    scores: tuple[dict[str, float], ...] | None
+    adapted: tuple[int, ...]
+    undefined: tuple[int, ...]
+
+    @property
+    def examples(self) -> dict[str, float] | None:
+        """Example → score, averaged over the seeds; None where there are none that can be compared."""
+        return average_seeds(self.scores) if self.scores and all(self.scores) else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether no document was left out."""
+        return not (self.adapted or self.undefined)
+
+    @property
+    def seed_scores(self) -> list[float]:
+        """The score of each seed, without the documents that are left out."""
+        if self.adapted and self.scores and all(self.scores):
+            return [float(np.mean(list(run.values()))) for run in self.scores]
+        return [row.score for row in self.rows if row.score is not None]
+
+    @property
+    def score(self) -> float:
+        """The mean over seeds."""
+        return float(np.mean(self.seed_scores))
+
+    @property
+    def stderr(self) -> float | None:
+        """Over examples, of seed-averaged scores; without examples, the mean of the rows' own."""
+        examples = self.examples
+        return mean_stderr(list(examples.values()))[1] if examples else mean([row.stderr for row in self.rows])
+
+    @property
+    def n(self) -> int:
+        """Examples that the score is of."""
+        examples = self.examples
+        return len(examples) if examples else self.rows[0].n
+
+
+def groups_of(directory: str | Path, rows: Sequence[Row]) -> dict[tuple[str, str], Group]:
+    """Finished rows by method and task.
+
+    Raises:
+        T2Error: damaged examples.
+    """
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in sorted((row for row in rows if row.status == "ok"), key=lambda row: row.seed):
+        found.setdefault((row.method, row.task), []).append(row)
+    return {key: _group(Path(directory), group) for key, group in found.items()}
+
+
+def _group(folder: Path, rows: Sequence[Row]) -> Group:
+    runs = [scores_by_example(read_samples(folder, row), _adapted(row)) if row.samples else None for row in rows]
+    scores = tuple(run for run in runs if run is not None)
+    adapted = sorted({doc for row in rows for doc in _adapted(row)})
+    undefined = sorted({doc for row in rows for doc in row.undefined})
+    return Group(tuple(rows), scores if len(scores) == len(rows) else None, tuple(adapted), tuple(undefined))
+
+
+def _adapted(row: Row) -> frozenset[int]:
+    """The scored documents on which a row's method adapted: those that its own record names (`config.t2.adaptation`)."""
+    adaptation = ((row.t2 or {}).get("adaptation") or {}).get(row.task) or {}
+    return frozenset(adaptation.get("doc_ids") or ()) if adaptation.get("overlaps_test") else frozenset()
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the known ones; None where there are none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

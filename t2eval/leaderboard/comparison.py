@@ -1,0 +1,90 @@
+"""Comparison: one method against another, or against itself in another benchmark, on the examples that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from t2eval.errors import unknown
+from t2eval.leaderboard.cells import Group, groups_of, rows_of
+from t2eval.stats.corrections import holm
+from t2eval.stats.paired import Paired, paired, unpaired
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on one task (or one method in two benchmarks); `gain` is the first over the second, `p` Holm-adjusted."""
+
+    method: str
+    task: str
+    first: float | None
+    second: float | None
+    gain: float | None
+    low: float | None
+    high: float | None
+    n: int
+    p: float | None
+    test: str
+
+    def __str__(self) -> str:
+        if self.gain is None or self.p is None:
+            return f"{self.method} on {self.task}: {self.test}"
+        interval = "" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return (
+            f"{self.method} on {self.task}: {self.first:.3f} against {self.second:.3f}, gain {self.gain:+.3f}{interval}, n={self.n}, "
+            f"p={self.p:.2g} ({self.test})"
+        )
+
+
+def tested(first: Group, second: Group) -> Paired | None:
+    """The test of one group over another, in the direction in which more is better: paired on shared examples, else from the two means.
+
+    Returns:
+        None where neither can be had.
+    """
+    a, b = first.examples, second.examples
+    result = paired(a, b) if a and b else None
+    if result is None:
+        result = unpaired((first.score, first.stderr, first.n), (second.score, second.stderr, second.n))
+    if result is None or first.rows[0].higher_is_better:
+        return result
+    low, high = (None, None) if result.low is None or result.high is None else (-result.high, -result.low)
+    return Paired(-result.difference, low, high, result.n, result.p, result.test)
+
+
+def adjusted(found: Sequence[tuple[str, str, Group, Group]]) -> list[Comparison]:
+    """Comparisons whose p-values are corrected together.
+
+    Args:
+        found: (method, task, first, second); those that cannot be tested are left out.
+    """
+    tests = [(method, task, first, second, result) for method, task, first, second in found if (result := tested(first, second))]
+    values = holm([result.p for *_, result in tests])
+    return [
+        Comparison(method, task, first.score, second.score, result.difference, result.low, result.high, result.n, p, result.test)
+        for (method, task, first, second, result), p in zip(tests, values, strict=True)
+    ]
+
+
+def compare(directory: str | Path, first: str, second: str) -> list[Comparison]:
+    """Test one method against another on every task that both have.
+
+    Args:
+        directory: the benchmark's folder.
+        first: a method.
+        second: another.
+
+    Returns:
+        One comparison a task, p-values adjusted over the tasks.
+
+    Raises:
+        UsageError: a method that the benchmark does not have.
+    """
+    groups = groups_of(directory, rows_of(directory))
+    present = {method for method, _ in groups}
+    for method in (first, second):
+        if method not in present:
+            raise unknown(f"method in {directory}", method, present)
+    tasks = sorted(task for method, task in groups if method == first and (second, task) in groups)
+    return adjusted([(f"{first} against {second}", task, groups[first, task], groups[second, task]) for task in tasks])
