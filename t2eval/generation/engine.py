@@ -119,7 +119,7 @@ class Engine:
         seed: int | None = None,
         scope: SequenceScope = everywhere,
         features: Sequence[Features | None] | None = None,
-        numbers: Sequence[int] | None = None,
+        first: int = 0,
     ) -> list[Completion]:
         """Completions of each prompt.
 
@@ -130,8 +130,8 @@ class Engine:
             seed: of the draws; needed where `settings.do_sample`.
             scope: called with the sequences that run, as the completions are numbered (`prompt * samples + sample`).
             features: the features of each prompt's images; None where no prompt has any.
-            numbers: the number by which each sequence's draws are known, where it is not its place in the result: processes that share
-                one set of prompts give each sequence the number that it would have in one of them.
+            first: the number of the first prompt, where these prompts are part of more: sample s of prompt i has the draws of sequence
+                `(first + i) * samples + s`, so processes that share the prompts draw what one would.
 
         Returns:
             The completions in the prompts' order, the samples of one prompt side by side.
@@ -145,7 +145,6 @@ class Engine:
         fitted = self.fit(prompts, settings, features)
         seen = list(features) if features is not None else []
         count = len(fitted) * samples
-        names = list(numbers) if numbers is not None else list(range(count))
         choosing = Choosing(self.decoder, settings, self.encoding.padding)
         stopping = Stopping(self.tokenizer, settings, choosing.ends | {self.tokenizer.eos_token_id} - {None})
         found: dict[int, Written] = {}
@@ -156,7 +155,7 @@ class Engine:
                 images=[seen[prompt] for prompt in distinct] if seen else [],
                 owners=[distinct.index(sequence // samples) for sequence in sequences],
                 sequences=sequences,
-                uniforms=self._uniforms(settings, seed, [names[sequence] for sequence in sequences]),
+                uniforms=self._uniforms(settings, seed, [first * samples + sequence for sequence in sequences]),
             )
             found.update(zip(sequences, self._written(batch, choosing, stopping, scope), strict=True))
             self.usage.tokens += sum(map(len, batch.prompts)) + sum(len(found[sequence].ids) for sequence in sequences)
