@@ -119,7 +119,7 @@ class Engine:
         seed: int | None = None,
         scope: SequenceScope = everywhere,
         features: Sequence[Features | None] | None = None,
-        first: int = 0,
+        first: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """Completions of each prompt.
 
@@ -130,8 +130,8 @@ class Engine:
             seed: of the draws; needed where `settings.do_sample`.
             scope: called with the sequences that run, as the completions are numbered (`prompt * samples + sample`).
             features: the features of each prompt's images; None where no prompt has any.
-            first: the number of the first prompt, where these prompts are part of more: sample s of prompt i has the draws of sequence
-                `(first + i) * samples + s`, so processes that share the prompts draw what one would.
+            first: the number of the first prompt, where these prompts are part of more, or the number of each: sample s of prompt
+                number n has the draws of sequence `n * samples + s`, so processes that share the prompts draw what one would.
 
         Returns:
             The completions in the prompts' order, the samples of one prompt side by side.
@@ -147,6 +147,7 @@ class Engine:
         count = len(fitted) * samples
         choosing = Choosing(self.decoder, settings, self.encoding.padding)
         stopping = Stopping(self.tokenizer, settings, choosing.ends | {self.tokenizer.eos_token_id} - {None})
+        numbers = range(first, first + len(fitted)) if isinstance(first, int) else first
         found: dict[int, Written] = {}
         for sequences in self._batches([len(prompt) for prompt in fitted for _ in range(samples)], self._paddable(choosing)):
             distinct = list(dict.fromkeys(sequence // samples for sequence in sequences))
@@ -155,7 +156,7 @@ class Engine:
                 images=[seen[prompt] for prompt in distinct] if seen else [],
                 owners=[distinct.index(sequence // samples) for sequence in sequences],
                 sequences=sequences,
-                uniforms=self._uniforms(settings, seed, [first * samples + sequence for sequence in sequences]),
+                uniforms=self._uniforms(settings, seed, [numbers[each // samples] * samples + each % samples for each in sequences]),
             )
             found.update(zip(sequences, self._written(batch, choosing, stopping, scope), strict=True))
             self.usage.tokens += sum(map(len, batch.prompts)) + sum(len(found[sequence].ids) for sequence in sequences)

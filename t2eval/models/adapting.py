@@ -99,11 +99,11 @@ class Adapting(Strategy):
             )
         candidates = Candidates(
             self.adapted,
-            self.runner(),
+            self.engine(),
             environment,
             examples,
             self._coefficients,
-            self.encoding(),
+            self.settings(environment.generation_kwargs) if environment.kind == "generate" else None,
             self.search.ties,
             mergeable=not self.through_hooks,
         )

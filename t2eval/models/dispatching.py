@@ -20,7 +20,7 @@ from t2eval.models.questions import question_text
 from t2eval.models.strategy import Strategy
 from t2eval.strategies.dispatch import (
     DISPATCH_LABEL,
-    Choice,
+    Decision,
     Dispatcher,
     DispatchFormat,
     Question,
@@ -53,7 +53,7 @@ class Dispatching(Strategy):
         self._dispatchers: dict[bool, Dispatcher] = {}
 
     def forget(self) -> None:
-        self._chosen: dict[tuple[str, int], Choice] = {}
+        self._chosen: dict[tuple[str, int], Decision] = {}
         self._told: dict[tuple[str, int], tuple[str, dict[str, float]]] | None = None
         self._soft: dict[Hashable, dict[str, Tensor]] = {}
 
@@ -86,39 +86,43 @@ class Dispatching(Strategy):
             return Question(text)
         return Question(text, images, (str(request.task_name), request.doc_id))
 
-    def _choices(self, questions: list[Question], *, chat: bool) -> list[Choice]:
+    def _decisions(self, questions: list[Question], *, chat: bool) -> list[Decision]:
         if chat not in self._dispatchers:
             self._dispatchers[chat] = Dispatcher(
-                self.runner(), self.encoding(chat=chat), self._form, self.options.others_label, self.options.dispatch,
+                self.engine(),
+                self._form,
+                self.options.others_label,
+                self.options.dispatch,
                 self.options.dispatch_tokens,
-            )  # fmt: skip
+                self._chat_prompt if chat else None,
+            )
         dispatcher = self._dispatchers[chat]
         dispatcher.count_in(self.first_pass)
         classifier = self.classifier()
         if classifier is None:
-            return dispatcher.choose(questions)
+            return dispatcher.decide(questions)
         with self.applied(classifier.z):
-            return dispatcher.choose(questions)
+            return dispatcher.decide(questions)
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
         first = {_document(request): request for request in reversed(requests)}
-        choices: dict[tuple[int, str, int], Choice] = {}
+        decisions: dict[tuple[int, str, int], Decision] = {}
         for chat in (False, True):
             asked = [document for document, request in first.items() if _in_chat(request) == chat]
             if asked:
-                found = self._choices([self._question(first[document]) for document in asked], chat=chat)
-                choices.update(zip(asked, found, strict=True))
-        labels = [choice.weights for choice in choices.values()] if self.options.mix == "soft" else []
-        wanted = [label for weights in labels for label in weights] or [choice.label for choice in choices.values()]
+                found = self._decisions([self._question(first[document]) for document in asked], chat=chat)
+                decisions.update(zip(asked, found, strict=True))
+        labels = [decision.weights for decision in decisions.values()] if self.options.mix == "soft" else []
+        wanted = [label for weights in labels for label in weights] or [decision.label for decision in decisions.values()]
         checked_labels(wanted, self._experts_of, self.options.others_label)
-        self._chosen.update({(task, document): choice for (_, task, document), choice in choices.items()})
-        of = [choices[_document(request)] for request in requests]
+        self._chosen.update({(task, document): decision for (_, task, document), decision in decisions.items()})
+        of = [decisions[_document(request)] for request in requests]
         if self.options.mix == "soft":
-            return [self._soft_key(choice) for choice in of]
-        return [self._experts_of.get(choice.label) for choice in of]
+            return [self._soft_key(decision) for decision in of]
+        return [self._experts_of.get(decision.label) for decision in of]
 
-    def _soft_key(self, choice: Choice) -> Hashable:
-        key = tuple(sorted((label, round(weight, 4)) for label, weight in choice.weights.items()))
+    def _soft_key(self, decision: Decision) -> Hashable:
+        key = tuple(sorted((label, round(weight, 4)) for label, weight in decision.weights.items()))
         if key not in self._soft:
             known = [(label, weight) for label, weight in key if label in self._experts_of]
             scales = [self._by_name[self._experts_of[label]].z for label, _ in known]
@@ -156,7 +160,7 @@ class Dispatching(Strategy):
 
     def dispatched(self, task: str) -> dict[int, str]:
         """The label that each document of a task was given in this evaluation: doc_id → label."""
-        return {document: choice.label for (name, document), choice in self._chosen.items() if name == task}
+        return {document: decision.label for (name, document), decision in self._chosen.items() if name == task}
 
     def explain(self, run_name: str, document: int) -> dict[str, Any] | None:
         if self._told is None:  # of all processes
@@ -170,8 +174,8 @@ class Dispatching(Strategy):
     def report(self) -> dict[str, Any]:
         return {
             "chosen": [
-                [task, document, choice.label, {label: round(weight, 6) for label, weight in choice.weights.items()}]
-                for (task, document), choice in self._chosen.items()
+                [task, document, decision.label, {label: round(weight, 6) for label, weight in decision.weights.items()}]
+                for (task, document), decision in self._chosen.items()
             ],
             "dispatch_mode": self.options.dispatch,
             "mix": self.options.mix,

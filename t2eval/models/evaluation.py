@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from t2eval.generation.first_pass import Meter
+from t2eval.generation.usage import Usage
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Evaluation:
 
     after: int = 0
     last_run: int = 0
-    first_pass: Meter = field(default_factory=Meter)
-    second_pass: Meter = field(default_factory=Meter)
+    first_pass: Usage = field(default_factory=Usage)
+    second_pass: Usage = field(default_factory=Usage)
     asked: int = 0
     totals: list[dict[str, Any]] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ class Evaluation:
         """Seconds of the slowest process and tokens of all, by pass."""
 
         def total(name: str) -> dict[str, float | int]:
-            return Meter(max(each[name]["seconds"] for each in records), sum(each[name]["tokens"] for each in records)).record()
+            return Usage(max(each[name]["seconds"] for each in records), sum(each[name]["tokens"] for each in records)).record()
 
         return {"first_pass": total("first"), "second_pass": total("second")}
 

@@ -5,7 +5,6 @@ The strategies are those of the text classes; `WithImages` holds what differs.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from t2eval.environment.environment import Environment
 from t2eval.environment.multimodal import MultimodalLM
 from t2eval.environment.runs import Run
 from t2eval.errors import UsageError
-from t2eval.generation.first_pass import Encoding
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
 from t2eval.models.fixed import Fixed
@@ -42,8 +40,8 @@ class WithImages(Strategy):
         """The experts of the language model, which is the embedded base, and those that were made for this one."""
         return experts_in(embedded_libraries(EMBEDDED_VLM))
 
-    def encoding(self, *, chat: bool = False) -> Encoding:
-        return replace(super().encoding(chat=chat), reader=Reader(self.model, self.processor))
+    def image_reader(self) -> Reader:
+        return Reader(self.model, self.processor)
 
     def _model_multimodal_generate(self, inputs: Any, *arguments: Any, **named: Any) -> Tensor:
         mask = inputs["attention_mask"]

@@ -30,7 +30,8 @@ from t2eval.environment import harness, runs
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_library
-from t2eval.generation.first_pass import Encoding, Runner
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
 from t2eval.models import identity
 from t2eval.models.evaluation import Evaluation, closing_line
 from t2eval.models.launch import one_message, under_lm_eval
@@ -39,8 +40,11 @@ from t2eval.paths import EMBEDDED, is_embedded, tasks_dir
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted, attach, attached
+from t2eval.vision.features import Reader
 
 _log = logging.getLogger(__name__)
+_AUTOMATIC = 32
+"""Sequences of a batch of the first pass where lm-eval finds the size of its own by itself (`--batch_size auto`)."""
 
 
 class Strategy:
@@ -66,6 +70,7 @@ class Strategy:
     max_length: int
     max_gen_toks: int
     batch_size_per_gpu: Any
+    add_bos_token: bool | None
     cache_hook: Any
     tok_encode: Any
     chat_template_args: dict[str, Any]
@@ -311,14 +316,26 @@ class Strategy:
         assert found is not None
         return found
 
-    def runner(self) -> Runner:
-        """The model for batches of the first pass, outside of lm-eval's response cache."""
+    def engine(self) -> Engine:
+        """The model for batches of the first pass, outside of lm-eval's response cache; no batch is larger than lm-eval's."""
         given = self.batch_size_per_gpu
-        return Runner(self.model, self.tokenizer, self.first_pass, given if isinstance(given, int) and given > 0 else 1)
+        return Engine(
+            self.model,
+            self.tokenizer,
+            batch_size=given if isinstance(given, int) and given > 0 else _AUTOMATIC,
+            usage=self.first_pass,
+            max_length=int(self.max_length),
+            add_bos_token=self.add_bos_token,
+            reader=self.image_reader(),
+        )
 
-    def encoding(self, *, chat: bool = False) -> Encoding:
-        """The model's tokenizer; with `chat`, also its chat template."""
-        return Encoding(self.tok_encode, self._encode_pair, int(self.max_length), self._chat_prompt if chat else None)
+    def image_reader(self) -> Reader | None:
+        """What reads prompts with images; None where the model reads text only."""
+        return None
+
+    def settings(self, generation_kwargs: Mapping[str, Any]) -> GenerationSettings:
+        """How the first pass answers: as lm-eval does with these `generation_kwargs`."""
+        return GenerationSettings.from_gen_kwargs(generation_kwargs, int(self.max_gen_toks), getattr(self, "think_end_token", None))
 
     def _chat_prompt(self, user: str, lead: str) -> str:
         history = [{"role": "user", "content": user}]

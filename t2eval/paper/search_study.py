@@ -30,8 +30,7 @@ from t2eval.basemodel.load import embedded_library_dir, load_base
 from t2eval.environment.environment import Environment, Example
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.expert.library import load_library
-from t2eval.generation.first_pass import Encoding, Meter, Runner
-from t2eval.generation.rollouts import encode, encode_pair
+from t2eval.generation.engine import Engine
 from t2eval.stats.corrections import holm
 from t2eval.stats.means import average_seeds, mean_stderr
 from t2eval.stats.paired import paired
@@ -43,7 +42,7 @@ from t2eval.svf.adapted import attach
 
 TASKS = ("embedded_math_seen", "embedded_code_seen", "embedded_reasoning_seen")
 BUDGETS = (1, 2, 4, 8)
-_ROWS = 80
+_BATCH = 80
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,6 @@ class Study:
         paths = sorted({path for library in libraries.values() for z in library.values() for path in z})
         self.adapted = attach(self.model, paths=paths)
         self.adapted.set_z(None)
-        longest = int(getattr(self.model.config, "max_position_embeddings", 1024))
-        self._encoding = Encoding(lambda text: encode(self.tokenizer, text), lambda a, b: encode_pair(self.tokenizer, a, b), longest)
         self._tasks: dict[str, tuple[Environment, list[Example]]] = {}
 
     def _task(self, name: str) -> tuple[Environment, list[Example]]:
@@ -142,8 +139,8 @@ class Study:
         return self._tasks[name]
 
     def _candidates(self, environment: Environment, examples: Sequence[Example], coefficients: Coefficients) -> Candidates:
-        runner = Runner(self.model, self.tokenizer, Meter(), _ROWS)
-        return Candidates(self.adapted, runner, environment, examples, coefficients, self._encoding)
+        engine = Engine(self.model, self.tokenizer, batch_size=_BATCH)
+        return Candidates(self.adapted, engine, environment, examples, coefficients)
 
     def score(self, task: str, z: Mapping[str, Tensor]) -> list[float]:
         """The score of each validation example with z."""

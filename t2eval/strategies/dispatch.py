@@ -8,16 +8,17 @@ Deviations from the paper:
 1. The answer is scored, not generated: each label's log-likelihood behind the prompt, whose first part is the same for every
    question and is read once (`mode="generate"` is the paper's way).
 2. `others` means the base weights, as the paper says; its implementation keeps the previous expert's.
-3. `Choice.weights` are the labels' probabilities; used as α (`mix=soft`) they are a step beyond the paper.
+3. `Decision.weights` are the labels' probabilities; used as α (`mix=soft`) they are a step beyond the paper.
 4. The wording of the adaptation prompt is our own.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.first_pass import Encoding, Meter, Runner
-from t2eval.vision.features import Features, within
+from t2eval.generation.completion import Likelihood
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
+from t2eval.generation.usage import Usage
+from t2eval.vision.features import Features
 from t2eval.vision.images import PLACEHOLDER
+
+_log = logging.getLogger(__name__)
 
 DISPATCH_LABEL = "dispatch"
 """The label of a library's classification expert; never an outcome."""
@@ -134,7 +140,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """What dispatch decided for one question: the label, and every outcome's probability (one-hot when generated)."""
 
     label: str
@@ -142,126 +148,135 @@ class Choice:
 
 
 class Dispatcher:
-    """Chooses labels for questions, in batches, and remembers them for the process.
+    """Decides on labels for questions, in batches, and remembers them for the process.
 
     Args:
-        runner: the model.
-        encoding: its tokenizer.
+        engine: the model.
         form: the adaptation prompt.
         others_label: the name of the outcome "none of them".
         mode: `score` (default) or `generate` (the paper's).
         max_new_tokens: for `generate`; the paper's 1024.
+        chat: `(user, lead)` → one user message, answered by a message that begins with `lead`; None where prompts are plain.
     """
 
     def __init__(
         self,
-        runner: Runner,
-        encoding: Encoding,
+        engine: Engine,
         form: DispatchFormat,
         others_label: str = "others",
         mode: Literal["score", "generate"] = "score",
         max_new_tokens: int = 1024,
+        chat: Callable[[str, str], str] | None = None,
     ) -> None:
-        self._runner, self._encoding, self._form, self._mode = runner, encoding, form, mode
+        self._engine, self._form, self._mode, self._chat = engine, form, mode, chat
         self._max_new_tokens, self._others = max_new_tokens, others_label
         self.outcomes: dict[str, str] = dict(form.labels)
         if form.others is not None:
             self.outcomes[others_label] = form.others
-        self._known: dict[Question, Choice] = {}
-        self._prefix: tuple[object, list[int]] | None = None
+        self._known: dict[Question, Decision] = {}
+        self._cut = 0
 
-    def count_in(self, meter: Meter) -> None:
+    def count_in(self, usage: Usage) -> None:
         """Count the tokens and seconds of new questions here from now on."""
-        self._runner.meter = meter
+        self._engine.usage = usage
 
     def prompt(self, question: str) -> str:
         """The first pass's prompt for a question, up to where the answer begins."""
         lead = self._form.lead if self._mode == "score" else ""
         user = self._form.template.replace("{question}", question)
-        return self._encoding.chat(user, lead) if self._encoding.chat else user + lead
+        return self._chat(user, lead) if self._chat else user + lead
 
-    def choose(self, questions: Sequence[str | Question]) -> list[Choice]:
-        """One choice a question; only questions not seen before cost anything."""
+    def decide(self, questions: Sequence[str | Question]) -> list[Decision]:
+        """One decision a question; only questions not seen before cost anything."""
         asked = [Question(question) if isinstance(question, str) else question for question in questions]
         new = list(dict.fromkeys(question for question in asked if question not in self._known))
         if new:
-            with self._runner.meter.timed():
+            self._cut = 0
+            with self._engine.usage.timed():
                 found = self._scored(new) if self._mode == "score" else self._generated(new)
-            self._known.update((replace(question, images=None), choice) for question, choice in zip(new, found, strict=True))
+            self._known.update((replace(question, images=None), decision) for question, decision in zip(new, found, strict=True))
+            if self._cut:
+                _log.warning(
+                    "%d of %d questions are too long for the dispatch prompt in the model's %d tokens: their beginnings are cut off.",
+                    self._cut,
+                    len(new),
+                    self._engine.max_length,
+                )
         return [self._known[question] for question in asked]
 
-    def _read(self, question: Question, room: int) -> tuple[list[int], Features | None]:
-        """The prompt's last `room` tokens, and the features of the images before the question."""
-        if question.images is None:
-            return self._encoding.text(self.prompt(question.text))[-room:], None
+    def _read(self, question: Question, room: int) -> tuple[str, list[int], Features | None]:
+        """A prompt of at most `room` tokens: its text, token ids and images. What is too long loses the beginning of its *question*:
+        a prompt without the skills and the instruction would ask for nothing.
+
+        Raises:
+            T2Error: the prompt has no room even for an empty question.
+        """
+        text = question.text
+        context, ids, features = self._encoded(question, text)
+        if len(ids) <= room:
+            return context, ids, features
+        rest = len(self._encoded(question, "")[1])
+        if rest > room:
+            raise T2Error(
+                f"The dispatch prompt has {rest} tokens without a question, and the model has room for {room}: shorten the experts' "
+                "descriptions or the template of dispatch.json, or use a model with a longer context."
+            )
+        self._cut += 1
+        while len(ids) > room:
+            share = (room - rest) / (len(ids) - rest)  # letters are cut in proportion to tokens, until it fits
+            text = text[len(text) - min(int(len(text) * share), len(text) - 1) :]
+            context, ids, features = self._encoded(question, text)
+        return context, ids, features
+
+    def _encoded(self, question: Question, text: str) -> tuple[str, list[int], Features | None]:
+        """The prompt with `text` in the place of the question's, as `Engine.encode_pair` leaves a context."""
         images = question.images
-        if self._encoding.reader is None:
+        if images is None:
+            context = self.prompt(text)
+            return context, self._engine.encode(context.rstrip() if self._mode == "score" else context), None
+        if self._engine.reader is None:
             raise UsageError("Dispatch cannot see images with a model that reads text only.")
-        context = self.prompt(PLACEHOLDER * len(images) + "\n" + question.text)
-        ids, features = self._encoding.reader.read(context, lambda: images, question.key)
-        return within(ids, features, room), features
+        context = self.prompt(PLACEHOLDER * len(images) + "\n" + text)
+        return context, *self._engine.reader.read(context, lambda: images, question.key)
 
     # ------------------------------------------------------------------ scored
-    def _scored(self, questions: list[Question]) -> list[Choice]:
+    def _scored(self, questions: list[Question]) -> list[Decision]:
         texts = list(self.outcomes.values())
-        prompts: list[list[int]] = []
-        images: list[Features | None] = []
-        continuations: list[list[list[int]]] = []
         known: dict[str, list[list[int]]] = {}
-        for question in questions:
-            context = self.prompt(question.text)
-            # Tokens never join across more than the last word, so questions that end alike share their labels' tokens.
+
+        def labels_behind(context: str) -> list[list[int]]:
+            # Tokens never join across more than the last word, so prompts that end alike share their labels' tokens.
             tail = context[-32:]
             if tail not in known:
-                known[tail] = [self._encoding.pair(context, text)[1] for text in texts]
-            longest = max(len(tokens) for tokens in known[tail])
-            room = self._encoding.longest - longest
-            if question.images is None:
-                ids, seen = self._encoding.pair(context, texts[0])[0][-room:], None
-            else:
-                ids, seen = self._read(question, room)
-            prompts.append(ids)
-            images.append(seen)
-            continuations.append(known[tail])
-        labels = list(self.outcomes)
-        return [_softmax_choice(labels, values) for values in self._likelihoods(prompts, continuations, images)]
+                known[tail] = [self._engine.encode_pair(context, text)[1] for text in texts]
+            return known[tail]
 
-    def _likelihoods(
-        self, prompts: list[list[int]], continuations: list[list[list[int]]], images: list[Features | None]
-    ) -> list[list[float]]:
-        shared = self._shared_prefix()
-        plain = [row for row, seen in enumerate(images) if seen is None]
-        behind = [row for row in plain if shared and len(prompts[row]) > len(shared) and prompts[row][: len(shared)] == shared]
-        results: dict[int, list[float]] = {}
-        if behind:
-            if self._prefix is None:
-                self._prefix = self._runner.prefix(shared)
-            rows = [prompts[row] for row in behind], [continuations[row] for row in behind]
-            results.update(zip(behind, self._runner.after_prefix(self._prefix, *rows), strict=True))
-        rest = [row for row in range(len(prompts)) if row not in results]
-        if rest:
-            found = self._runner.loglikelihoods(
-                [prompts[row] for row in rest], [continuations[row] for row in rest], images=[images[row] for row in rest]
-            )
-            results.update(zip(rest, found, strict=True))
-        return [results[row] for row in range(len(prompts))]
+        longest = max(len(tokens) for tokens in labels_behind(self.prompt("a question")))
+        read = [self._read(question, self._engine.max_length - longest) for question in questions]
+        found = self._engine.loglikelihoods(
+            [ids for _, ids, _ in read],
+            [labels_behind(context) for context, _, _ in read],
+            prefix=self._shared_prefix(),
+            features=[features for _, _, features in read],
+        )
+        return [_most_likely(list(self.outcomes), values) for values in found]
 
     def _shared_prefix(self) -> list[int]:
         """The token ids with which the prompts of two unlike questions begin; what they share is the template's."""
-        one, other = (self._encoding.text(self.prompt(text)) for text in ("A question", "what is 7?"))
+        one, other = (self._engine.encode(self.prompt(text)) for text in ("A question", "what is 7?"))
         return one[: _common(one, other)]
 
     # ------------------------------------------------------------------ generated
-    def _generated(self, questions: list[Question]) -> list[Choice]:
-        room = self._encoding.longest - 1
-        budget = min(self._max_new_tokens, max(1, room // 2))
-        read = [self._read(question, room - budget) for question in questions]
-        answers = self._runner.generate([ids for ids, _ in read], list(self._form.until), budget, images=[features for _, features in read])
-        return [self._named(answer.text) for answer in answers]
+    def _generated(self, questions: list[Question]) -> list[Decision]:
+        room = self._engine.max_length - 1
+        settings = GenerationSettings(min(self._max_new_tokens, max(1, room // 2)), until=self._form.until)
+        read = [self._read(question, self._engine.max_length - settings.max_new_tokens) for question in questions]
+        prompts, features = [ids for _, ids, _ in read], [features for _, _, features in read]
+        return [self._named(completion.text) for completion in self._engine.complete(prompts, settings, features=features)]
 
-    def _named(self, answer: str) -> Choice:
+    def _named(self, answer: str) -> Decision:
         label = parse_label(answer, list(self.outcomes)) or self._others
-        return Choice(label, {name: float(name == label) for name in {**self.outcomes, label: ""}})
+        return Decision(label, {name: float(name == label) for name in {**self.outcomes, label: ""}})
 
 
 def parse_label(answer: str, labels: Sequence[str]) -> str | None:
@@ -282,12 +297,13 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return same
 
 
-def _softmax_choice(labels: Sequence[str], values: Sequence[float]) -> Choice:
+def _most_likely(labels: Sequence[str], found: Sequence[Likelihood]) -> Decision:
+    values = [each.value for each in found]
     top = max(values)
     weights = [math.exp(value - top) for value in values]
     total = math.fsum(weights)
     best = max(range(len(labels)), key=lambda index: values[index])
-    return Choice(labels[best], {label: weight / total for label, weight in zip(labels, weights, strict=True)})
+    return Decision(labels[best], {label: weight / total for label, weight in zip(labels, weights, strict=True)})
 
 
 def checked_labels(labels: Sequence[str], experts: Mapping[str, str], others_label: str) -> None:

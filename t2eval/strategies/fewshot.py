@@ -18,7 +18,6 @@ How a vector of coefficients becomes z' is in `alpha.py`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +29,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from t2eval.environment.environment import Environment, Example
-from t2eval.generation.first_pass import Encoding, RowScope, Runner
+from t2eval.generation.completion import Likelihood
+from t2eval.generation.engine import Engine, SequenceScope, everywhere
+from t2eval.generation.settings import GenerationSettings
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.search import Array, SearchConfig, start_search
-from t2eval.vision.features import Features, within
+from t2eval.vision.features import Features
 
 _SAME = 9
 """Decimals to which two scores are the same."""
@@ -219,15 +220,15 @@ def merging_is_cheaper(shapes: Sequence[tuple[int, int]], candidates: int, examp
 
 
 class Candidates:
-    """Evaluates candidates of one task on a model: many at once as rows of a batch, or one after the other merged.
+    """Evaluates candidates of one task on a model: many at once in a batch, each sequence under its own z', or one after the other merged.
 
     Args:
         adapted: the model with its adapted matrices (`t2eval.svf.adapted.Adapted`).
-        runner: the same model, for batches.
+        engine: the same model, for batches.
         environment: the task.
         examples: the adaptation examples.
         coefficients: what a candidate means.
-        encoding: its tokenizer.
+        settings: how generated answers are made; None: as the environment's task has it.
         ties: whether reference answers' likelihoods are wanted.
         mergeable: False where weights cannot be replaced (quantised ones).
     """
@@ -235,99 +236,108 @@ class Candidates:
     def __init__(
         self,
         adapted: Any,
-        runner: Runner,
+        engine: Engine,
         environment: Environment,
         examples: Sequence[Example],
         coefficients: Coefficients,
-        encoding: Encoding,
+        settings: GenerationSettings | None = None,
         ties: Literal["own", "reference"] = "own",
         *,
         mergeable: bool = True,
     ) -> None:
-        self._adapted, self._runner, self._environment = adapted, runner, environment
-        self._examples, self._coefficients, self._ties = list(examples), coefficients, ties
+        self._adapted, self._engine, self._environment = adapted, engine, environment
+        self._examples, self._coefficients, self._ties, self._mergeable = list(examples), coefficients, ties, mergeable
         self._scores: dict[tuple[str, str], float] = {}
         self._sign = 1.0 if environment.higher_is_better else -1.0
-        self._encoding, self._mergeable = encoding, mergeable
-        pair, longest = encoding.pair, encoding.longest
-        read = [self._read(example.prompt, example, max(1, longest - environment.max_new_tokens)) for example in self._examples]
-        self._prompts, self._images = [ids for ids, _ in read], [features for _, features in read]
-        chosen = environment.kind == "choice"
-        wanted = [list(example.requests) if chosen else [(example.prompt, example.answer or " ")] for example in self._examples]
-        self._pairs = [[_cut(*pair(context, text), longest) for context, text in each] for each in wanted]
+        self._chooses = environment.kind == "choice"
+        self._settings = settings
+        if settings is None and not self._chooses:
+            self._settings = GenerationSettings(environment.max_new_tokens, tuple(environment.until))
+        read = [self._read(example.prompt, example) for example in self._examples]
+        self._prompts, self._features = [ids for ids, _ in read], [features for _, features in read]
+        if self._settings is not None:
+            self._prompts = engine.fit(self._prompts, self._settings, self._features)  # refuses before any work
+        wanted = [list(example.requests) if self._chooses else [(example.prompt, example.answer or " ")] for example in self._examples]
+        self._pairs = [[engine.encode_pair(context, text) for context, text in each] for each in wanted]
 
-    def _read(self, text: str, example: Example, room: int) -> tuple[list[int], Features | None]:
-        """A prompt's last `room` tokens, and its images' features: computed here, once for all candidates."""
-        if self._encoding.reader is None or not self._environment.images:
-            return self._encoding.text(text)[-room:], None
-        ids, features = self._encoding.reader.read(text, lambda: self._environment.images_of(example), (example.split, example.index))
-        return within(ids, features, room), features
+    def _read(self, text: str, example: Example) -> tuple[list[int], Features | None]:
+        """A prompt, and its images' features: computed here, once for all candidates."""
+        if self._engine.reader is None or not self._environment.images:
+            return self._engine.encode(text), None
+        return self._engine.reader.read(text, lambda: self._environment.images_of(example), (example.split, example.index))
 
     def __call__(self, vectors: Sequence[Array]) -> list[Outcome]:
         scales = [self._coefficients.z(vector) for vector in vectors]
         examples = len(self._examples)
-        longest = max(len(prompt) for prompt in self._prompts) + self._environment.max_new_tokens
+        longest = max(map(len, self._prompts)) + (self._settings.max_new_tokens if self._settings else 0)
         shapes = [(basis.shape[0], basis.shape[1]) for basis in self._adapted.bases.values()]
-        cpu = str(self._runner.model.device).startswith("cpu")
-        if self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, self._runner.rows, cpu=cpu):
+        cpu = self._engine.decoder.device.type == "cpu"
+        size = self._engine.batch_size
+        if self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, size, cpu=cpu):
             outcomes = []
             for z in scales:
                 with self._adapted.fast(z):
-                    outcomes.extend(self._outcomes(1, lambda _rows: contextlib.nullcontext()))
+                    outcomes.extend(self._outcomes(1, everywhere))
             return outcomes
-        stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}
-        return self._outcomes(len(scales), lambda rows: self._rows(stacked, [row // examples for row in rows]))
+        stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}  # (candidates, r) by path
+        return self._outcomes(len(scales), lambda sequences: self._under(stacked, [sequence // examples for sequence in sequences]))
 
-    def _rows(self, stacked: Mapping[str, Tensor], candidates: list[int]) -> Any:
-        index = torch.tensor(candidates, dtype=torch.long)
+    def _under(self, stacked: Mapping[str, Tensor], candidates: list[int]) -> Any:
+        index = torch.tensor(candidates, dtype=torch.long)  # (sequences,)
         return self._adapted.per_sequence({path: z[index] for path, z in stacked.items()})
 
-    def _outcomes(self, candidates: int, scope: RowScope) -> list[Outcome]:
-        """Outcomes of `candidates` whose rows come one candidate after the other."""
-        if self._environment.kind == "choice":
+    def _outcomes(self, candidates: int, scope: SequenceScope) -> list[Outcome]:
+        """Outcomes of `candidates` whose sequences come one candidate after the other."""
+        if self._settings is None or self._chooses:
             return self._choice(candidates, scope)
-        until, budget = self._environment.until, self._environment.max_new_tokens
-        answers = self._runner.generate(self._prompts * candidates, until, budget, scope, self._images * candidates)
+        made = self._engine.complete(
+            self._prompts * candidates,
+            self._settings,
+            seed=0,
+            first=list(range(len(self._prompts))) * candidates,  # every candidate has the same draws
+            scope=scope,
+            features=self._features * candidates,
+        )
         examples = self._examples * candidates
-        missing = {(e.key, a.text): (e, a.text) for e, a in zip(examples, answers, strict=True) if (e.key, a.text) not in self._scores}
+        missing = {(e.key, c.text): (e, c.text) for e, c in zip(examples, made, strict=True) if (e.key, c.text) not in self._scores}
         self._scores.update(zip(missing, self._environment.score_many(list(missing.values())), strict=True))
-        scores = [self._sign * self._scores[e.key, a.text] for e, a in zip(examples, answers, strict=True)]
-        own = [a.loglikelihood / max(1, a.tokens) for a in answers]
+        scores = [self._sign * self._scores[e.key, c.text] for e, c in zip(examples, made, strict=True)]
+        own = [math.fsum(completion.log_probs) / len(completion.ids) for completion in made]
         reference = self._reference(candidates, scope) if self._ties == "reference" else []
         return _split(candidates, scores, own, reference)
 
-    def _reference(self, candidates: int, scope: RowScope) -> list[float]:
-        targets = [[each[0][1]] for each in self._pairs]
-        prompts = [each[0][0] for each in self._pairs]
+    def _reference(self, candidates: int, scope: SequenceScope) -> list[float]:
+        prompts, targets = [each[0][0] for each in self._pairs], [[each[0][1]] for each in self._pairs]
         for place, example in enumerate(self._examples):
-            if self._images[place] is not None:  # the same images, before the same tokens without the spaces that end a prompt
-                prompts[place], _ = self._read(example.prompt.rstrip(), example, self._encoding.longest - len(targets[place][0]))
-        found = self._runner.loglikelihoods(prompts * candidates, targets * candidates, scope, self._images * candidates)
-        return [values[0] / len(target[0]) for values, target in zip(found, targets * candidates, strict=True)]
+            if self._features[place] is not None:  # the same images, before the same tokens without the spaces that end a prompt
+                prompts[place], _ = self._read(example.prompt.rstrip(), example)
+        found = self._engine.loglikelihoods(prompts * candidates, targets * candidates, scope=scope, features=self._features * candidates)
+        return [each[0].value / each[0].tokens for each in found]
 
-    def _choice(self, candidates: int, scope: RowScope) -> list[Outcome]:
+    def _choice(self, candidates: int, scope: SequenceScope) -> list[Outcome]:
         """Each distinct context of an example is one prompt, read once for all continuations behind it."""
         examples = len(self._examples)
         prompts: list[list[int]] = []
         continuations: list[list[list[int]]] = []
         owners: list[tuple[int, list[int]]] = []
-        for row, pairs in enumerate(self._pairs * candidates):
+        for sequence, pairs in enumerate(self._pairs * candidates):
             by_context: dict[tuple[int, ...], list[int]] = {}
             for index, (context, _) in enumerate(pairs):
                 by_context.setdefault(tuple(context), []).append(index)
             for shared, indices in by_context.items():
                 prompts.append(list(shared))
                 continuations.append([pairs[index][1] for index in indices])
-                owners.append((row, indices))
-        found = self._runner.loglikelihoods(prompts, continuations, lambda rows: scope([owners[row][0] for row in rows]))
-        values: list[dict[int, float]] = [{} for _ in range(examples * candidates)]
-        for (row, indices), part in zip(owners, found, strict=True):
-            values[row].update(zip(indices, part, strict=True))
+                owners.append((sequence, indices))
+        found = self._engine.loglikelihoods(prompts, continuations, scope=lambda rows: scope([owners[row][0] for row in rows]))
+        values: list[dict[int, Likelihood]] = [{} for _ in range(examples * candidates)]
+        for (sequence, indices), part in zip(owners, found, strict=True):
+            values[sequence].update(zip(indices, part, strict=True))
         scores, own = [], []
-        for row, each in enumerate(values):
-            example = self._examples[row % examples]
-            likelihoods = [each[index] for index in range(len(each))]
-            scores.append(self._sign * self._environment.score_choice(example, likelihoods))
+        for sequence, each in enumerate(values):
+            example = self._examples[sequence % examples]
+            likelihoods = [each[index].value for index in range(len(each))]
+            greedy = [each[index].greedy for index in range(len(each))]
+            scores.append(self._sign * self._environment.score_choice(example, likelihoods, greedy))
             known = likelihoods[: len(example.choices or ())]
             own.append(known[example.gold or 0] - float(np.logaddexp.reduce(known)))
         return _split(candidates, scores, own, own if self._ties == "reference" else [])
@@ -337,9 +347,3 @@ def _split(candidates: int, scores: list[float], own: list[float], reference: li
     size = len(scores) // candidates
     parts = [slice(index * size, (index + 1) * size) for index in range(candidates)]
     return [Outcome(tuple(scores[part]), tuple(own[part]), tuple(reference[part])) for part in parts]
-
-
-def _cut(context: list[int], continuation: list[int], longest: int) -> tuple[list[int], list[int]]:
-    """Left-truncated as lm-eval's HFLM does."""
-    room = max(1, longest + 1 - len(continuation))
-    return context[-room:], continuation

@@ -197,7 +197,7 @@ def test_soft_mix_answers_each_document_with_its_own_alphas(world: Path) -> None
     assert _same_bits(lm, before)
     experts = {label: Expert.load(world / "library" / f"e-{label}").z for label in LABELS}
     for request, answer in list(zip(requests, found, strict=True))[::4]:
-        weights = next(iter(lm._dispatchers.values())).choose([request.doc["question"]])[0].weights
+        weights = next(iter(lm._dispatchers.values())).decide([request.doc["question"]])[0].weights
         z = {path: weights["others"] + sum(weights[k] * experts[k][path] for k in FORMAT["labels"]) for path in experts["math"]}
         assert answer == _composed(world, z).generate_until([request], disable_tqdm=True)[0]
     assert "beyond the paper" in lm.t2_info()["mix_note"]

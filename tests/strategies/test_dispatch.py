@@ -10,7 +10,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.first_pass import Encoding, Meter, Runner
+from t2eval.generation.engine import Engine
+from t2eval.generation.usage import Usage
 from t2eval.strategies.dispatch import Dispatcher, DispatchFormat, by_label, checked_labels, load_format, paper_format, parse_label
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -24,10 +25,10 @@ def lm() -> HFLM:
     return HFLM(pretrained=tiny_model(), tokenizer=tiny_tokenizer(), batch_size=1)
 
 
-def _dispatcher(lm: HFLM, form: DispatchFormat, **changes: object) -> tuple[Dispatcher, Meter]:
-    meter = Meter()
-    encoding = Encoding(lm.tok_encode, lm._encode_pair, int(changes.pop("longest", lm.max_length)))  # type: ignore[call-overload]
-    return Dispatcher(Runner(lm.model, lm.tokenizer, meter, 3), encoding, form, **changes), meter  # type: ignore[arg-type]
+def _dispatcher(lm: HFLM, form: DispatchFormat, **changes: object) -> tuple[Dispatcher, Usage]:
+    usage, longest = Usage(), int(changes.pop("longest", lm.max_length))  # type: ignore[call-overload]
+    engine = Engine(lm.model, lm.tokenizer, batch_size=3, usage=usage, max_length=longest)
+    return Dispatcher(engine, form, **changes), usage  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", [TINY, paper_format(SKILLS)], ids=["embedded", "paper"])
@@ -35,36 +36,58 @@ def test_scored_labels_equal_brute_force(lm: HFLM, form: DispatchFormat) -> None
     import numpy as np
 
     dispatcher, _ = _dispatcher(lm, form)
-    choices = dispatcher.choose(QUESTIONS)
+    decisions = dispatcher.decide(QUESTIONS)
     labels = list(dispatcher.outcomes)
-    for question, choice in zip(QUESTIONS, choices, strict=True):
+    for question, decision in zip(QUESTIONS, decisions, strict=True):
         context = form.template.replace("{question}", question) + form.lead
         requests = [Instance("loglikelihood", {}, (context, dispatcher.outcomes[label]), 0, ("t", 0, 1)) for label in labels]
         values = np.array([value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)])
-        assert choice.label == labels[int(values.argmax())]
+        assert decision.label == labels[int(values.argmax())]
         expected = np.exp(values - np.logaddexp.reduce(values))
-        assert [choice.weights[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-3)
+        assert [decision.weights[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_the_instructions_are_read_once_and_questions_are_remembered(lm: HFLM) -> None:
     form = paper_format(SKILLS)
-    dispatcher, meter = _dispatcher(lm, form)
-    dispatcher.choose(QUESTIONS)
-    spent = meter.tokens
+    dispatcher, usage = _dispatcher(lm, form)
+    dispatcher.decide(QUESTIONS)
+    spent = usage.tokens
     whole = sum(len(dispatcher.prompt(question)) for question in dict.fromkeys(QUESTIONS))
     assert spent < whole * 0.6
-    assert [choice.label for choice in dispatcher.choose(QUESTIONS[:2])] and meter.tokens == spent
+    assert [decision.label for decision in dispatcher.decide(QUESTIONS[:2])] and usage.tokens == spent
 
 
-def test_a_question_too_long_for_the_model_is_cut_on_the_left(lm: HFLM) -> None:
-    dispatcher, _ = _dispatcher(lm, paper_format(SKILLS), longest=200)
-    assert dispatcher.choose(["long " * 300])[0].label in dispatcher.outcomes
+@pytest.mark.parametrize("mode", ["score", "generate"])
+def test_a_question_too_long_for_the_model_is_cut_and_never_the_instruction(
+    lm: HFLM, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read: list[str] = []
+    for name in ("complete", "loglikelihoods"):
+        plain = getattr(Engine, name)
+
+        def spy(self: Engine, prompts: list[list[int]], *rest: object, plain: object = plain, **named: object) -> object:
+            read.extend(self.tokenizer.decode(prompt) for prompt in prompts)
+            assert all(len(prompt) < self.max_length for prompt in prompts)
+            return plain(self, prompts, *rest, **named)  # type: ignore[operator]
+
+        monkeypatch.setattr(Engine, name, spy)
+    form = paper_format(SKILLS)
+    beginning, end = form.template.split("{question}")
+    dispatcher, _ = _dispatcher(lm, form, longest=len(form.template) + 60, mode=mode, max_new_tokens=8)
+    long = "The beginning. " + "long " * 300 + "What is 3 + 4?"
+    labels = [decision.label for decision in dispatcher.decide([long, "What is 3 + 4?"])]
+    assert set(labels) <= {*dispatcher.outcomes} and "1 of 2 questions are too long" in caplog.text
+    assert all(text.startswith(beginning) and end in text for text in read) and "long What is 3 + 4?" + end in read[0]
+    assert len(read[0]) > len(form.template) + 20, "no more of it is cut than has to be"
+    tight, _ = _dispatcher(lm, form, longest=100, mode=mode, max_new_tokens=8)
+    with pytest.raises(T2Error, match="tokens without a question, and the model has room for"):
+        tight.decide([long])
 
 
 def test_generated_dispatch_is_parsed(lm: HFLM) -> None:
-    dispatcher, meter = _dispatcher(lm, TINY, mode="generate", max_new_tokens=6)
-    choice = dispatcher.choose(["What is 3 + 4?"])[0]
-    assert choice.label in dispatcher.outcomes and sum(choice.weights.values()) == 1 and meter.tokens > 0
+    dispatcher, usage = _dispatcher(lm, TINY, mode="generate", max_new_tokens=6)
+    decision = dispatcher.decide(["What is 3 + 4?"])[0]
+    assert decision.label in dispatcher.outcomes and sum(decision.weights.values()) == 1 and usage.tokens > 0
     labels = ["math", "code", "others"]
     assert parse_label("It is code, so \\boxed{Math}", labels) == "math"
     assert parse_label("\\boxed{\\text{code}}", labels) == "code"

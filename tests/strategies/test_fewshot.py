@@ -13,7 +13,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from t2eval.environment.environment import Example
-from t2eval.generation.first_pass import Encoding, Meter, Runner
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
 from t2eval.strategies import fewshot
 from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
@@ -141,7 +142,7 @@ class _Exact:
         self.scored += len(pairs)
         return [float(self.targets[example.key] == text) for example, text in pairs]
 
-    def score_choice(self, example: Example, values: Sequence[float]) -> float:
+    def score_choice(self, example: Example, values: Sequence[float], greedy: Sequence[bool]) -> float:
         return float(int(np.argmax(values)) == example.gold)
 
 
@@ -165,16 +166,15 @@ def test_candidates_together_equal_candidates_one_by_one(kind: str, ties: Any, m
     generator = torch.Generator().manual_seed(0)
     scales = [{path: 1 + 0.4 * torch.randn(basis.rank, generator=generator) for path, basis in adapted.bases.items()} for _ in range(2)]
     examples = _examples(kind == "choice")
-    encoding = Encoding(lm.tok_encode, lm._encode_pair, lm.max_length)
-    runner = Runner(lm.model, lm.tokenizer, Meter(), 4)
+    engine = Engine(lm.model, lm.tokenizer, batch_size=4)
     with adapted.merged(scales[0]):
-        answers = runner.generate([lm.tok_encode(example.prompt) for example in examples], ["\n"], 5)
+        answers = engine.complete([lm.tok_encode(example.prompt) for example in examples], GenerationSettings(5, ("\n",)))
     environment = _Exact(kind, {example.key: answer.text for example, answer in zip(examples, answers, strict=True)})
     vectors = [np.array(each) for each in ([1.0, 0.0], [0.0, 1.0], [0.4, 0.6], [0.0, 0.0], [0.9999, 0.0])]
     found = {}
     for merged in (True, False):
         monkeypatch.setattr(fewshot, "merging_is_cheaper", lambda *_a, merged=merged, **_k: merged)
-        candidates = Candidates(adapted, runner, environment, examples, Coefficients(scales), encoding, ties)  # type: ignore[arg-type]
+        candidates = Candidates(adapted, engine, environment, examples, Coefficients(scales), None, ties)  # type: ignore[arg-type]
         found[merged] = candidates(vectors)
     for one, other in zip(found[True], found[False], strict=True):
         assert one.scores == other.scores

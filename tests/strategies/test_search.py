@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2eval.errors import UsageError
-from t2eval.strategies.search import CrossEntropy, Method, RandomSearch, SearchConfig, start_search
+from t2eval.models.options import FewshotOptions
+from t2eval.strategies.search import SEARCHES, SearchConfig, registry, start_search
+from t2eval.strategies.search.cross_entropy import CrossEntropy
+from t2eval.strategies.search.uniform import RandomSearch
 
-METHODS = typing.get_args(Method)
+METHODS = tuple(SEARCHES)
 TARGET = np.array([0.8, 0.1, 0.45])
 
 
@@ -68,7 +70,7 @@ def test_the_floor_keeps_the_spread_alive() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_asks_the_same_and_another_seed_something_else(method: Method) -> None:
+def test_the_same_seed_asks_the_same_and_another_seed_something_else(method: str) -> None:
     config = SearchConfig(method=method, seed=3)
     one, other = start_search(4, 2, config), start_search(4, 2, config)
     stranger = start_search(4, 2, config.model_copy(update={"seed": 4}))
@@ -87,7 +89,7 @@ def test_the_same_seed_asks_the_same_and_another_seed_something_else(method: Met
     seed=st.integers(0, 10_000),
     target=st.floats(-0.5, 1.5),
 )
-def test_every_candidate_and_mean_stays_in_the_box(method: Method, dimensions: int, population: int, seed: int, target: float) -> None:
+def test_every_candidate_and_mean_stays_in_the_box(method: str, dimensions: int, population: int, seed: int, target: float) -> None:
     search = start_search(dimensions, 3, SearchConfig(method=method, population=population, seed=seed))
     for _ in range(5):
         asked = search.ask()
@@ -99,7 +101,7 @@ def test_every_candidate_and_mean_stays_in_the_box(method: Method, dimensions: i
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("transform", [np.exp, lambda scores: 3 * scores - 7, lambda scores: scores**3])
-def test_increasing_transforms_of_the_scores_change_nothing(method: Method, transform: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_increasing_transforms_of_the_scores_change_nothing(method: str, transform: Callable[[np.ndarray], np.ndarray]) -> None:
     plain, transformed = (start_search(3, 3, SearchConfig(method=method, seed=2)) for _ in range(2))
     for _ in range(6):
         population = plain.ask()
@@ -124,7 +126,7 @@ def test_random_search_keeps_the_best_it_has_seen() -> None:
 
 
 def test_both_optimisers_beat_random_search_at_the_same_budget() -> None:
-    def distance(method: Method, seed: int) -> float:
+    def distance(method: str, seed: int) -> float:
         search = start_search(3, 3, SearchConfig(method=method, seed=seed))
         for _ in range(10):
             search.tell(population := search.ask(), _ranking(population))
@@ -139,5 +141,44 @@ def test_wrong_settings_are_refused() -> None:
         CrossEntropy(np.zeros(2), SearchConfig(population=4, elites=4))
     with pytest.raises(UsageError, match="at least two"):
         start_search(1, 1, SearchConfig(method="cmaes"))
+    with pytest.raises(UsageError, match=r"Unknown search 'cmas'.*Did you mean 'cmaes'"):
+        SearchConfig(method="cmas")
     with pytest.raises(ValueError, match="each of the"):
         start_search(2, 2, SearchConfig()).tell(np.zeros((3, 2)), [0, 0, 1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_smallest_population_that_the_settings_take_is_one_that_the_search_can_use(method: str) -> None:
+    smallest = registry.search_class(method).smallest_population
+    search = start_search(3, 3, SearchConfig(method=method, population=smallest))
+    for _ in range(4):
+        search.tell(population := search.ask(), _ranking(population))
+    assert np.isfinite(search.mean).all()
+    with pytest.raises(UsageError, match=rf"population={smallest - 1} is too small for search={method}"):
+        start_search(3, 3, SearchConfig().model_copy(update={"method": method, "population": smallest - 1}))
+
+
+class _Still:
+    """A search that stays where it is: what a new one has to have."""
+
+    smallest_population = 2
+
+    def __init__(self, start: np.ndarray, config: SearchConfig) -> None:
+        self.mean, self.converged, self._population = start, True, config.population
+
+    @staticmethod
+    def check(dimensions: int, config: SearchConfig) -> None:
+        pass
+
+    def ask(self) -> np.ndarray:
+        return np.tile(self.mean, (self._population, 1))
+
+    def tell(self, candidates: np.ndarray, ranking: list[int]) -> None:
+        pass
+
+
+def test_a_new_search_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEARCHES, "still", f"{__name__}:_Still")
+    config = SearchConfig(method="still", population=2)
+    assert start_search(2, 2, config).ask().tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert FewshotOptions(search="still", population=2).config(2).search.method == "still"

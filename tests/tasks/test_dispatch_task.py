@@ -14,7 +14,6 @@ import pytest
 from t2eval.environment.documents import question_of
 from t2eval.environment.environment import Environment, Split
 from t2eval.errors import T2Error
-from t2eval.generation.first_pass import Encoding
 from t2eval.models.questions import Questions
 from t2eval.strategies.dispatch import Dispatcher, paper_format
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset, write_hub
@@ -73,8 +72,10 @@ def test_the_prompt_is_the_one_that_the_strategies_ask(environment: Callable[[st
         )
         return rendered
 
-    encoding = Encoding(text=lambda text: [], pair=lambda a, b: ([], []), longest=1, chat=chat if template else None)
-    generating, scoring = (Dispatcher(None, encoding, form, mode=mode) for mode in ("generate", "score"))  # type: ignore[arg-type]
+    generating, scoring = (
+        Dispatcher(None, form, mode=mode, chat=chat if template else None)  # type: ignore[arg-type]
+        for mode in ("generate", "score")
+    )
     for example in task.examples("test"):
         question = example.doc["question"]
         assert example.prompt == generating.prompt(question)

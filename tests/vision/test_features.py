@@ -9,8 +9,9 @@ import torch
 from transformers import DynamicCache
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.first_pass import Meter, Runner
-from t2eval.generation.rollouts import Sampler, answer_logits, pad_rows
+from t2eval.generation.batches import answer_logits, pad_pairs
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
 from t2eval.vision import features as reading
 from t2eval.vision.features import Features, Reader, image_arguments, within
 from t2eval.vision.images import structured, text_tokenizer
@@ -36,7 +37,7 @@ def test_features_give_the_logits_that_pixels_give(family: str) -> None:
     assert [ids for ids, _ in read] == [
         row[keep.bool()].tolist() for row, keep in zip(wanted["input_ids"], wanted["attention_mask"], strict=True)
     ]
-    rows = pad_rows([(ids, [5, 6]) for ids, _ in read], "cpu", images=[features for _, features in read])
+    rows = pad_pairs([(ids, [5, 6]) for ids, _ in read], "cpu", images=[features for _, features in read])
     with torch.no_grad():
         found = answer_logits(model, rows)
         alone = [model(**_plain(model, processor, [text], [each])).logits[0, -1] for text, each in zip(texts, images, strict=True)]
@@ -46,7 +47,7 @@ def test_features_give_the_logits_that_pixels_give(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_samplers_answer_as_generate_does_with_pixels(family: str) -> None:
+def test_the_engine_answers_as_generate_does_with_pixels(family: str) -> None:
     model, processor = tiny_vlm(family), tiny_processor(family)
     tokenizer, reader = processor.tokenizer, Reader(model, processor)
     images = [[picture(shade)] for shade in (3, 90, 150)]
@@ -56,20 +57,21 @@ def test_both_samplers_answer_as_generate_does_with_pixels(family: str) -> None:
     made = model.generate(**plain, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     wanted = [tokenizer.decode(row[plain["input_ids"].shape[1] :], skip_special_tokens=True) for row in made]
     assert len(set(wanted)) > 1
-    sampled = Sampler(model, tokenizer, [], 6).generate(prompts, batch_size=2, images=features)
-    answered = Runner(model, tokenizer, Meter(), 2).generate(prompts, [], 6, images=features)
-    assert [rollout.text for rollout in sampled] == [answer.text for answer in answered] == wanted
-    assert [rollout.images for rollout in sampled] == features
+    for static in (False, True):
+        engine = Engine(model, tokenizer, batch_size=2, static=static)
+        made = engine.complete(prompts, GenerationSettings(6), samples=2, features=features)
+        assert [completion.text for completion in made] == [text for text in wanted for _ in range(2)]
+        assert [completion.features for completion in made] == [each for each in features for _ in range(2)]
 
 
-def test_rows_with_and_without_images_share_a_batch() -> None:
+def test_sequences_with_and_without_images_share_a_batch() -> None:
     model, processor = tiny_vlm(), tiny_processor()
     ids, features = Reader(model, processor).read(TEXT, lambda: [picture(3)], 0)
     words = processor.tokenizer("Only text.")["input_ids"]
-    runner = Runner(model, processor.tokenizer, Meter(), 4)
-    together = runner.loglikelihoods([words, ids], [[[70, 71]], [[70, 71], [72]]], images=[None, features])
-    apart = runner.loglikelihoods([words], [[[70, 71]]]) + runner.loglikelihoods([ids], [[[70, 71], [72]]], images=[features])
-    assert [value for each in together for value in each] == pytest.approx([value for each in apart for value in each], abs=1e-4)
+    engine = Engine(model, processor.tokenizer, batch_size=4)
+    together = engine.loglikelihoods([words, ids], [[[70, 71]], [[70, 71], [72]]], features=[None, features])
+    apart = engine.loglikelihoods([words], [[[70, 71]]]) + engine.loglikelihoods([ids], [[[70, 71], [72]]], features=[features])
+    assert [one.value for each in together for one in each] == pytest.approx([one.value for each in apart for one in each], abs=1e-4)
 
 
 def test_several_images_stand_in_their_own_places() -> None:
@@ -111,7 +113,7 @@ def test_a_prompt_with_images_is_never_cut() -> None:
     model, processor = tiny_vlm(max_position_embeddings=24), tiny_processor()
     ids, features = Reader(model, processor).read(TEXT, lambda: [picture(3)], 0)
     with pytest.raises(T2Error, match="cannot be shortened"):
-        Sampler(model, processor.tokenizer, [], 4).generate([ids], batch_size=1, images=[features])
+        Engine(model, processor.tokenizer, batch_size=1).complete([ids], GenerationSettings(4), features=[features])
 
 
 def test_a_family_that_cannot_is_refused_by_name() -> None:
