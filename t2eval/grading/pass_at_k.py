@@ -75,7 +75,7 @@ def pass_at_k(
         references: the problems' tests.
         predictions: for each problem one program or several; the numbers may differ.
         k: one or several values of k.
-        timeout: wall-clock seconds for each program; one that is still running then has failed.
+        timeout: seconds for each program, as `t2eval.sandbox.run_program` counts them; one that uses them up has failed.
         workers: how many programs at a time; default: one a processor, at most 8.
 
     Returns:

@@ -30,13 +30,24 @@ _COMPUTE: dict[str, tuple[int, int | None]] = {
     "dup2": (33, None), "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None), "ppoll": (271, 73),
     "select": (23, None), "pselect6": (270, 72), "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
     "epoll_wait": (232, None), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "statfs": (137, 43), "fstatfs": (138, 44),
-    "fadvise64": (221, 223), "flock": (73, 32),
+    "fadvise64": (221, 223),
 }  # fmt: skip
-# Only where the program has a private folder to write in. No chmod, chown or xattr: Landlock does not watch those.
+# Only where the program has a private folder to write in. No chown or xattr: Landlock does not watch those.
 _WRITE: dict[str, tuple[int, int | None]] = {
     "ftruncate": (77, 46), "truncate": (76, 45), "fsync": (74, 82), "fdatasync": (75, 83), "mkdir": (83, None), "mkdirat": (258, 34),
     "rmdir": (84, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38),
     "renameat2": (316, 276), "symlink": (88, None), "symlinkat": (266, 36), "link": (86, None), "linkat": (265, 37),
+    "sendfile": (40, 71), "copy_file_range": (326, 285),
+}  # fmt: skip
+# Only where, besides, the program owns nothing but what it wrote itself (not /dev/null): `shutil.copy` sets a copy's mode and times.
+_MODES: dict[str, tuple[int, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88),
+}  # fmt: skip
+# Answered as on a file system that has none.
+_ATTRIBUTES: dict[str, tuple[int, int | None]] = {
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10),
+    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
 }  # fmt: skip
 # Looked at by their arguments: name: (x86_64, aarch64).
 _OPEN, _OPENAT, _CLONE, _CLONE3 = (2, None), (257, 56), (56, 220), (435, 435)
@@ -89,11 +100,12 @@ def supported() -> bool:
     return platform.system() == "Linux" and platform.machine() in _MACHINES
 
 
-def build(*, writable: bool, machine: str | None = None) -> bytes:
+def build(*, writable: bool, modes: bool = False, machine: str | None = None) -> bytes:
     """The filter as an array of `struct sock_filter`.
 
     Args:
         writable: whether the calls that change a file system pass (the program has a private folder).
+        modes: whether, besides, it may change modes and times (it owns nothing but what it wrote).
         machine: `x86_64` or `aarch64`; default: this machine.
 
     Returns:
@@ -105,7 +117,9 @@ def build(*, writable: bool, machine: str | None = None) -> bytes:
     column, arch = _MACHINES[machine or platform.machine()]
     # A foreign architecture (int 0x80, x32) has other numbers: kill. x32 numbers match no entry and are refused.
     parts = [_op(_LOAD, _ARCH), _op(_JEQ, arch, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, _NUMBER)]
-    parts += [_when(numbers[column], _YES) for numbers in (_COMPUTE | (_WRITE if writable else {})).values()]
+    parts += [_when(numbers[column], _YES) for numbers in (_COMPUTE | (_WRITE if writable else {}) | (_MODES if modes else {})).values()]
+    if writable:
+        parts += [_when(numbers[column], _op(_RETURN, _ERRNO | errno.ENOTSUP)) for numbers in _ATTRIBUTES.values()]
     parts += [
         _when(_OPEN[column], _opening(1)),
         _when(_OPENAT[column], _opening(2)),

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zoneinfo
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +26,8 @@ Kind = Literal["bubblewrap", "landlock", "none"]
 VARIABLE = "T2EVAL_SANDBOX"
 MEMORY = 512 << 20  # bytes of address space a program may have
 FILE_SIZE = 16 << 20  # bytes of one file
+TASKS = 64  # threads, its first one included
+_FIRST_USER = 1 << 30
 _PRIVATE = "/tmp"  # the jail's own, not the machine's
 _REMEDY = (
     "Install bubblewrap (`apt-get install bubblewrap`), or use Linux 5.13 or later with Landlock on x86_64 or aarch64. "
@@ -74,6 +79,7 @@ def _interpreter() -> tuple[str, list[str]]:
     executable = os.path.realpath(sys.executable)
     library = sysconfig.get_config_var("LIBDIR")
     candidates = [sysconfig.get_path("stdlib"), library, "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    candidates += [path for path in zoneinfo.TZPATH if path.startswith("/usr/")]
     folders = sorted({path for path in candidates if path and os.path.isdir(path)})
     return executable, folders
 
@@ -86,12 +92,16 @@ def start(kind: Kind) -> subprocess.Popen[bytes]:
     config = {
         "isolate": kind != "none",
         "landlock": kind == "landlock",
-        "filter": filters.build(writable=bubblewrap).hex() if kind != "none" else "",
+        "filter": filters.build(writable=bubblewrap, modes=bubblewrap and (os.geteuid() != 0 or _root_can())).hex()
+        if kind != "none"
+        else "",
         "read": folders + devices,
         "write": ["/dev/null"] + ([_PRIVATE] if bubblewrap else []),
         "private": _PRIVATE if bubblewrap else "",
         "memory": MEMORY,
         "file_size": FILE_SIZE,
+        "tasks": TASKS,
+        "user": _FIRST_USER + secrets.randbelow(1 << 29),  # nobody's, and no other jail's
     }
     text = (Path(__file__).parent / "supervisor.py").read_text(encoding="utf-8")
     command = [executable, "-s", "-S", "-B", "-c", text, json.dumps(config)]
@@ -113,14 +123,29 @@ def start(kind: Kind) -> subprocess.Popen[bytes]:
     )
 
 
+@lru_cache(maxsize=1)
+def _root_can() -> bool:
+    """Whether bubblewrap works here as root, without a user namespace: only then can a program be made another user than root."""
+    if os.geteuid() != 0:
+        return False
+    command = [shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--ro-bind", "/", "/", "true"]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def _bubblewrap(executable: str, folders: list[str], devices: list[str]) -> list[str]:
     """No network, no processes but its own, nothing to read but the interpreter.
 
-    The supervisor is process 1 of its namespace, so whatever it leaves dies with it. It keeps CAP_SYS_ADMIN (of a user
-    namespace where there is one) just long enough to mount a small private folder: bubblewrap's own has no limit on files.
+    The supervisor is process 1 of its namespace, so whatever it leaves dies with it. It keeps CAP_SYS_ADMIN (of a
+    user namespace where there is one) just long enough to mount a small private folder, for bubblewrap's own has no limit on files, and
+    two more to make each program another user, who can still read its interpreter where that lies in a home of root's.
     """
-    command = [shutil.which("bwrap") or "bwrap", "--unshare-user-try", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    command += ["--unshare-cgroup-try", "--as-pid-1", "--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
+    command = [shutil.which("bwrap") or "bwrap", *([] if _root_can() else ["--unshare-user-try"]), "--unshare-pid", "--unshare-net"]
+    command += ["--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--as-pid-1", "--cap-drop", "ALL"]
+    for capability in ("SYS_ADMIN", "SETUID", "DAC_READ_SEARCH"):
+        command += ["--cap-add", f"CAP_{capability}"]
     for path in [*folders, executable]:
         command += ["--ro-bind", path, path]
     for path in ["/dev/null", *devices]:

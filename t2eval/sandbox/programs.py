@@ -287,8 +287,8 @@ def pass_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers
 
     Args:
         pairs: programs and tests (Python text, run after the program).
-        timeout: wall-clock seconds for each.
-        workers: how many at a time; default: one a processor, at most 8.
+        timeout: seconds for each, as in `run_program`.
+        workers: how many at a time; default: one a core, at most 8.
 
     Raises:
         T2Error: programs cannot be isolated on this machine.

@@ -2,33 +2,32 @@
 
 One thread, one loop: safe to call from threads (each call has supervisors of its own) and after a fork (a child starts anew).
 An exception in the middle, Ctrl-C included, ends every supervisor that still works, and with it its program.
+
+A verdict says something of the program and nothing of the machine: where a jail is lost, cannot be started for want of processes, or gave a
+program no core, that program runs again, alone once the others are done.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import json
-import os
-import select
+import math
 import selectors
-import signal
-import struct
-import threading
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from t2eval.errors import T2Error
-from t2eval.sandbox.isolation import Isolation, Kind, asked, missing, refusal, start
+from t2eval.basemodel.devices import available_cores
+from t2eval.errors import T2Error, UsageError
+from t2eval.sandbox.isolation import Isolation, Kind, asked, missing, refusal
+from t2eval.sandbox.jail import GRACE_SECONDS, START_SECONDS, Supervisor, borrow, close, give_back
+
+__all__ = ["Verdict", "available", "close", "require", "run_program", "run_programs"]
 
 Status = Literal["passed", "failed", "error", "timeout", "memory", "killed", "refused"]
 LONGEST_SOURCE = 1 << 20  # bytes
-_START_SECONDS = 120.0  # an overloaded machine is slow, not unsafe
-_GRACE_SECONDS = 30.0  # how long after the limit a supervisor may take to say so
-_KEPT = 8  # idle supervisors, for the next call
+_LONGEST_SECONDS = 86_400.0
+_TRIES = 3  # jails that a program may lose before that is held against it
+_START_TRIES = 30  # seconds in which no jail can be started before that is an error
 
 _CANARY = """
 import os
@@ -66,121 +65,7 @@ class Verdict:
     detail: str
 
 
-class _Supervisor:
-    """The harness's end of one warm jail."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind = kind
-        self.process = start(kind)
-        self.job = -1
-        self.deadline = 0.0
-        _living.add(self)
-        try:
-            ready = self.receive(_START_SECONDS)
-        except BaseException:
-            self.kill()
-            raise
-        assert self.process.stderr is not None
-        if ready is None:
-            self.kill()
-            reason = self.process.stderr.read().decode("utf-8", "replace").strip().splitlines()
-        self.process.stderr.close()
-        if ready is None:
-            raise T2Error(f"{kind} does not work here ({reason[-1][:300] if reason else 'it ended without a word'})")
-
-    @property
-    def output(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
-
-    def send(self, job: int, source: bytes, seconds: float) -> None:
-        assert self.process.stdin is not None
-        self.job, self.deadline = job, time.monotonic() + seconds + _GRACE_SECONDS
-        data = memoryview(struct.pack("<Id", len(source), seconds) + source)
-        try:
-            while data:
-                data = data[os.write(self.process.stdin.fileno(), data) :]
-        except BrokenPipeError:
-            return  # it died while idle: `receive` finds the end of the stream, and the caller starts another
-
-    def receive(self, seconds: float = _GRACE_SECONDS) -> dict[str, object] | None:
-        """One answer, or `None` if the supervisor is dead or silent."""
-        data = b""
-        end = time.monotonic() + seconds
-        while len(data) < 4 or len(data) < 4 + struct.unpack("<I", data[:4])[0]:
-            waiting = select.poll()
-            waiting.register(self.output, select.POLLIN)
-            if not waiting.poll(max(0.0, end - time.monotonic()) * 1000):
-                return None
-            chunk = os.read(self.output, 65536)
-            if not chunk:
-                return None
-            data += chunk
-        return cast("dict[str, object]", json.loads(data[4:]))
-
-    def kill(self) -> None:
-        """End it now. Its program's process dies with it (PDEATHSIG, or as a member of its process namespace)."""
-        if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def abandon(self) -> None:
-        """In a forked process: let go of the parent's jail without ending it."""
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                pipe.close()
-        self.process.returncode = 0
-
-
-_lock = threading.Lock()
-_idle: list[_Supervisor] = []
-_living: weakref.WeakSet[_Supervisor] = weakref.WeakSet()
 _known: dict[str, Isolation] = {}
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-    for supervisor in list(_living):
-        supervisor.abandon()
-    _living.clear()
-    _idle.clear()
-
-
-def close() -> None:
-    """End the idle supervisors. Called at exit; the next program starts new ones."""
-    with _lock:
-        ended = list(_idle)
-        _idle.clear()
-    for supervisor in ended:
-        supervisor.kill()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-atexit.register(close)
-
-
-def _borrow(kind: Kind) -> _Supervisor:
-    with _lock:
-        for supervisor in reversed(_idle):
-            if supervisor.kind == kind:
-                _idle.remove(supervisor)
-                return supervisor
-    return _Supervisor(kind)
-
-
-def _give_back(supervisors: Sequence[_Supervisor]) -> None:
-    for supervisor in supervisors:
-        with _lock:
-            room = len(_idle) < _KEPT
-            if room:
-                _idle.append(supervisor)
-        if not room:
-            supervisor.kill()
 
 
 def _why_not(kind: Kind) -> str | None:
@@ -188,15 +73,19 @@ def _why_not(kind: Kind) -> str | None:
     if reason := missing(kind):
         return reason
     try:
-        supervisor = _Supervisor(kind)
+        supervisor = Supervisor(kind)
     except (T2Error, OSError) as error:
         return str(error)
-    supervisor.send(0, _CANARY.encode(), _START_SECONDS)
-    answer = supervisor.receive(_START_SECONDS + _GRACE_SECONDS)
+    try:
+        supervisor.send(0, _CANARY.encode(), START_SECONDS)
+        answer = supervisor.receive(START_SECONDS + GRACE_SECONDS)
+    except BaseException:
+        supervisor.kill()
+        raise
     if answer is None or answer["status"] != "passed":
         supervisor.kill()
         return f"{kind} does not hold here ({answer['detail'] if answer else 'no answer'})"
-    _give_back([supervisor])
+    give_back([supervisor])
     return None
 
 
@@ -241,7 +130,7 @@ def run_program(source: str, *, timeout: float = 5.0) -> Verdict:
 
     Args:
         source: the program's text; it passes if it runs to its end.
-        timeout: wall-clock seconds.
+        timeout: seconds of processor time, and of doing nothing; waiting for a core counts for neither (10 times as long in all).
 
     Returns:
         The verdict.
@@ -257,18 +146,20 @@ def run_programs(sources: Sequence[str], *, timeout: float = 5.0, workers: int |
 
     Args:
         sources: the programs' texts.
-        timeout: wall-clock seconds for each.
-        workers: how many at a time; default: one a processor that this process may use, at most 8.
+        timeout: seconds for each, as in `run_program`.
+        workers: how many at a time; default: one a core that this process may use (affinity and the container's quota), at most 8.
 
     Returns:
         One verdict a program, in order.
 
     Raises:
         T2Error: programs cannot be isolated on this machine.
-        ValueError: `timeout` or `workers` is not positive.
+        UsageError: `timeout` is not a positive number of seconds, or `workers` not positive.
     """
-    if timeout <= 0 or (workers is not None and workers < 1):
-        raise ValueError(f"timeout ({timeout}) and workers ({workers}) must be positive")
+    if not (math.isfinite(timeout) and 0 < timeout <= _LONGEST_SECONDS) or (workers is not None and workers < 1):
+        raise UsageError(
+            f"Programs need a timeout above 0, up to {_LONGEST_SECONDS:,.0f} seconds (given: {timeout}) and a worker or more ({workers})."
+        )
     kind = require().kind
     assert kind is not None
     verdicts: list[Verdict | None] = [None] * len(sources)
@@ -280,7 +171,7 @@ def run_programs(sources: Sequence[str], *, timeout: float = 5.0, workers: int |
         else:
             jobs.append((index, encoded))
     if jobs:
-        count = min(len(jobs), workers or min(8, len(os.sched_getaffinity(0))))
+        count = min(len(jobs), workers or min(8, available_cores()))
         _Loop(kind, jobs, timeout, verdicts).run(count)
     return [cast(Verdict, verdict) for verdict in verdicts]
 
@@ -302,66 +193,102 @@ class _Loop:
         self.kind, self.seconds, self.verdicts = kind, seconds, verdicts
         self.sources = dict(jobs)
         self.waiting = [index for index, _ in reversed(jobs)]
-        self.retried: set[int] = set()
+        self.alone: list[int] = []  # run again, one at a time, when all others are done
+        self.lost: dict[int, int] = {}  # jails that a job has lost
+        self.starved: set[int] = set()
         self.selector = selectors.DefaultSelector()
-        self.borrowed: list[_Supervisor] = []
+        self.borrowed: list[Supervisor] = []
 
     def run(self, workers: int) -> None:
         try:
-            for _ in range(workers):
-                self._next(self._hire())
-            while self.selector.get_map():
-                soonest = min(cast(_Supervisor, key.data).deadline for key in self.selector.get_map().values())
-                ready = self.selector.select(max(0.0, soonest - time.monotonic()))
-                for key, _ in ready:
-                    self._collect(key.data)
-                for late in [key.data for key in self.selector.get_map().values() if key.data.deadline < time.monotonic()]:
-                    self._replace(late, Verdict(False, "timeout", f"still running after {self.seconds:g} s; its jail was ended"))
+            self._all(workers)
+            while self.alone:
+                self.waiting = [self.alone.pop(0)]
+                self._all(1)
         except BaseException:
             for supervisor in self.borrowed:
                 supervisor.kill()
             raise
         finally:
             self.selector.close()
-        _give_back(self.borrowed)
+        give_back(self.borrowed)
 
-    def _hire(self) -> _Supervisor:
-        supervisor = _borrow(self.kind)
-        self.borrowed.append(supervisor)
-        return supervisor
+    def _all(self, workers: int) -> None:
+        """Run what waits, by so many supervisors."""
+        for supervisor in self.borrowed[:workers]:
+            self._next(supervisor)
+        while len(self.borrowed) < workers and self.waiting:
+            if not self._hire():
+                break
+        while self.selector.get_map():
+            soonest = min(cast(Supervisor, key.data).deadline for key in self.selector.get_map().values())
+            ready = self.selector.select(max(0.0, soonest - time.monotonic()))
+            for key, _ in ready:
+                self._collect(key.data)
+            for late in [key.data for key in self.selector.get_map().values() if key.data.deadline < time.monotonic()]:
+                self._lose(late)
 
-    def _next(self, supervisor: _Supervisor) -> None:
+    def _hire(self) -> bool:
+        """One more supervisor, at work; False where none can be had now, and others are at work.
+
+        Raises:
+            T2Error: none can be had for half a minute, and nothing runs.
+        """
+        for wait in range(_START_TRIES):
+            try:
+                supervisor = borrow(self.kind)
+            except (T2Error, OSError) as error:  # no process, no descriptor, no memory to spare
+                if self.selector.get_map():
+                    return False
+                if wait == _START_TRIES - 1:
+                    raise T2Error(
+                        f"Programs cannot be run any more: {error}. The machine has no processes or memory to spare: run fewer at a time."
+                    ) from error
+                time.sleep(1.0)
+            else:
+                self.borrowed.append(supervisor)
+                self._next(supervisor)
+                return True
+        return False
+
+    def _next(self, supervisor: Supervisor) -> None:
         if self.waiting:
             job = self.waiting.pop()
             supervisor.send(job, self.sources[job], self.seconds)
             self.selector.register(supervisor.output, selectors.EVENT_READ, supervisor)
 
-    def _collect(self, supervisor: _Supervisor) -> None:
+    def _collect(self, supervisor: Supervisor) -> None:
         answer = supervisor.receive()
         job = supervisor.job
-        if answer is None:
-            if job not in self.retried:  # perhaps it had died while idle, or the machine was out of memory
-                self.retried.add(job)
-                self.waiting.append(job)
-                self._replace(supervisor, None)
-            else:
-                self._replace(supervisor, Verdict(False, "killed", "its jail ended with it, twice"))
+        if answer is None or (answer["status"] == "refused" and self.lost.get(job, 0) < _TRIES - 1):
+            self._lose(supervisor)
             return
-        status = cast(Status, answer["status"])
-        detail = "".join(letter if letter.isprintable() else " " for letter in str(answer["detail"]))
-        verdict = Verdict(status == "passed", status, detail)
+        if answer["starved"] and job not in self.starved:
+            self.starved.add(job)
+            self.alone.append(job)
+        else:
+            status = cast(Status, answer["status"])
+            detail = "".join(letter if letter.isprintable() else " " for letter in str(answer["detail"]))
+            self.verdicts[job] = Verdict(status == "passed", status, detail)
         if answer["spent"]:
-            self._replace(supervisor, verdict)
+            self._replace(supervisor)
             return
-        self.verdicts[job] = verdict
         self.selector.unregister(supervisor.output)
         self._next(supervisor)
 
-    def _replace(self, supervisor: _Supervisor, verdict: Verdict | None) -> None:
-        if verdict is not None:
-            self.verdicts[supervisor.job] = verdict
+    def _lose(self, supervisor: Supervisor) -> None:
+        """A jail that is dead or silent says nothing of its program, which may have been the first that an idle one was given."""
+        job = supervisor.job
+        self.lost[job] = self.lost.get(job, 0) + 1
+        if self.lost[job] < _TRIES:
+            self.alone.append(job)
+        else:
+            self.verdicts[job] = Verdict(False, "killed", f"its jail ended with it, {_TRIES} times, the last ones alone")
+        self._replace(supervisor)
+
+    def _replace(self, supervisor: Supervisor) -> None:
         self.selector.unregister(supervisor.output)
         self.borrowed.remove(supervisor)
         supervisor.kill()
         if self.waiting:
-            self._next(self._hire())
+            self._hire()

@@ -1,8 +1,14 @@
 """Supervisor: the warm interpreter inside the jail, which forks one fresh, locked-down process for each program.
 
 Runs on its own (`python -s -S -c <this text> <config>`), so it imports nothing but the standard library. It reads requests
-(`<Id`: length and seconds, then the source) from descriptor 0 and answers (`<I`: length, then JSON) on descriptor 1. It never
-looks at a program except to pass it on: compiling, running and judging the exception happen in the forked process.
+(`<qId`: number, length and seconds, then the source) from descriptor 0 and answers on descriptor 1 (`<I`: length, then JSON, then as many
+bytes of the program's own words as the JSON's `said` says). It never looks at a program except to pass it on: compiling, running and
+judging the exception happen in the forked process.
+
+What a program may use is processor time, and as much time in which it does nothing; waiting for a core does not count (`_watch`).
+
+A forked process has a copy of this one's memory, so a program could read there what came before it. Sources and words therefore only pass
+through two regions that are wiped, and never become Python objects here.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import ctypes
 import gc
 import importlib
 import json
+import mmap
 import os
 import random
 import resource
@@ -33,9 +40,14 @@ _LONGEST_MESSAGE = 8192
 _DETAIL = 500  # characters
 _DESCRIPTORS = 64
 _HIGHEST = 1024
+_LONGEST_SOURCE = 1 << 20
+_PATIENCE = 10  # times its seconds that a program may take in all, on a machine that gives it no core
+_IDLE = 0.02  # share of a core below which a stretch of time counts as doing nothing: a starved program gets more
+_FORK_SECONDS = 20.0  # how long to try again where the machine has no process to spare
 _CLOSED = b"+"  # the first byte of a message: the jail was closed before the program began
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 8, 22, 24, 38
+_CAP_DAC_READ_SEARCH, _CAP_SETUID = 2, 7
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 
 
@@ -74,12 +86,51 @@ def _landlock(read: list[str], write: list[str]) -> int:
     return ruleset
 
 
+def _keep_capabilities(kept: int) -> None:
+    """Root with these capabilities (a bit each) only: without any, limits bind, and nothing can be mounted, traced or overridden."""
+    header = struct.pack("<Ii", 0x20080522, 0)
+    held = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, held), "capget")
+    kept &= struct.unpack("<III", held.raw[:12])[1]  # what is permitted: more cannot be had
+    _check(_libc.capset(header, struct.pack("<IIIIII", kept, kept, 0, 0, 0, 0)), "capset")
+
+
 def _drop_capabilities() -> None:
-    """Root without capabilities: limits bind, and nothing can be mounted, traced or overridden."""
+    """All but those that `_become_nobody` needs, for good."""
     for capability in range(64):
         _prctl(_PR_CAPBSET_DROP, capability)  # beyond the last capability, or without CAP_SETPCAP, this fails and does not matter
-    header = struct.pack("<Ii", 0x20080522, 0)
-    _check(_libc.capset(header, bytes(24)), "capset")
+    _keep_capabilities(1 << _CAP_SETUID | 1 << _CAP_DAC_READ_SEARCH)
+
+
+def _open_to_all(folders: list[str]) -> bool:
+    """Whether any user may read these folders: not where they lie below a home that only its owner may enter."""
+    for folder in folders:
+        parts = folder.rstrip("/").split("/")
+        if any(not os.stat("/".join(parts[:end]) or "/").st_mode & 1 for end in range(1, len(parts) + 1)):
+            return False
+    return True
+
+
+def _become_nobody(user: int, reads_all: bool) -> None:
+    """A user of this jail's own, so that the kernel counts its threads: root's are not counted.
+
+    The saved user stays root, that the supervisor may still send signals; no system call is left to go back to it. Where the user may not
+    change (no root, or a namespace of one user), nothing happens, and that user's threads are counted.
+    """
+    _prctl(_PR_SET_KEEPCAPS, 1)
+    _libc.setresuid(ctypes.c_uint(user), ctypes.c_uint(user), ctypes.c_uint(0))
+    # Landlock still says which folders, for a program that has to pass through a home of root's to its interpreter's.
+    _keep_capabilities(0 if reads_all or os.getuid() != user else 1 << _CAP_DAC_READ_SEARCH)
+
+
+def _tasks() -> int:
+    """Tasks that the limit on them counts already: this user's on the whole machine. Root's programs become users without any."""
+    count = 0
+    for entry in os.listdir("/proc") if os.path.isdir("/proc/1") else []:
+        with contextlib.suppress(OSError):
+            if entry.isdecimal() and os.stat(f"/proc/{entry}").st_uid == os.getuid():
+                count += len(os.listdir(f"/proc/{entry}/task"))
+    return count
 
 
 def _limit(config: dict[str, Any], seconds: float) -> None:
@@ -91,6 +142,7 @@ def _limit(config: dict[str, Any], seconds: float) -> None:
         (resource.RLIMIT_NOFILE, _DESCRIPTORS),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_NPROC, config["tasks"]),
     ):
         hard = resource.getrlimit(kind)[1]
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -126,7 +178,7 @@ def _explain(error: BaseException) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _run(source: bytes, verdict: int, nonce: int) -> None:
+def _run(source: str, verdict: int, nonce: int) -> None:
     """Run a program in this process, then say how it went. The originals are bound first: programs patch modules."""
     read, write, leave, failure, memory, explain = os.read, os.write, os._exit, AssertionError, MemoryError, _explain
     module = types.ModuleType("__main__")
@@ -144,52 +196,77 @@ def _run(source: bytes, verdict: int, nonce: int) -> None:
     leave(0)
 
 
-def _watch(verdict: int, seconds: float) -> tuple[bytes, bool]:
-    """What the program's process wrote until it closed the descriptor, and whether the time was up first."""
-    message, end = b"", time.monotonic() + seconds
+def _processor_time(process: int) -> float:
+    """Seconds of processor time that a process has used, threads included."""
+    try:
+        return time.clock_gettime(~process << 3 | 2)  # the kernel's CPUCLOCK_SCHED of a process
+    except OSError:  # it ended just now
+        return 0.0
+
+
+def _watch(verdict: int, child: int, seconds: float, said: mmap.mmap) -> tuple[int, str]:
+    """Read what the program's process writes until it closes the descriptor, or has used up its time.
+
+    Returns:
+        How many bytes it wrote, and how that ended: "" (it closed the descriptor, or wrote too much), `time` (it used its seconds of
+        processor time, or did nothing for as long), `starved` (neither, in ten times its seconds).
+    """
+    room, length = memoryview(said), 0
+    begin = checked = time.monotonic()
+    used = idle = 0.0
+    stretch = max(seconds / 8, 0.1)
     watched = select.poll()
     watched.register(verdict, select.POLLIN)
     watched.register(0, 0)  # the harness went away (POLLHUP)
-    while len(message) <= _LONGEST_MESSAGE:
-        events = watched.poll(max(0.0, end - time.monotonic()) * 1000)
-        if not events:
-            return message, True
+    while length < len(said):
+        events = watched.poll(max(0.0, checked + stretch - time.monotonic()) * 1000)
         for descriptor, _ in events:
             if descriptor == 0:
                 os._exit(1)  # the program's process dies with this one (PDEATHSIG)
-            chunk = os.read(verdict, _LONGEST_MESSAGE)
-            if not chunk:
-                return message, False
-            message += chunk
-    return message, False
+            got = os.readv(verdict, [room[length:]])
+            if not got:
+                return length, ""
+            length += got
+        now = time.monotonic()
+        if now - checked >= stretch:
+            before, used = used, _processor_time(child)
+            idle += now - checked if used - before < _IDLE * (now - checked) else 0.0
+            checked = now
+            if used >= seconds or idle >= seconds:
+                return length, "time"
+            if now - begin >= _PATIENCE * seconds:
+                return length, "starved"
+    return length, ""
 
 
-def _judge(message: bytes, nonce: bytes, state: int, timed_out: bool, seconds: float) -> tuple[str, str]:
-    """Status and detail. Only the nonce, which the process can read after its last line, makes it `passed`."""
-    if timed_out:
-        return "timeout", f"still running after {seconds:g} s"
+def _judge(said: memoryview, nonce: bytes, state: int, ended: str, seconds: float) -> tuple[str, str, memoryview]:
+    """Status, detail in our words, and the program's own. Only the nonce, which it can read after its last line, makes it `passed`."""
+    nothing = said[:0]
+    if ended:
+        return "timeout", f"still running after {seconds:g} s", nothing
     if os.WIFSIGNALED(state) and os.WTERMSIG(state) == signal.SIGXCPU:
-        return "timeout", f"used up its processor time for {seconds:g} s"
-    if not message.startswith(_CLOSED):
-        return "refused", f"the jail could not be closed around it (exit code {os.waitstatus_to_exitcode(state)}), so it was not run"
-    message = message[len(_CLOSED) :]
-    if message == nonce + b"passed" and state == 0:
-        return "passed", ""
-    if message.startswith(_NO_NONCE):
-        status, _, detail = message[len(_NO_NONCE) :].partition(b"\0")
-        if status in (b"failed", b"error", b"memory"):
-            return status.decode(), detail.decode("utf-8", "replace")
-    if message:
-        return "error", "something else was written to the verdict's descriptor"
+        return "timeout", f"used up its processor time for {seconds:g} s", nothing
+    if said[:1] != _CLOSED:
+        why = f"the jail could not be closed around it (exit code {os.waitstatus_to_exitcode(state)}), so it was not run"
+        return "refused", why, nothing
+    said = said[1:]
+    if said == nonce + b"passed" and state == 0:
+        return "passed", "", nothing
+    if said[:16] == _NO_NONCE:
+        for status in ("failed", "error", "memory"):
+            mark = status.encode() + b"\0"
+            if said[16 : 16 + len(mark)] == mark:
+                return status, "", said[16 + len(mark) :][: 4 * _DETAIL]
+    if len(said):
+        return "error", "something else was written to the verdict's descriptor", nothing
     if os.WIFSIGNALED(state):
-        return "killed", f"ended by {signal.Signals(os.WTERMSIG(state)).name}"
-    return "error", f"ended before its last line, with exit code {os.waitstatus_to_exitcode(state)}"
+        return "killed", f"ended by {signal.Signals(os.WTERMSIG(state)).name}", nothing
+    return "error", f"ended before its last line, with exit code {os.waitstatus_to_exitcode(state)}", nothing
 
 
-def _child(source: bytes, config: dict[str, Any], ruleset: int, seconds: float, descriptors: tuple[int, int, int]) -> None:
+def _child(source: memoryview, config: dict[str, Any], ruleset: int, seconds: float, descriptors: tuple[int, int, int]) -> None:
     """Lock this process down, then run the program in it. The order matters: each step refuses what the ones before it need."""
     os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if config["isolate"]:
         _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1), "no_new_privs")
         if ruleset >= 0:
@@ -197,41 +274,62 @@ def _child(source: bytes, config: dict[str, Any], ruleset: int, seconds: float, 
     verdict, nonce = _hide(*descriptors)
     _limit(config, seconds)
     if config["isolate"]:
+        _become_nobody(config["user"], config["open"])
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of the user, which takes it back
+    if config["isolate"]:
         code = bytes.fromhex(config["filter"])
         memory = ctypes.create_string_buffer(code, len(code))
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(memory))
         _check(_libc.prctl(ctypes.c_int(_PR_SET_SECCOMP), ctypes.c_ulong(2), program, ctypes.c_ulong(0), ctypes.c_ulong(0)), "seccomp")
     os.write(verdict, _CLOSED)
-    _run(source, verdict, nonce)
+    # Text, and not bytes: in those a comment (`# -*- coding: latin-1 -*-`) says what letters they stand for.
+    _run(bytes(source).decode("utf-8").removeprefix("\ufeff"), verdict, nonce)
 
 
-def _one(source: bytes, config: dict[str, Any], ruleset: int, seconds: float, null: int) -> tuple[str, str]:
-    """Fork, run, watch, kill, judge: the status and detail of one program."""
+def _fork() -> int:
+    """`os.fork`, which waits a while where the machine has no process or memory to spare."""
+    end = time.monotonic() + _FORK_SECONDS
+    while True:
+        try:
+            return os.fork()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
+
+
+def _one(
+    source: mmap.mmap, length: int, said: mmap.mmap, config: dict[str, Any], ruleset: int, seconds: float, null: int
+) -> tuple[str, str, memoryview, bool]:
+    """Fork, run, watch, kill, judge: status, our detail, the program's own words, and whether it got no core."""
     verdict_read, verdict_write = os.pipe()
     nonce_read, nonce_write = os.pipe()
-    child = os.fork()
+    child = _fork()
     if child == 0:
         try:
             os.close(nonce_write)
-            _child(source, config, ruleset, seconds, (verdict_write, nonce_read, null))
+            _child(memoryview(source)[:length], config, ruleset, seconds, (verdict_write, nonce_read, null))
         finally:
             os._exit(70)
+    source[:length] = bytes(length)  # the next program's process must not find it
     # Drawn after the fork: it is in no memory that the program can reach.
     nonce = os.urandom(16)
     os.write(nonce_write, nonce)
     for descriptor in (verdict_write, nonce_read, nonce_write):
         os.close(descriptor)
-    message, timed_out = _watch(verdict_read, seconds)
+    count, ended = _watch(verdict_read, child, seconds, said)
     os.close(verdict_read)
-    if timed_out or len(message) > _LONGEST_MESSAGE:
+    if ended or count == len(said):
         os.kill(child, signal.SIGKILL)
-    state = _reap(child)
-    return _judge(message, nonce, state, timed_out, seconds)
+    words = memoryview(said)[:count]
+    # One that has passed only has to leave, for which it may have to wait for a core.
+    state = _reap(child, 30.0 if words == _CLOSED + nonce + b"passed" else 0.2)
+    return (*_judge(words, nonce, state, ended, seconds), ended == "starved")
 
 
-def _reap(child: int) -> int:
+def _reap(child: int, seconds: float) -> int:
     """The exit state of a process that closed its descriptor; one that did so and goes on is killed, with its whole group."""
-    end = time.monotonic() + 0.2
+    end = time.monotonic() + seconds
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
@@ -242,22 +340,20 @@ def _reap(child: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _receive(length: int) -> bytes:
-    """Exactly so many bytes from the harness; ends this process when the harness has gone."""
-    data = b""
-    while len(data) < length:
-        chunk = os.read(0, length - len(data))
-        if not chunk:
+def _receive(place: memoryview) -> None:
+    """Fill a place with bytes from the harness; ends this process when the harness has gone."""
+    while len(place):
+        got = os.readv(0, [place])
+        if not got:
             os._exit(0)
-        data += chunk
-    return data
+        place = place[got:]
 
 
-def _answer(reply: dict[str, Any]) -> None:
-    data = json.dumps(reply).encode()
-    data = struct.pack("<I", len(data)) + data
-    while data:
-        data = data[os.write(1, data) :]
+def _answer(reply: dict[str, Any], said: memoryview) -> None:
+    data = json.dumps({**reply, "said": len(said)}).encode()
+    for part in (memoryview(struct.pack("<I", len(data)) + data), said):
+        while len(part):
+            part = part[os.write(1, part) :]
 
 
 def main() -> None:
@@ -269,7 +365,7 @@ def main() -> None:
     private = config["private"]
     if private:
         # nosuid, nodev, noexec; few files, so that not even empty ones can fill the memory.
-        _check(_libc.mount(b"tmpfs", private.encode(), b"tmpfs", ctypes.c_ulong(2 | 4 | 8), b"size=16m,nr_inodes=256,mode=700"), "mount")
+        _check(_libc.mount(b"tmpfs", private.encode(), b"tmpfs", ctypes.c_ulong(2 | 4 | 8), b"size=16m,nr_inodes=256,mode=777"), "mount")
         os.chdir(private)
     null = os.open(os.devnull, os.O_RDWR)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_HIGHEST, _HIGHEST))
@@ -280,14 +376,24 @@ def main() -> None:
         ruleset = _landlock(config["read"], config["write"])
         if ruleset < 0 and config["landlock"]:
             raise OSError("this kernel has no Landlock")
+    config["open"] = _open_to_all(config["read"])
+    config["tasks"] += 0 if private or os.getuid() == 0 else _tasks()
+    private_memory = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    source, said = (mmap.mmap(-1, size, private_memory) for size in (_LONGEST_SOURCE, _LONGEST_MESSAGE))
+    header = bytearray(struct.calcsize("<qId"))
     gc.collect()
     gc.freeze()
-    _answer({"ready": True})
+    _answer({"ready": True}, memoryview(b""))
     while True:
-        length, seconds = struct.unpack("<Id", _receive(12))
-        status, detail = _one(_receive(length), config, ruleset, seconds, null)
+        _receive(memoryview(header))
+        number, length, seconds = struct.unpack("<qId", header)
+        _receive(memoryview(source)[:length])
+        status, detail, words, starved = _one(source, length, said, config, ruleset, seconds, null)
         # A program that left files behind must not meet the next one: the harness then starts a fresh jail.
-        _answer({"status": status, "detail": detail, "spent": bool(private and os.listdir(private))})
+        spent = bool(private and os.listdir(private))
+        _answer({"number": number, "status": status, "detail": detail, "spent": spent, "starved": starved}, words)
+        del words
+        said[:] = bytes(len(said))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 
 from t2eval import sandbox
 from t2eval.errors import T2Error, UsageError
-from t2eval.sandbox import Verdict, attacks, available, filters, isolation, run, run_program, run_programs
+from t2eval.sandbox import Verdict, attacks, available, filters, isolation, jail, run, run_program, run_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 SPIN = "while True: pass"
@@ -145,8 +145,8 @@ def test_hashes_are_the_same_in_every_run(kind: str) -> None:
 
 def test_a_dead_supervisor_is_replaced(kind: str) -> None:
     run_program("pass")
-    assert run._idle
-    for supervisor in run._idle:
+    assert jail.idle
+    for supervisor in jail.idle:
         os.killpg(supervisor.process.pid, signal.SIGKILL)
         supervisor.process.wait()
     assert run_programs(["pass"] * 4, workers=2) == [Verdict(True, "passed", "")] * 4
@@ -164,15 +164,15 @@ def test_threads_may_share_it(kind: str) -> None:
 
 def test_a_forked_process_starts_its_own(kind: str) -> None:
     run_program("pass")
-    before = {supervisor.process.pid for supervisor in run._idle}
+    before = {supervisor.process.pid for supervisor in jail.idle}
     child = os.fork()
     if child == 0:
-        fresh = not run._idle and run_program("pass").passed and not before & {supervisor.process.pid for supervisor in run._idle}
+        fresh = not jail.idle and run_program("pass").passed and not before & {supervisor.process.pid for supervisor in jail.idle}
         sandbox.close()
         os._exit(0 if fresh else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert run_program("pass").passed
-    assert before & {supervisor.process.pid for supervisor in run._idle}
+    assert before & {supervisor.process.pid for supervisor in jail.idle}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
@@ -227,7 +227,7 @@ def test_a_jail_with_a_hole_does_not_count(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip(available().reason)
     sandbox.close()
     monkeypatch.setattr(run, "_known", {})
-    monkeypatch.setattr(filters, "build", lambda writable: filters._op(0x06, 0x7FFF0000))
+    monkeypatch.setattr(filters, "build", lambda **_: filters._op(0x06, 0x7FFF0000))
     state = available()
     assert state.kind is None
     assert "it can fork" in state.reason or "verdict's descriptor" in state.reason
@@ -267,6 +267,11 @@ def test_the_filter_says_what_it_should(machine: str, writable: bool) -> None:
     never |= {"fchmodat": (268, 53), "fchownat": (260, 54), "seccomp": (317, 277), "memfd_create": (319, 279), "shmget": (29, 194)}
     assert [name for name, numbers in never.items() if verdict(numbers) != refuse] == []
     assert verdict((263, 35)) == (allow if writable else refuse)  # unlinkat
+    assert verdict((73, 32)) == refuse  # flock, by which programs could keep each other waiting
+    assert verdict((188, 5)) == (0x5005F if writable else refuse)  # setxattr: no such thing here
+    modes = filters.build(writable=True, modes=True, machine=machine)
+    assert _interpret(modes, (268, 53)[column], arch, ()) == allow  # fchmodat
+    assert _interpret(modes, (260, 54)[column], arch, ()) == refuse  # fchownat
     assert verdict((72, 25), 0, 0) == allow  # fcntl F_DUPFD
     assert verdict((72, 25), 0, 8) == refuse  # fcntl F_SETOWN
     assert verdict((302, 261), 0) == allow and verdict((302, 261), 1) == refuse  # prlimit64 of itself, of another
