@@ -6,6 +6,9 @@ and math-verify's own time limits work in a main thread only. Here, the processo
 signal kills the process, and memory by a limit on addresses, so the outcome does not depend on how busy the machine is.
 
 Answers go through math-verify's LaTeX grammar only: its extraction of plain expressions evaluates text as Python.
+
+math-verify compares numbers by their difference, rounded to fifteen places, by which all values below 1e-17 are equal. `_same_numbers`
+takes the place of that step: rational values are compared exactly, others to eighty digits relative to their size.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ SECONDS = 3.0
 """Processor time for one question, parsing included. Real pairs take some milliseconds."""
 SECONDS_VARIABLE = "T2EVAL_CHECKER_SECONDS"
 """Overrides SECONDS."""
+_DIGITS, _EQUAL_DIGITS = 100, 80
+"""Digits to which irrational values are computed, and those that must agree."""
+_ORIGINAL: list[Any] = []
+"""math-verify's own comparison of numbers, once it has been replaced."""
 _MEMORY = 2 * 1024**3
 _WORN = 1024**3
 """Bytes that it may hold before it asks to be replaced: what one answer left behind must not fail the next one."""
@@ -53,9 +60,67 @@ def parsed(answer: str) -> list[Any]:
     return [_exact(item) for item in found]
 
 
+def _same_constants(first: Any, second: Any) -> bool:
+    """Whether two expressions without symbols have the same value, for sure or to eighty digits of the larger one."""
+    if first.is_Rational and second.is_Rational:
+        return bool(first == second)
+    sizes = [abs(value.evalf(_DIGITS)) for value in (first, second)]
+    if not all(size.is_Float or size.is_Rational for size in sizes) or not max(sizes).is_finite:
+        return False
+    difference = abs((first - second).evalf(_DIGITS))
+    return bool(max(sizes) > 0 and difference.is_number and difference <= max(sizes) * 10**-_EQUAL_DIGITS)
+
+
+def _terms(expression: Any) -> dict[Any, Any]:
+    """What its symbols stand in → the coefficient of it, of an expression that is multiplied out."""
+    from sympy import Add, expand
+
+    found: dict[Any, Any] = {}
+    for term in Add.make_args(expand(expression)):
+        coefficient, rest = term.as_independent(*expression.free_symbols, as_Add=False)
+        found[rest] = found.get(rest, 0) + coefficient
+    return found
+
+
+def _same_numbers(first: Any, second: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """In the place of math-verify's `sympy_numeric_eq`: whether two expressions are equal as numbers, term by term where they have symbols.
+
+    False says nothing: math-verify goes on to simplify the difference.
+    """
+    from math_verify import grader
+    from sympy import Expr, Float
+
+    plain = all(isinstance(side, Expr) and not side.has(Float) for side in (first, second))
+    if not plain or any(grader.get_pct_val(side) is not None for side in (first, second)):
+        return bool(_ORIGINAL[0](first, second, float_rounding, numeric_precision))
+    first, second = (grader.safe_sympy_doit(side) for side in (first, second))
+    try:
+        if not first.free_symbols and not second.free_symbols:
+            return _same_constants(first, second)
+        ours, others = _terms(first), _terms(second)
+        return ours.keys() == others.keys() and all(_same_constants(value, others[rest]) for rest, value in ours.items())
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, ArithmeticError):
+        return False
+
+
+def install() -> None:
+    """Put `_same_numbers` in its place.
+
+    Raises:
+        AttributeError: this version of math-verify has no `sympy_numeric_eq`.
+    """
+    from math_verify import grader
+
+    if not _ORIGINAL:
+        _ORIGINAL.append(grader.sympy_numeric_eq)
+        grader.sympy_numeric_eq = _same_numbers
+
+
 def equal(golds: list[str], answers: list[str]) -> bool:
     """Whether any reading of the gold answer equals any reading of the other."""
     from math_verify import verify
+
+    install()
 
     readings = [parsed(gold) for gold in golds]
     others = [parsed(answer) for answer in answers]
@@ -75,9 +140,10 @@ def _held() -> int:
 
 
 def main() -> None:
-    """Answer questions until the input ends: `{"golds": […], "answers": […]}` → `{"equal": …, "worn": …}`.
+    """Answer questions until the input ends: `{"id": …, "golds": […], "answers": […]}` → `{"id": …, "equal": …, "worn": …}`.
 
-    The first line out is `"ready"`. `worn`: what answers left behind fills so much memory that a new process should take over.
+    The first line out is `"ready"`. `id` is the question's, so that nobody takes one question's verdict for another's. `worn`: what
+    answers left behind fills so much memory that a new process should take over.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     silence = os.open(os.devnull, os.O_WRONLY)
@@ -86,8 +152,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who asked decides what becomes of this process
     seconds = float(os.environ.get(SECONDS_VARIABLE, SECONDS))
-    equal(["1"], ["\\frac{2}{2}"])  # what is imported late is imported now
+    # What is imported late is imported now; and a math-verify that no longer asks our comparison must not go unnoticed.
+    if not equal(["1"], ["\\frac{2}{2}"]) or equal(["2^{-99}"], ["2^{-98}"]):
+        sys.exit("this version of math-verify compares numbers in a way that t2eval does not know")
     replies.write(json.dumps("ready") + "\n")
     replies.flush()
     os.dup2(silence, 2)  # only what kept it from starting is of interest, and an unread pipe fills up
@@ -100,7 +169,7 @@ def main() -> None:
             verdict = False
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
-        replies.write(json.dumps({"equal": bool(verdict), "worn": _held() > _WORN}) + "\n")
+        replies.write(json.dumps({"id": question["id"], "equal": bool(verdict), "worn": _held() > _WORN}) + "\n")
         replies.flush()
 
 

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ class _Checker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._questions = 0
 
     def equal(self, golds: list[str], answers: list[str]) -> bool:
         """As `t2eval.grading.checker.equal`; False where that takes too much time or memory.
@@ -47,22 +49,39 @@ class _Checker:
             T2Error: the checker cannot be started.
         """
         with self._lock:
-            process = self._started()
-            assert process.stdin is not None
-            try:
-                process.stdin.write(json.dumps({"golds": golds, "answers": answers}).encode() + b"\n")
-                process.stdin.flush()
-                reply = self._line(process, _REPLY_SECONDS)
-            except BrokenPipeError:
-                reply = b""
-            if not reply:
-                _log.debug("Comparing %.80r with %.80r took too long: not equal.", golds, answers)
+            for _ in range(2):
+                verdict, costly = self._asked(golds, answers)
+                if verdict is not None:
+                    return verdict
+                if costly:
+                    break  # else the process was lost for another reason, which is not the answer's fault: once more, to a new one
+            _log.debug("Comparing %.80r with %.80r took too long: not equal.", golds, answers)
+            return False
+
+    def _asked(self, golds: list[str], answers: list[str]) -> tuple[bool | None, bool]:
+        """The verdict of one question, None where the process ended over it, and whether it ended by its limit of processor time.
+
+        A process that did not answer its question, whatever the reason (Ctrl-C between question and reply as well), is thrown away: its
+        next reply would be taken for that of the next question.
+        """
+        process = self._started()
+        assert process.stdin is not None
+        self._questions += 1
+        question = {"id": self._questions, "golds": golds, "answers": answers}
+        in_step = False
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            reply = json.loads(self._line(process, _REPLY_SECONDS))
+            if not isinstance(reply, dict) or reply["id"] != question["id"]:
+                return None, False
+            in_step = not reply["worn"]
+            return bool(reply["equal"]), False
+        except (BrokenPipeError, ValueError):  # it ended; a ValueError is an empty line, or half of one
+            return None, _ended_by_limit(process)
+        finally:
+            if not in_step:
                 self.stop()
-                return False
-            verdict = json.loads(reply)
-            if verdict["worn"]:
-                self.stop()
-            return bool(verdict["equal"])
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
@@ -75,15 +94,20 @@ class _Checker:
             stderr=subprocess.PIPE,
             env=environment,
         )
-        if self._line(self._process, _START_SECONDS).strip() != b'"ready"':
-            self._process.kill()
-            said = self._process.communicate()[1].decode(errors="replace").strip().splitlines()
-            self._process = None
+        process, ready = self._process, False
+        try:
+            ready = self._line(process, _START_SECONDS).strip() == b'"ready"'
+        finally:
+            if not ready:
+                process.kill()
+                said = process.communicate()[1].decode(errors="replace").strip().splitlines()
+                self._process = None
+        if not ready:
             raise T2Error(
                 f"The checker of mathematical answers (math-verify) could not be started: {said[-1] if said else 'it said nothing'}. "
                 "Install what it needs: pip install 'math-verify[antlr4_11_0]'."
             )
-        return self._process
+        return process
 
     @staticmethod
     def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
@@ -103,6 +127,14 @@ class _Checker:
         """In a forked process: the parent's checker is not ours to ask."""
         self._lock = threading.Lock()
         self._process = None
+
+
+def _ended_by_limit(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process that does not answer has run into its limit of processor time, rather than been killed from outside."""
+    try:
+        return process.wait(1.0) == -signal.SIGPROF
+    except subprocess.TimeoutExpired:
+        return False
 
 
 _CHECKER = _Checker()
@@ -136,6 +168,8 @@ def equivalent(gold: str, answer: str) -> bool:
     if not answer.strip() or max(len(gold), len(answer)) > latex.LONGEST:
         return False
     plain_gold, plain_answer = latex.normalised(gold), latex.normalised(answer)
+    if not plain_answer.strip():  # only marks that mean nothing
+        return False
     if latex.compact(plain_gold) == latex.compact(plain_answer):
         return True
     said, words = latex.words(gold), latex.words(answer)

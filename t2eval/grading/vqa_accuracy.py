@@ -12,7 +12,9 @@ The normalisation has the challenge's rules, with these differences:
 
 1. Both sides are always normalised. The challenge's program leaves them alone where all ten answers are the same, so that "Dog" would be
    wrong against ten times "dog".
-2. Its table of contractions has entries that can never match (with capitals), and lacks some (`shes`). Ours is made of regular parts.
+2. Where the normalisation leaves nothing, an answer of articles ("a", where a picture asks for a letter) is compared by them, and any
+   other matches nothing. There, an empty answer and every article are right where people answered "a".
+3. Its table of contractions has entries that can never match (with capitals), and lacks some (`shes`). Ours is made of regular parts.
    As there, words that mean something without the apostrophe (`its`, `well`, `ill`, `hell`, `shell`, `were`, `id`, `wed`) stay.
 """
 
@@ -89,6 +91,14 @@ def normalise(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in figures if word not in _ARTICLES)
 
 
+def _compared(answer: str) -> str:
+    """What of an answer is compared: its normal form, or the articles that it is made of; empty where it has no word."""
+    if form := normalise(answer):
+        return form
+    words = re.findall(r"\w+", answer.lower())
+    return " ".join(words) if set(words) <= _ARTICLES else ""
+
+
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
     """VQA accuracy of one prediction, 0 to 1.
 
@@ -101,8 +111,8 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise T2Error("VQA accuracy needs the answers that people gave, and this question has none. Hidden answers cannot be scored here.")
-    said = normalise(prediction)
-    matches = [normalise(answer) == said for answer in answers]
+    said = _compared(prediction)
+    matches = [bool(said) and _compared(answer) == said for answer in answers]
     total = sum(matches)
     return sum(min((total - own) / _ENOUGH, 1.0) for own in matches) / len(answers)
 
@@ -114,9 +124,12 @@ def grade(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
 
 
 def modal(answers: Sequence[str]) -> str:
-    """The answer that most people gave (the first of them), as it was written: what supervised training learns."""
-    same = [normalise(answer) for answer in answers]
-    return answers[max(range(len(answers)), key=lambda place: (same.count(same[place]), -place))]
+    """The answer that most people gave (the first of them), as it was written: what supervised training learns.
+
+    One without a word only where there is no other.
+    """
+    same = [_compared(answer) for answer in answers]
+    return answers[max(range(len(answers)), key=lambda place: (bool(same[place]), same.count(same[place]), -place))]
 
 
 _DESCRIPTION = "The mean over people of min(matches among the other people's answers / 3, 1), after the VQA challenge's normalisation."

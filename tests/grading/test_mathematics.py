@@ -184,3 +184,114 @@ def test_a_large_parent_does_not_wear_the_checker_out() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------- values that are small, or differ by little
+DIFFERENT = [
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"), (r"\frac{1}{10^{18}}", r"\frac{2}{10^{18}}"), (r"\frac{1}{100!}", r"\frac{1}{99!}"),
+    (r"\frac{1}{1000!}", r"\frac{1}{999!}"), (r"\frac{2^{100}+1}{3\cdot 2^{101}}", r"\frac{1}{3\cdot 2^{101}}"),
+    (r"\frac{2^{100}+1}{2^{100}}", "1"), (r"\frac{1}{2^{99}}", "0"), (r"\binom{300}{150}^{-1}", r"\binom{300}{149}^{-1}"),
+    (r"\frac{\pi}{10^{30}}", r"\frac{2\pi}{10^{30}}"), (r"\frac{\sqrt{2}}{3^{80}}", r"\frac{\sqrt{3}}{3^{80}}"), ("e^{-50}", "e^{-51}"),
+    (r"\sqrt{10^{40}+1}", "10^{20}"), (r"\frac{x}{10^{20}}", r"\frac{2x}{10^{20}}"), (r"x+\frac{1}{10^{20}}", r"x+\frac{2}{10^{20}}"),
+    (r"\left(\frac{1}{2^{70}}, 1\right)", r"\left(\frac{1}{2^{71}}, 1\right)"), (r"\{10^{-20}, 1\}", r"\{10^{-21}, 1\}"),
+    (r"x = 3^{-60}", r"x = 3^{-61}"), (r"[0, 10^{-20}]", r"[0, 10^{-21}]"),
+    (r"\begin{pmatrix}10^{-20}\\1\end{pmatrix}", r"\begin{pmatrix}10^{-21}\\1\end{pmatrix}"),
+    (r"10^{-20}i", r"2\cdot 10^{-20}i"), (r"0.00000000000000000001", r"0.00000000000000000002"),
+    (r"\log 2\cdot 10^{-30}", r"\log 3\cdot 10^{-30}"),
+    (r"\pm 2021", "2021"), ("12:00", "1:00"), (r"1-\frac{1}{\mathrm{e}}", r"1+\frac{1}{\mathrm{e}}"), ("n=2,3,4", "n=1,2,3"),
+    (r"1,2,\ldots,n", r"1,3,5,\ldots,2n-1"),
+]  # fmt: skip
+SAME = [
+    (r"\frac{1}{2^{99}}", "2^{-99}"), (r"\frac{1}{100!}", r"\frac{1}{100\cdot 99!}"), (r"\frac{2}{10^{18}}", r"\frac{1}{5\cdot 10^{17}}"),
+    (r"\frac{\sqrt{8}}{10^{30}}", r"\frac{2\sqrt{2}}{10^{30}}"), (r"\sqrt{2+\sqrt{3}}", r"\frac{\sqrt{6}+\sqrt{2}}{2}"),
+    ("e^{-50}", r"\frac{1}{e^{50}}"),
+    (r"\frac{x^2-1}{10^{20}}", r"\frac{(x-1)(x+1)}{10^{20}}"), (r"\frac{\sqrt{2}}{2}x", r"\frac{x}{\sqrt{2}}"),
+    (r"\log_2 8", "3"), (r"\cos\frac{\pi}{12}", r"\frac{\sqrt{6}+\sqrt{2}}{4}"), (r"\{2^{-70}, 1\}", r"\{1, \frac{1}{2^{70}}\}"),
+    ("2^{0.5}", r"\sqrt{2}"),
+    (r"\frac{1+i}{10^{20}}", r"10^{-20}+10^{-20}i"), ("0", r"\sqrt{3-2\sqrt{2}}-\sqrt{2}+1"), (r"\ln(e^{-40})", "-40"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_values_that_differ_are_not_equal_however_small_they_are(gold: str, answer: str) -> None:
+    assert not equivalent(gold, answer)
+    assert not equivalent(answer, gold)
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME)
+def test_values_that_are_the_same_are_equal_however_small_they_are(gold: str, answer: str) -> None:
+    assert equivalent(gold, answer)
+    assert equivalent(answer, gold)
+
+
+# ---------------------------------------------------------------------- a checker that is lost between question and reply
+@pytest.fixture
+def own() -> Iterator[mathematics._Checker]:
+    found = mathematics._Checker()
+    yield found
+    found.stop()
+
+
+def test_after_an_interrupt_each_verdict_belongs_to_its_own_question(own: mathematics._Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the checker thinks: the reply to that question must not become the verdict of the next one."""
+    assert own.equal(["1"], ["1"])
+
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    for gold, answer in (("1", "2"), ("3", r"\frac{6}{2}")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(own, "_line", interrupted)
+            own.equal([gold], [answer])
+        assert own.equal(["4"], [r"\frac{8}{2}"])
+        assert not own.equal(["5"], ["6"])
+        assert own.equal(["7"], [r"\frac{14}{2}"])
+
+
+def test_an_interrupt_by_a_real_signal_leaves_the_checker_in_step() -> None:
+    script = (
+        "import signal\n"
+        "from t2eval.grading.mathematics import equivalent\n"
+        "assert equivalent('1', '2/2')\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "for wait in (0.001, 0.003, 0.01, 0.05):\n"
+        "    try:\n"
+        "        signal.setitimer(signal.ITIMER_REAL, wait)\n"
+        "        for number in range(1, 10**6):\n"
+        "            assert equivalent(str(number), r'\\frac{%d}{2}' % (2 * number)), number\n"
+        "            assert not equivalent(str(number), r'\\frac{%d}{2}' % (2 * number + 1)), number\n"
+        "            equivalent.cache_clear()\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "for number in range(1, 4):\n"
+        "    assert equivalent(f'{number}00', r'\\frac{%d}{2}' % (200 * number))\n"
+        "    assert not equivalent(f'{number}00', r'\\frac{%d}{2}' % (200 * number + 1))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_reply_to_another_question_is_no_verdict(own: mathematics._Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, replies = own._line, []
+
+    def stale(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+        replies.append(line(process, seconds))
+        return b'{"id": 0, "equal": true, "worn": false}\n' if len(replies) == 2 else replies[-1]
+
+    monkeypatch.setattr(own, "_line", stale)
+    assert not own.equal(["1"], ["2"]), "asked again, of a new process"
+    assert len(replies) == 4
+
+
+def test_a_checker_that_was_killed_from_outside_is_asked_again(own: mathematics._Checker, monkeypatch: pytest.MonkeyPatch) -> None:
+    line, killed = own._line, []
+
+    def killing(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+        if own._questions and not killed:
+            killed.append(process.pid)
+            process.kill()
+        return line(process, seconds)
+
+    monkeypatch.setattr(own, "_line", killing)
+    assert own.equal(["1"], [r"\frac{2}{2}"])
+    assert killed

@@ -120,9 +120,20 @@ SCORED = [
     # empty answers
     ("", ["dog"] * 10, 0),
     ("dog", [""] * 10, 0),
-    ("", [""] * 10, 1),
-    ("the", [""] * 4 + ["dog"] * 6, 1),  # nothing is left of an article alone
-    ("", ["", "the", "a", "?"] + ["dog"] * 6, 1),
+    ("", [""] * 10, 0),
+    ("the", [""] * 4 + ["dog"] * 6, 0),
+    ("", ["", "the", "a", "?"] + ["dog"] * 6, 0),
+    ("?", ["..."] * 10, 0),
+    # letters and articles
+    ("a", ["a"] * 10, 1),
+    (" A. ", ["a"] * 4 + ["A"] * 6, 1),
+    ("the", ["a"] * 10, 0),
+    ("", ["a"] * 10, 0),
+    (".", ["A"] * 10, 0),
+    ("a dog", ["a"] * 10, 0),
+    ("a", ["a dog"] * 10, 0),
+    ("the a", ["A"] * 10, 0),
+    ("an", ["a"] * 4 + ["an"] * 3 + ["the"] * 3, Fraction(3, 10) * 2 * THIRD + Fraction(7, 10)),
     # fewer than ten
     ("dog", ["dog"], 0),
     ("dog", ["dog", "dog"], THIRD),
@@ -157,7 +168,7 @@ def test_a_normal_form_has_no_marks_no_articles_and_single_spaces(answer: str) -
 def test_accuracy_is_the_mean_of_the_leave_one_out_scores(answers: list[str], prediction: str) -> None:
     same = {"two": "2"}
     plain = [same.get(answer, answer) for answer in answers]
-    scores = [min(sum(other == prediction for place, other in enumerate(plain) if place != own) / 3, 1) for own in range(len(plain))]
+    scores = [min(sum(other == prediction != "" for place, other in enumerate(plain) if place != own) / 3, 1) for own in range(len(plain))]
     assert vqa.accuracy(prediction, answers) == pytest.approx(sum(scores) / len(scores))
 
 
@@ -180,3 +191,5 @@ def test_grade_is_what_lm_eval_asks_for() -> None:
 def test_the_modal_answer_counts_normal_forms() -> None:
     assert vqa.modal(["cat", "A dog", "dog", "cow"]) == "A dog"
     assert vqa.modal(["one", "two"]) == "one"
+    assert vqa.modal(["", "?", "", "A", "dog"]) == "A"
+    assert vqa.modal(["?"]) == "?"
