@@ -1,0 +1,121 @@
+"""The docs: every name, path and link in them exists, and the example of docs/add-a-task.md learns, from another folder."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_NAME = re.compile(r"(?<![\w./-])t2eval(?:\.[A-Za-z_]\w*)+")
+_PATH = re.compile(r"(?<![\w./:-])(?:t2eval|tests|tasks|docs|experts|configs|benchmarks|\.ci|\.github)/[\w./-]*\w/?")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def pages(root: Path) -> list[Path]:
+    """What people read; not the changelog, which is about the past, nor the report, which a run wrote."""
+    found = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md"), *(root / "tasks").rglob("*.md")]
+    return sorted([*found, *(root / "experts").glob("*.md"), *(root / "configs").rglob("*.md"), *(root / "benchmarks").glob("*.md")])
+
+
+def exists(dotted: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made on the web."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(page.read_text("utf-8"))}
+
+
+def test_every_dotted_name_exists(root: Path) -> None:
+    named = {(page.relative_to(root), name) for page in pages(root) for name in _NAME.findall(page.read_text("utf-8"))}
+    assert len(named) > 10  # the pages are where this test looks for them
+    absent = [f"{page}: {name}" for page, name in sorted(named) if not exists(name)]
+    assert not absent, "\n".join(absent)
+
+
+def test_every_path_exists(root: Path) -> None:
+    named = {(page, path) for page in pages(root) for path in _PATH.findall(page.read_text("utf-8"))}
+    assert len(named) > 10
+    absent = [
+        f"{page.relative_to(root)}: {path}"
+        for page, path in sorted(named)
+        if not (root / path).exists() and not (page.parent / path).exists()
+    ]
+    assert not absent, "\n".join(absent)
+
+
+def test_every_link_leads_somewhere(root: Path) -> None:
+    broken = []
+    for page in pages(root):
+        for target in _LINK.findall(page.read_text("utf-8")):
+            path, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            other = page.parent / path if path else page
+            if not other.exists() or (anchor and other.suffix == ".md" and anchor not in anchors(other)):
+                broken.append(f"{page.relative_to(root)}: {target}")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(("name", "there"), [("t2eval.load_base", True), ("t2eval.cli.helppage.run", True), ("t2eval.base", False)])
+def test_the_check_sees_a_wrong_name(name: str, there: bool) -> None:
+    assert exists(name) is there
+
+
+# ---------------------------------------------------------------------- the example
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each code block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def example(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The page's commands, and the folder in which its files were made."""
+    made = tmp_path_factory.mktemp("page")
+    (made / "my_tasks").mkdir()
+    (yaml, task), (python, reader), (_, writer), (console, commands) = blocks(root / "docs" / "add-a-task.md")[:4]
+    assert (yaml, python, console) == ("yaml", "python", "console")
+    (made / "my_tasks" / "my_task.yaml").write_text(task, encoding="utf-8")
+    (made / "my_tasks" / "my_task.py").write_text(reader, encoding="utf-8")
+    subprocess.run([sys.executable, "-c", writer], cwd=made, check=True)
+    return commands.strip().splitlines(), made
+
+
+def test_the_page_on_tasks_has_an_example_that_learns(example: tuple[list[str], Path], root: Path, tmp_path: Path) -> None:
+    commands, made = example
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "t2eval" / "bridge")])}
+    starts = {"t2": [str(root / "cli.py")], "lm_eval": ["-m", "lm_eval"]}
+    outputs = []
+    for command in commands:
+        program, *words = command.replace("my_tasks", str(made / "my_tasks")).split()
+        done = subprocess.run(
+            [sys.executable, *starts[program], *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        outputs.append(done.stdout)
+    assert outputs[0].splitlines()[1].split()[:2] == ["my_task", "shopping"]
+    record = json.loads((tmp_path / "runs" / "shopping" / "training.json").read_text())
+    before, after = (record["scores"][when]["test"] for when in ("before", "after"))
+    assert after["score"] > before["score"] + 0.2
+    assert "exact_match" in outputs[2]
+    card = json.loads((tmp_path / "runs" / "shopping" / "expert.json").read_text())
+    assert (card["label"], card["description"]) == ("shopping", "Questions about buying and giving away.")
