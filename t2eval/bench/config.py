@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from t2eval.basemodel.devices import AUTO, check_dtype
 from t2eval.errors import UsageError, unknown
+from t2eval.models import registry
 from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
 
-METHODS = ("base", "expert", "prompt", "cls", "fewshot", "lora", "ia3", "dora")
 BASELINES = ("lora", "ia3", "dora")
-STRATEGIES = ("prompt", "cls", "fewshot")
-EXPERT_METHODS = frozenset({"expert", *STRATEGIES})
+EXPERT_METHODS = frozenset(registry.STRATEGIES)
+STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.chooses)
+METHODS = ("base", *registry.STRATEGIES, *BASELINES)
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 

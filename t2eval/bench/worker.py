@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import math
 import time
 from collections.abc import Iterator
@@ -22,11 +21,10 @@ from t2eval.environment.harness import evaluate_task
 from t2eval.environment.loading import checked_config, load_task
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error
+from t2eval.models.registry import strategy_class
 from t2eval.store.files import is_disk_full
 from t2eval.store.versions import versions
 from t2eval.vision.images import reads_images
-
-_CLASSES = {"expert": "T2Expert", "prompt": "T2Prompt", "cls": "T2Cls", "fewshot": "T2Fewshot"}
 
 
 class Worker:
@@ -168,7 +166,7 @@ class Worker:
         facts = expert_facts(cell.method, str(settings["experts"]))
         if self.config.include_path:
             settings.setdefault("include_path", self.config.include_path)
-        build = _strategy_class(cell.method, with_images=reads_images(self.base.tokenizer))
+        build = strategy_class(cell.method, with_images=reads_images(self.base.tokenizer))
         lm = build(pretrained=self.base.model, tokenizer=self.base.tokenizer, batch_size=self.config.batch_size, **settings)
         try:
             yield lm, facts
@@ -187,12 +185,6 @@ def _describe_machine_once() -> None:
     if not hasattr(described, "cache_info"):
         collect_env.get_pretty_env_info = described = functools.cache(described)
     described()
-
-
-def _strategy_class(method: str, *, with_images: bool) -> Any:
-    """The lm-eval class of a strategy, for a language model or a vision-language model."""
-    module = importlib.import_module("t2eval.models")
-    return getattr(module, _CLASSES[method] + ("Vlm" if with_images else ""))
 
 
 def _finite(value: Any) -> Any:

@@ -12,18 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 from t2eval.errors import T2Error
+from t2eval.models.registry import lm_eval_models
 from t2eval.paths import tasks_dir
 
-MODELS = {
-    "t2-expert": "t2eval.models.text:T2Expert",
-    "t2-prompt": "t2eval.models.text:T2Prompt",
-    "t2-cls": "t2eval.models.text:T2Cls",
-    "t2-fewshot": "t2eval.models.text:T2Fewshot",
-    "t2-expert-vlm": "t2eval.models.images:T2ExpertVlm",
-    "t2-prompt-vlm": "t2eval.models.images:T2PromptVlm",
-    "t2-cls-vlm": "t2eval.models.images:T2ClsVlm",
-    "t2-fewshot-vlm": "t2eval.models.images:T2FewshotVlm",
-}
+MODELS = lm_eval_models()
+"""Name of each lm-eval model → `module:Class`."""
 _NAME = "t2eval_bridge"
 
 

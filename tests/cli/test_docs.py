@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 _NAME = re.compile(r"(?<![\w./-])t2eval(?:\.[A-Za-z_]\w*)+")
-_PATH = re.compile(r"(?<![\w./:-])(?:t2eval|tests|tasks|docs|experts|configs|benchmarks|\.ci|\.github)/[\w./-]*\w/?")
+_PATH = re.compile(r"(?<![\w./:=-])(?:t2eval|tests|tasks|docs|experts|configs|benchmarks|\.ci|\.github)/[\w./-]*\w/?(?![\w{-]|\.\w)")
+"""A path from the top folder, unless it goes on with what the reader is to fill in."""
+_PLACEHOLDER = re.compile(r"-N\b|\b[A-Z]{4,}\b(?!\.md)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -53,7 +55,7 @@ def test_every_dotted_name_exists(root: Path) -> None:
 
 
 def test_every_path_exists(root: Path) -> None:
-    named = {(page, path) for page in pages(root) for path in _PATH.findall(page.read_text("utf-8"))}
+    named = {(page, path) for page in pages(root) for path in _PATH.findall(page.read_text("utf-8")) if not _PLACEHOLDER.search(path)}
     assert len(named) > 10
     absent = [
         f"{page.relative_to(root)}: {path}"
