@@ -69,10 +69,8 @@ class WrittenAnswers:
         if self._engine is None:
             self._engine = Engine(trainable.model, self.tokenizer, batch_size=self.config.eval_batch_size, reader=self.reader)
         prompts, features = read_prompts(self.environment, self._engine.encoding, examples, self.reader)
-        samples = self.config.rollouts
-        numbers = range(first * samples, (first + len(examples)) * samples)
         with trainable.fast():
-            return self._engine.complete(prompts, self.settings, samples=samples, seed=seed, features=features, numbers=numbers)
+            return self._engine.complete(prompts, self.settings, samples=self.config.rollouts, seed=seed, features=features, first=first)
 
     def score(self, examples: Sequence[Example], answers: Sequence[Completion]) -> list[float]:
         """The task's metric for each answer."""

@@ -56,8 +56,8 @@ def given(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> tuple[li
         prompt = Encoding(tokenizer).text(example.prompt)
         answers.append(Completion(prompt, ids, text.strip("\n"), [0.0] * len(ids), stopped))
 
-    def complete(self: Any, prompts: list[list[int]], settings: Any, numbers: Any, **_: Any) -> list[Completion]:
-        return [answers[number] for number in numbers]
+    def complete(self: Any, prompts: list[list[int]], settings: Any, samples: int, first: int, **_: Any) -> list[Completion]:
+        return answers[first * samples : (first + len(prompts)) * samples]
 
     monkeypatch.setattr(Engine, "complete", complete)
     return examples, answers
