@@ -18,6 +18,9 @@ are transferred; the vision-language one around the first."""
 EMBEDDED_FOLDERS = {EMBEDDED: "base", EMBEDDED_SECOND: "base-seed-1", EMBEDDED_VLM: "vlm"}
 """Name → folder under `experts_dir`."""
 
+SMOLLM2 = "smollm2"
+"""A real instruct model that a package of the registry carries (`t2eval.basemodel.packaged`)."""
+
 
 def is_embedded(model: str) -> bool:
     """Whether a name stands for a base model that comes with t2eval."""

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GgufConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from t2eval import paths
 from t2eval.basemodel.devices import AUTO, SPREAD, check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.hub_errors import answer_of, model_problem, one_line
+from t2eval.basemodel.packaged import packaged_folder, unpacked
 from t2eval.errors import T2Error, UsageError, unknown
-from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, is_embedded
+from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, SMOLLM2, is_embedded
 from t2eval.vision.images import text_tokenizer
 
-_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)  # what a damaged file makes the libraries raise
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)  # what a damaged file makes the libraries raise
 _log = logging.getLogger(__name__)
 _BASELINES = ("lora", "ia3", "dora")
 LANGUAGE_SKILLS = ("math", "code", "reasoning")
@@ -109,17 +121,22 @@ def load_base(
     dtype: str | torch.dtype = AUTO,
     device: str | torch.device | None = AUTO,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    dequantize: bool = False,
 ) -> tuple[Any, Any]:
     """Load a base model, in evaluation mode, and its tokenizer, which pads on the left; of a vision-language model, its processor.
 
     Args:
-        name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed, or
-            `embedded-vlm` for the embedded vision-language one.
+        name: a Hub name, a folder, None or `embedded` for the embedded base model, `embedded-seed-1` for the one of another seed,
+            `embedded-vlm` for the embedded vision-language one, or `smollm2` for SmolLM2-135M-Instruct from a package.
         revision: a Hub revision.
         dtype: `auto` (as stored on a GPU, float32 on a CPU), `float32`, `bfloat16`, `float16`, or a torch dtype.
         device: where to put the model: `auto` or None (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; `balanced` spreads its
             layers over all GPUs (accelerate's device map).
         trust_remote_code: run code that the repository brings.
+        gguf_file: the name of a GGUF file in the folder or repository, which holds the model. Its weights stay packed where transformers
+            has a kernel for their format on this device: a quantised base, which experts scale while it runs. Elsewhere it unpacks them.
+        dequantize: unpack the weights of the GGUF file into an ordinary model.
 
     Returns:
         (model, tokenizer), or (model, processor) where the configuration is a vision-language model's: `t2eval.vision.images.reads_images`
@@ -135,28 +152,31 @@ def load_base(
     check_dtype(dtype)
     place = pick_device(device)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+        _check_gguf(source, gguf_file)
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
         try:
-            model, reader, stored = _read(source, dtype, device, place, options)
+            model, reader, stored = _read(source, dtype, device, place, options, dequantize)
         except Exception as error:
             if options["local_files_only"] or answer_of(error) != "outage":
                 raise
             _log.info("The Hub broke off (%s): looking in the local cache only.", one_line(error))
-            model, reader, stored = _read(source, dtype, device, place, {**options, "local_files_only": True})
+            model, reader, stored = _read(source, dtype, device, place, {**options, "local_files_only": True}, dequantize)
     except Exception as error:  # the libraries raise dozens of types; _explain re-raises what is not about the checkpoint
         raise _explain(source, revision, error) from error
     tokenizer = text_tokenizer(reader)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         _set_padding(tokenizer, source)
-    if dtype == AUTO:
+    if dtype == AUTO and name != SMOLLM2:
         say_widened(name or EMBEDDED, stored, model.dtype)
     return model.eval(), reader
 
 
 def _read(
-    source: str, dtype: str | torch.dtype, device: Any, place: torch.device, options: dict[str, Any]
+    source: str, dtype: str | torch.dtype, device: Any, place: torch.device, options: dict[str, Any], dequantize: bool
 ) -> tuple[Any, Any, torch.dtype | None]:
     """The model, its tokenizer or processor, and the dtype that its configuration gives for the checkpoint."""
     config = AutoConfig.from_pretrained(source, **options)
@@ -165,11 +185,21 @@ def _read(
     stored = stored_dtype(config)
     silent = dtype == AUTO and stored is None and place.type != "cpu"  # transformers then looks at the weights themselves
     weights: dict[str, Any] = {"dtype": AUTO if silent else pick_dtype(dtype, place, stored)}
+    if "gguf_file" in options:
+        weights["quantization_config"] = GgufConfig(dequantize=dequantize)
     if device == SPREAD:
         weights["device_map"] = SPREAD
     elif place.type != "cpu":
         weights["device_map"] = {"": place}  # straight there: no copy of the weights in main memory
     return kind.from_pretrained(source, **weights, **options), reader, stored
+
+
+def _check_gguf(source: str, gguf_file: str) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise UsageError("gguf_file needs the package gguf: pip install 't2eval[smollm2]', or pip install gguf.")
+    folder = Path(source)
+    if folder.is_dir() and not (folder / gguf_file).is_file():
+        raise unknown("GGUF file", gguf_file, [file.name for file in folder.glob("*.gguf")])
 
 
 def checkpoint_dtype(name: str | None, revision: str | None = None) -> str | torch.dtype:
@@ -201,8 +231,8 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         model_or_name: a loaded model, or what `load_base` takes.
 
     Returns:
-        `id` (`embedded`, `embedded-seed-1`, `embedded-vlm`, a Hub name, or a path), `revision` (the Hub's commit where known) and
-        `architecture` (the class name).
+        `id` (`embedded`, `embedded-seed-1`, `embedded-vlm`, `smollm2`, a Hub name, or a path), `revision` (the Hub's commit where known)
+        and `architecture` (the class name).
 
     Raises:
         T2Error: as `load_base`, where a name is given.
@@ -216,9 +246,10 @@ def base_identity(model_or_name: Any) -> dict[str, str | None]:
         config, architecture = model_or_name.config, type(model_or_name).__name__
         location = str(config.name_or_path)
     local = Path(location).resolve() if location and Path(location).is_dir() else None
-    embedded = next((name for name in EMBEDDED_FOLDERS if local == embedded_base_dir(name).resolve()), None)
+    own = {**{name: embedded_base_dir(name) for name in EMBEDDED_FOLDERS}, SMOLLM2: packaged_folder()}
+    ours = next((name for name, folder in own.items() if local is not None and local == folder.resolve()), None)
     return {
-        "id": embedded or location or "unnamed",
+        "id": ours or location or "unnamed",
         "revision": getattr(config, "_commit_hash", None),
         "architecture": architecture,
     }
@@ -228,7 +259,7 @@ def model_source(name: str | None) -> str:
     """What transformers loads a base model from: the folder of an embedded one, else the name itself.
 
     Args:
-        name: an embedded model, a folder in the Hub layout or a Hub id; None: the embedded base.
+        name: an embedded model, `smollm2`, a folder in the Hub layout or a Hub id; None: the embedded base.
 
     Raises:
         T2Error: the folder is missing, or has no config.json.
@@ -241,9 +272,11 @@ def model_source(name: str | None) -> str:
             raise T2Error(f"The embedded {kind} model is not in {folder}. {remedy}")
         return str(folder)
     assert name is not None
+    if name == SMOLLM2:
+        return str(unpacked())
     path = Path(name)
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not (path / "config.json").exists() and not any(path.glob("*.gguf")):
             raise T2Error(f"{name} is a folder without config.json: it is not a model in the Hub layout.")
         return name
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:

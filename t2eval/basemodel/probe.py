@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.basemodel.hub_errors import data_problem, model_problem, one_line
+from t2eval.basemodel.packaged import packaged_folder, packaged_obstacle
+from t2eval.paths import SMOLLM2
 
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
 _TIMEOUT = 10
@@ -78,7 +80,7 @@ def offline() -> bool:
 # ---------------------------------------------------------------------- models
 def model_file(model: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model that is on this machine: in its folder, or in the hub's cache."""
-    folder = Path(model)
+    folder = packaged_folder() if model == SMOLLM2 else Path(model)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     from huggingface_hub import try_to_load_from_cache
@@ -129,6 +131,8 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 # ---------------------------------------------------------------------- what the hub says
 def model_obstacle(model: str, revision: str | None = None) -> str | None:
     """Why a model of the hub cannot be had, with the remedy; None where it can, or is on this machine. At most one request."""
+    if model == SMOLLM2:
+        return packaged_obstacle()
     if Path(model).is_dir() or has_weights(model, revision):
         return None
     if offline():

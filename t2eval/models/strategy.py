@@ -36,7 +36,7 @@ from t2eval.models import identity
 from t2eval.models.evaluation import Evaluation, closing_line
 from t2eval.models.launch import one_message, under_lm_eval
 from t2eval.models.options import Options, split_arguments
-from t2eval.paths import EMBEDDED, is_embedded, tasks_dir
+from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded, tasks_dir
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted, attach, attached
@@ -88,7 +88,7 @@ class Strategy:
             self._embedded = pretrained is None or pretrained == self.EMBEDDED
             if not self._embedded and self.options.experts is None:
                 raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
-            if pretrained is None or isinstance(pretrained, str) and is_embedded(pretrained):
+            if pretrained is None or isinstance(pretrained, str) and (is_embedded(pretrained) or pretrained == SMOLLM2):
                 pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")

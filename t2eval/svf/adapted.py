@@ -29,7 +29,7 @@ from t2eval.svf.bases import Basis, BasisStore
 from t2eval.svf.fingerprint import fingerprint, project_probes
 from t2eval.svf.hooks import Scales
 from t2eval.svf.matrices import decoder_layers, find_matrices, plain
-from t2eval.svf.merge import KEEP_BASE, KeepBase, change
+from t2eval.svf.merge import KEEP_BASE, KeepBase
 from t2eval.svf.scales import PARAMETERISATIONS, mix_scales, renormalise, to_scale
 from t2eval.svf.selection import left_out, refuse_bypassed, target_paths
 from t2eval.svf.state import State, put_on, state_of, take_off, watch
@@ -195,9 +195,7 @@ class Adapted:
         packed = [path for path in checked if self._state.matrices[path].parameter is None]
         if packed and not partly:
             raise T2Error(f"{packed[0]} is quantised, so z cannot be merged into its weight. Scale with set_z, which works on it.")
-        matrices = {path: self._state.matrices[path] for path in checked if path not in set(packed)}
-        changes = {path: change(checked[path], matrix.weight().device) for path, matrix in matrices.items()}
-        self._state.merger.merge((matrices[path], wanted) for path, wanted in changes.items() if wanted is not None)
+        self._state.merger.merge((self._state.matrices[path], checked[path]) for path in checked if path not in set(packed))
         for path in packed:
             self._scalers[path].beside_merged = self._delta(path, checked[path])
         self._mode.merged = True

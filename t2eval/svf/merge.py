@@ -53,8 +53,10 @@ def change(z: Tensor, device: torch.device) -> Change | None:
         places = delta.nonzero()[:, 0]
         if not len(places):
             return None
-        everywhere = len(places) == len(delta)
-        return Change(delta.to(device), None if everywhere else places.to(device), float((delta + 1).abs().max()))
+        bound = float((delta + 1).abs().max())
+        # Not waited for: products of the matrices before this one go on meanwhile.
+        here = None if len(places) == len(delta) else places.to(device, non_blocking=True)
+        return Change(delta.to(device, non_blocking=True), here, bound)
 
 
 def compose(weight: Tensor, basis: Basis, z: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def compose_into(out: Tensor, weight: Tensor, basis: Basis, wanted: Change, work
     wide = max(basis.shape)
     w = weight.to(work)  # (out, in)
     target = out if out.dtype == work else torch.empty_like(w)
-    scaled = (q * delta).to(work)  # (r, k); float32 before the rounding
+    scaled = torch.mul(q, delta, out=torch.empty_like(q))  # (r, k); in float32, rounded once
     if 2 * kept * wide < rank * kept + rank * wide:  # the narrow way
         if basis.side == "output":
             torch.addmm(w, scaled, q.T @ w, out=target)  # (r, k) (k, in)
@@ -114,14 +116,14 @@ class _Held:
 
     Attributes:
         base, merged: the two parameters; `merged` is None where W' is written over the base in the same memory.
-        matrices: those of its matrices that are merged, with z - 1.
+        matrices: those of its matrices that are merged, with z.
     """
 
     module: nn.Module
     name: str
     base: nn.Parameter
     merged: nn.Parameter | None
-    matrices: list[tuple[Matrix, Change]]
+    matrices: list[tuple[Matrix, Tensor]]
 
 
 @dataclass
@@ -151,15 +153,18 @@ class Merger:
     _copies: dict[Slot, _HostCopy] = field(default_factory=dict)
     _base_shown: bool = False
 
-    def merge(self, changes: Iterable[tuple[Matrix, Change]]) -> None:
+    def merge(self, scales: Iterable[tuple[Matrix, Tensor]]) -> None:
         """Compute W' of some matrices and put them in place; leaves the base weights if that fails.
+
+        Args:
+            scales: matrices, each with z, (r,) finite float32 on the CPU.
 
         Raises:
             T2Error: W' is not finite in the weight's dtype; the device has no room.
         """
-        by_slot: dict[Slot, list[tuple[Matrix, Change]]] = {}
-        for matrix, wanted in changes:
-            by_slot.setdefault((id(matrix.module), matrix.name), []).append((matrix, wanted))
+        by_slot: dict[Slot, list[tuple[Matrix, Tensor]]] = {}
+        for matrix, z in scales:
+            by_slot.setdefault((id(matrix.module), matrix.name), []).append((matrix, z))
         try:
             with torch.inference_mode(False), torch.no_grad(), _exact_sums():
                 for slot, matrices in by_slot.items():
@@ -171,7 +176,7 @@ class Merger:
             self.drop()
             raise
 
-    def _merge_one(self, slot: Slot, matrices: list[tuple[Matrix, Change]]) -> None:
+    def _merge_one(self, slot: Slot, matrices: list[tuple[Matrix, Tensor]]) -> None:
         module, name = matrices[0][0].module, matrices[0][0].name
         base = module._parameters[name]
         assert base is not None
@@ -188,13 +193,16 @@ class Merger:
         else:
             module._parameters[name] = merged
 
-    def _composed(self, base: nn.Parameter, matrices: list[tuple[Matrix, Change]]) -> Tensor:
+    def _composed(self, base: nn.Parameter, matrices: list[tuple[Matrix, Tensor]]) -> Tensor:
         """W' in memory of its own, of the parameter's shape and dtype."""
         fresh = torch.empty_like(base)
         if base.ndim == 3 and len(matrices) < len(base):
             fresh.copy_(base)
-        for matrix, wanted in matrices:
-            basis = self.bases[matrix.path]
+        for matrix, z in matrices:
+            basis, wanted = self.bases[matrix.path], change(z, base.device)
+            if wanted is None:
+                matrix.of(fresh).copy_(matrix.of(base))
+                continue
             work = base.dtype if base.device.type != "cpu" and basis.q.dtype == base.dtype else torch.float32
             compose_into(matrix.of(fresh), matrix.of(base.detach()), basis, wanted, work)
             _refuse_overflow(matrix, wanted, matrix.of(fresh))
