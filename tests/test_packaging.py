@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import email
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -68,6 +70,20 @@ def test_wheel_declares_the_commands_and_the_plugin(wheel: Path) -> None:
     assert dict(groups["lm_eval.models"]) == plugin.MODELS
     assert dict(groups["lm_eval.tasks"]) == {"t2eval": "t2eval.tasks"}
     assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+
+
+def test_the_index_shows_links_that_lead_somewhere(wheel: Path, root: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+    described = email.message_from_string(archive.read(name).decode())
+    urls = dict(line.split(", ", 1) for line in described.get_all("Project-URL") or [])
+    assert {"Repository", "Documentation", "Changelog", "Issues", "Paper"} <= set(urls)
+    text = described.get_payload()
+    links = re.findall(r"\]\(([^)]+)\)", text if isinstance(text, str) else "")
+    ours = f"{urls['Repository']}/blob/main/"
+    assert sum(link.startswith(ours) for link in links) > 10
+    assert not [link for link in links if not link.startswith("https://")]
+    assert not [link for link in links if link.startswith(ours) and not (root / link.removeprefix(ours).partition("#")[0]).exists()]
 
 
 _REAL = """
