@@ -47,7 +47,9 @@ class Assumptions(BaseModel):
     """What a forecast (`t2 bench --plan`) takes where it cannot look. Changes no score.
 
     The shape of the base model, in the words of its `config.json`, stands in where the model is not on this machine; `parameters` where
-    its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together.
+    its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together, and
+    `merge_seconds` is what it takes to merge an expert into the base and out of it again. Speeds that are not given are measured ones
+    (`t2eval.forecast.constants`), for the model's size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +69,7 @@ class Assumptions(BaseModel):
     read_speed: float | None = Field(default=None, gt=0)
     answer_speed: float | None = Field(default=None, gt=0)
     train_speed: float | None = Field(default=None, gt=0)
+    merge_seconds: float | None = Field(default=None, ge=0)
 
 
 class BenchConfig(BaseModel):

@@ -158,12 +158,13 @@ def open_tasks(names: Sequence[str], include_path: str | None = None) -> Any:
     Raises:
         UsageError: a name that nobody knows, with near matches, a group of tasks, or a folder that does not exist.
     """
-    from t2eval.environment.environment import make_task_manager
+    from t2eval.environment.loading import make_task_manager, refuse_unreadable
 
     managers = [make_task_manager(include_path, task=name) for name in names]
     manager = max(managers, key=lambda manager: len(manager.all_tasks))
     for name in names:
         if name not in manager.all_tasks:
+            refuse_unreadable(include_path)
             raise unknown("task", name, manager.all_subtasks)
         if name not in manager.all_subtasks:
             raise UsageError(f"{name!r} is a group of tasks; a cell is one task. Name its tasks in the benchmark file.")

@@ -20,6 +20,7 @@ from t2eval.bench.config import BASELINES, EXPERT_METHODS
 from t2eval.bench.plan import Plan, check_executor, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.checks import doctor
+from t2eval.checks.arguments import check_arguments
 from t2eval.environment.loading import checked_config
 from t2eval.errors import T2Error, UsageError
 from t2eval.forecast.forecast import Figure, Forecast, forecast, task_data
@@ -65,6 +66,7 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
         T2Error: something is missing; the message lists all of it.
     """
     check_executor(executor)
+    check_arguments(plan.config)
     found = Findings()
     here = settle(plan, output)
     config, todo = here.config, [job for job in jobs(here) if not job.finished]
@@ -186,14 +188,18 @@ def _check_packages(found: Findings, packages: Mapping[str, str]) -> None:
 
 
 def _check_experts(found: Findings, plan: Plan) -> None:
-    """Experts and baselines that nobody will make. Their cells would fail, and the others run: a warning."""
+    """Experts and baselines that nobody will make. Where their folder is there their cells would fail, and the others run: a warning."""
     config = plan.config
     if config.train is not None:
         return
     for seed in config.seeds:
-        if EXPERT_METHODS & set(config.methods) and not config.expert_folders(seed):
-            places = " or ".join(map(str, config.libraries(seed)))
-            found.warnings.append(f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
+        if EXPERT_METHODS & set(config.methods):
+            libraries = config.libraries(seed)
+            if absent := [library for library in libraries if not library.is_dir()] if config.experts is not None else []:
+                found.obstacles.append(f"experts: {absent[0]} is not a folder. Mend the path, train them, or give a `train:` section.")
+            elif not config.expert_folders(seed):
+                places = " or ".join(map(str, libraries))
+                found.warnings.append(f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
         for method in BASELINES:
             if method in config.methods and not config.adapters(method, seed):
                 found.warnings.append(

@@ -66,4 +66,8 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
         click.echo(f"{len(done)} items, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}. Read {output / REPORT}.")
     else:
         click.echo(done[0].markdown)
+    if not as_json:
+        own = output if name == "all" else output / todo[0].name
+        shared = [str(folder) for folder in (output / "cells", output / "training") if folder.is_dir()]
+        click.echo(f"Files: {own}" + (f"; what items share: {' and '.join(shared)}" if shared else ""))
     return 1 if any(entry.error for entry in done) else 0

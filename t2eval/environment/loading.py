@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from t2eval.environment import harness
 from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import tasks_dir
@@ -43,6 +45,27 @@ def make_task_manager(include_path: str | Path | Sequence[str | Path] | None = N
     if task is not None and task in (few := _task_manager(include, False)).all_subtasks:
         return few
     return _task_manager(include, True)
+
+
+def refuse_unreadable(include_path: str | Path | None) -> None:
+    """Refuse a folder with a task file that does not parse: lm-eval passes over it, so that its task seems not to exist.
+
+    Raises:
+        T2Error: with the file and the place in it.
+    """
+    if include_path is None:
+        return
+    for file in sorted(Path(include_path).rglob("*.yaml")):
+        remedy = "Mend it: lm-eval passes over it, and its task is missing."
+        try:
+            harness.read_config(file)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f", line {mark.line + 1}," if mark is not None else ""
+            problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise T2Error(f"The task file {file}{place} is not YAML: {problem}. {remedy}") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise T2Error(f"The task file {file} cannot be read: {error}. {remedy}") from error
 
 
 def checked_config(manager: Any, name: str) -> dict[str, Any]:
@@ -93,24 +116,49 @@ def task_has_images(name: str, include_path: str | Path | Sequence[str | Path] |
     return checked_config(make_task_manager(include_path, task=name), name).get("doc_to_image") is not None
 
 
-_NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "huggingface_hub", "datasets", "requests"}
+_NETWORK_PACKAGES = {"httpx", "httpx2", "httpcore", "huggingface_hub", "requests"}
+_HUB_REMEDY = (
+    "If the hub cannot be reached from here, load the task once where it can and copy the folder that HF_HOME names "
+    "(then set HF_HUB_OFFLINE=1), or point the task's YAML at local files."
+)
 
 
 def load_task(manager: Any, name: str) -> Any:
     """lm-eval's task object.
 
     Raises:
-        T2Error: its data cannot be had.
+        T2Error: its data cannot be had, or are not what its YAML says of them; it names the task's file, and the field or data file.
     """
     try:
         return harness.load(manager, name)
-    except Exception as error:
-        # which HTTP client the hub's library raises from depends on its version: told by package, not by class
-        if not isinstance(error, (OSError, ValueError, EOFError)) and type(error).__module__.split(".")[0] not in _NETWORK_PACKAGES:
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise T2Error(
-            f"The data of task {name!r} could not be loaded: {type(error).__name__}: {first} "
-            "If the hub cannot be reached from here, load the task once where it can and copy the folder that HF_HOME names "
-            "(then set HF_HUB_OFFLINE=1), or point the task's YAML at local files."
-        ) from error
+    except T2Error:
+        raise
+    except Exception as error:  # a task's own code, jinja2, datasets and the hub's client raise dozens of types
+        raise T2Error(_explained(manager, name, error)) from error
+
+
+def _explained(manager: Any, name: str, error: Exception) -> str:
+    """What is wrong with a task that could not be loaded, in a user's words."""
+    config = harness.raw_config(manager, name)
+    where = harness.yaml_path(manager, name)
+    task = f"task {name!r}" + (f" ({where})" if where is not None and not is_ours(manager, name) else "")
+    files = (config.get("dataset_kwargs") or {}).get("data_files")
+    data = f" Its data files: {files}." if files else ""
+    if type(error).__name__ == "UndefinedError":  # jinja2's: a template asks for what a document lacks
+        return f"The templates of {task} use a field that its documents do not have: {error}. Mend the YAML's {{{{…}}}}, or the data."
+    if isinstance(error, (StopIteration, IndexError)):
+        return f"A split of {task} has no documents.{data} Give it some, or leave the split out of the YAML."
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # datasets says only that something went wrong, and what did stands below
+        cause = cause.__cause__
+    first = str(cause).strip().splitlines()[0] if str(cause).strip() else "it says nothing"
+    kind = f"{type(cause).__name__}: {first.rstrip('.')}"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"The data of {task} are not in UTF-8 ({first}).{data} Save them in UTF-8."
+    if files:
+        return f"The data of {task} could not be loaded: {kind}.{data} Mend the file, or the YAML's data_files."
+    # which HTTP client the hub's library raises from depends on its version: told by package, not by class
+    packages = _NETWORK_PACKAGES | {"datasets"}
+    if isinstance(error, (OSError, ValueError, EOFError)) or type(error).__module__.split(".")[0] in packages:
+        return f"The data of task {name!r} could not be loaded: {kind} {_HUB_REMEDY}"
+    return f"The {task} cannot be loaded: {kind}. Mend its YAML, or the Python beside it."

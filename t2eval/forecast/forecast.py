@@ -7,6 +7,8 @@ caches and finished rows. It counts as follows:
   task writes nothing and reads its prompt once for each of four choices.
 - The first pass of `prompt` and `cls` reads `assume.dispatch_tokens` more an example; that of `fewshot` answers its adaptation examples
   once for each candidate of its whole budget (a search that converges stops earlier).
+- One expert for a cell is one merge into the base, dispatch one an expert (and one of the classification expert), few-shot search one a
+  candidate, a training one a step and validation: no more than happen, as hooks serve where they are cheaper.
 - A training step reads and writes its answers, then trains on prompt and answer; with a KL penalty the base reads them once more.
   Each run of a sweep is counted, with its validations; the test split is answered twice.
 """
@@ -26,12 +28,15 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.bench.training import Job, jobs, settle
 from t2eval.environment.harness import is_known
 from t2eval.environment.loading import checked_config, load_task
+from t2eval.forecast.constants import speeds_of
 from t2eval.forecast.shape import Shape, Source, model_shape
 from t2eval.paths import is_embedded
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
 
 _CHOICES = 4
+_EXPERTS = 3
+"""Experts of a library whose benchmark file does not say how many: the paper's."""
 _WEAKEST: tuple[Source, ...] = ("unknown", "assumed", "read", "measured")
 _ACTIVATIONS = 2  # bytes a number that the backward pass needs, as bfloat16
 _LOGITS = 4  # copies of the logits in float32 while a loss is computed
@@ -72,13 +77,14 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that are read, written and trained on, and the hours that this takes."""
+    """Tokens that are read, written and trained on, merges of an expert into the base, and the hours that all this takes."""
 
     name: str
     read: Figure
     written: Figure
     trained: Figure
     hours: Figure
+    merges: Figure
     done: bool = False
 
 
@@ -101,6 +107,7 @@ class Forecast:
         tasks: those that are evaluated. data: what they and the training tasks read from the hub.
         trainings, evaluations: the work, one entry a training run, and one a method and task (over its seeds).
         disk: bytes: `download` (weights that are not on this machine) and `bases`.
+        speeds: what the hours are counted with: measured where and when, or given.
         memory: bytes on the device, by what takes them: `weights`, `bases`, `cache` and, for training, `activations`.
     """
 
@@ -121,6 +128,7 @@ class Forecast:
     disk: Mapping[str, Figure]
     memory: Mapping[str, Figure]
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    speeds: str = ""
 
     def needed(self, training: bool) -> Figure:
         """Bytes that evaluation or training takes in all."""
@@ -185,17 +193,27 @@ def _limited(count: Figure, limit: int | None) -> Figure:
 # ---------------------------------------------------------------------- work
 @dataclass(frozen=True)
 class _Meter:
-    """Tokens and hours under a benchmark's assumptions."""
+    """Tokens and hours under a benchmark's assumptions, on a machine whose speeds have been measured (`constants`)."""
 
     config: BenchConfig
+    parameters: int | None
 
-    def work(self, name: str, read: Figure, written: Figure, trained: Figure, done: bool = False, hours: Figure | None = None) -> Work:
-        return Work(name, read, written, trained, hours or self._hours(read, written, trained), done)
+    def work(
+        self,
+        name: str,
+        read: Figure,
+        written: Figure,
+        trained: Figure,
+        merges: float = 0.0,
+        done: bool = False,
+        hours: Figure | None = None,
+    ) -> Work:
+        return Work(name, read, written, trained, hours or self._hours((read, written, trained), merges), Figure(merges, "read"), done)
 
-    def _hours(self, *tokens: Figure) -> Figure:
-        assume = self.config.assume
-        total = 0.0
-        for part, speed in zip(tokens, (assume.read_speed, assume.answer_speed, assume.train_speed), strict=True):
+    def _hours(self, tokens: Sequence[Figure], merges: float) -> Figure:
+        speeds = speeds_of(self.config, self.parameters)
+        total = merges * speeds.merge / 3600
+        for part, speed in zip(tokens, (speeds.read, speeds.answer, speeds.train), strict=True):
             if part.value is None or (part.value and speed is None):
                 return Figure(None, "unknown", "a size or a speed is not known")
             total += part.value / speed / 3600 if part.value and speed else 0.0
@@ -221,16 +239,20 @@ class _Meter:
         zero = Figure(0.0, "measured")
         if not left:
             return self.work(name, zero, zero, zero, done=True)
+        merges = 0.0 if method == "base" or method not in EXPERT_METHODS else 1.0
         tested = _limited(_tested(task), self.config.limit)
         read, written = self.answers(task, _times(tested, task.samples))
         if method in ("prompt", "cls"):
             read = _sum(read, _times(tested, self.config.assume.dispatch_tokens))
+            merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (method == "cls")
         elif method == "fewshot":
-            searched = self.answers(task, Figure(float(search_answers(self.config.model_args.get("fewshot", {}))), "read"))
+            arguments = self.config.model_args.get("fewshot", {})
+            searched = self.answers(task, Figure(float(search_answers(arguments)), "read"))
+            merges += search_candidates(arguments)
             read, written = _sum(read, searched[0]), _sum(written, searched[1])
         seconds = [done[cell.key].seconds for cell in cells if cell.key in done]
         measured = Figure(len(left) * sum(seconds) / len(seconds) / 3600, "measured", "as the finished seeds") if seconds else None
-        return self.work(name, _times(read, len(left)), _times(written, len(left)), zero, hours=measured)
+        return self.work(name, _times(read, len(left)), _times(written, len(left)), zero, merges * len(left), hours=measured)
 
     def training(self, job: Job, task: TaskFacts) -> Work:
         """One training run, with its sweep, its validations and its test."""
@@ -250,14 +272,21 @@ class _Meter:
         rollouts = config.objective == "reinforce" and task.longest is not None
         parts = [checked[0], tested[0], *([read] if rollouts else []), *([trained] if penalised else [])]
         outputs = [checked[1], tested[1], *([written] if rollouts else [])]
-        return self.work(job.name, _sum(*parts), _sum(*outputs), trained)
+        steps = runs * config.steps if rollouts else 0
+        merges = float(steps + checks + 2 * config.test) if config.method == "svf" else 0.0
+        return self.work(job.name, _sum(*parts), _sum(*outputs), trained, merges)
 
 
 def search_answers(arguments: Mapping[str, Any]) -> int:
     """Answers that few-shot search takes for one task at most: candidates × adaptation examples."""
+    return search_candidates(arguments) * int(arguments.get("shots") or 10)
+
+
+def search_candidates(arguments: Mapping[str, Any]) -> int:
+    """Candidates of α that few-shot search tries for one task at most. Each is merged, where it is not answered through the hooks."""
     base = SearchConfig.paper() if arguments.get("preset") == "paper" else SearchConfig()
     population, iterations = arguments.get("population") or base.population, arguments.get("iterations") or base.iterations
-    return int(population) * int(iterations) * int(arguments.get("shots") or 10)
+    return int(population) * int(iterations)
 
 
 def _validation(task: TaskFacts) -> Figure:
@@ -336,7 +365,7 @@ def forecast(plan: Plan, output: str | Path) -> Forecast:
     """
     output = Path(output)
     here = settle(plan, output)
-    config, meter = here.config, _Meter(here.config)
+    config = here.config
     todo = jobs(here)
     taught = list(dict.fromkeys(job.config.task for job in todo))
     manager = open_tasks([*config.tasks, *taught], config.include_path)
@@ -346,6 +375,7 @@ def forecast(plan: Plan, output: str | Path) -> Forecast:
     for cell in here.cells:
         groups.setdefault((cell.method, cell.task), []).append(cell)
     shape = model_shape(config)
+    meter = _Meter(config, shape.parameters)
     longest = max((task.longest or 0 for task in facts.values()), default=0)
     pending = [job for job in todo if not job.finished]
     adapted = _adapted(next((job.config for job in todo if job.config.method == "svf"), None))
@@ -367,6 +397,7 @@ def forecast(plan: Plan, output: str | Path) -> Forecast:
         memory=_memory(config, shape, adapted, pending, longest),
         disk=_disk(config, shape, adapted),
         assumed=config.assume.model_dump(exclude_none=True),
+        speeds=speeds_of(config, shape.parameters).note,
     )
 
 

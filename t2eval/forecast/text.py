@@ -56,11 +56,11 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _works(title: str, works: Iterable[Work]) -> str:
-    rows: list[tuple[str, ...]] = [("", "tokens read", "written", "trained on", "hours")]
+    rows: list[tuple[str, ...]] = [("", "tokens read", "written", "trained on", "merges", "hours")]
     for work in works:
         if work.done:
             continue
-        tokens = [shown(part, source=False) for part in (work.read, work.written, work.trained)]
+        tokens = [shown(part, source=False) for part in (work.read, work.written, work.trained, work.merges)]
         hours = "unknown" if work.hours.value is None else _hours(work.hours.value)
         rows.append((work.name, *tokens, f"{hours} ({work.hours.source})" if work.hours.source == "measured" else hours))
     return f"{title}\n{_table(rows)}" if len(rows) > 1 else title
@@ -114,4 +114,4 @@ def _end(found: Forecast) -> str:
     ]
     if hours.value is not None:
         total += "".join(f", {name} {_hours(part)} h" for name, part in parts if part)
-    return f"Time for all that is left: {total}\nAssumed: {listed}"
+    return f"Time for all that is left: {total}\nSpeeds: {found.speeds}\nAssumed: {listed}"

@@ -113,7 +113,7 @@ def test_what_is_finished_is_not_repeated_but_compared(tmp_path: Path, monkeypat
 def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
     plan = plan_of(tmp_path, tasks=["embedded_math_seen"], train={"skills": {"math": {"task": "embedded_maths"}}})
-    monkeypatch.setattr("t2eval.environment.environment.make_task_manager", _own_tasks)
+    monkeypatch.setattr("t2eval.environment.loading.make_task_manager", _own_tasks)
     with pytest.raises(UsageError, match="Unknown task 'embedded_maths'"):
         train_missing(plan, plan.cells, Pool(1), print)
 

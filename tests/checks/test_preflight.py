@@ -190,6 +190,9 @@ def test_warnings_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_experts_that_nobody_makes_are_a_warning(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, methods=["base", "prompt", "lora"], experts="none", baselines="none/{method}-{label}")
+    with pytest.raises(T2Error, match=f"experts: {tmp_path / 'none'} is not a folder. Mend the path"):
+        preflight.check_bench(plan, tmp_path / "out")
+    (tmp_path / "none").mkdir()
     warnings = preflight.check_bench(plan, tmp_path / "out")
     assert any(f"There are no experts in {tmp_path / 'none'}" in line for line in warnings)
     assert any("There is no lora adapter of seed 0" in line for line in warnings)
@@ -210,3 +213,30 @@ def test_the_commands_check_first_and_end_with_one(tmp_path: Path, monkeypatch: 
     result = CliRunner().invoke(cli.main, ["demo", "--output", str(tmp_path / "demo")])
     assert (result.exit_code, "apt-get install bubblewrap" in result.stderr) == (1, True)
     assert not (tmp_path / "out").exists() and not (tmp_path / "demo").exists()
+
+
+def test_the_folder_of_a_single_expert_is_a_library(tmp_path: Path) -> None:
+    expert = paths.experts_dir() / "library" / "seed-0" / "math"
+    assert preflight.check_bench(plan_of(tmp_path, methods=["base", "expert"], experts=str(expert)), tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base": {"shots": 3}}, "Unknown model_args of 'base', which has no options of t2eval's: 'shots'"),
+        ({"lora": {"max_lenght": 3}}, "Did you mean 'max_length'"),
+        ({"fewshot": {"dispatch": "score"}}, "'dispatch' is an option of t2-prompt and t2-cls"),
+        ({"fewshot": {"shots": 0}}, "shots=0 cannot be used"),
+        ({"expert": {"batch_size": 3}}, "'batch_size' is a setting of the benchmark file itself"),
+    ],
+)
+def test_arguments_that_a_method_does_not_take_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    plan = plan_of(tmp_path, methods=["base", "expert", "fewshot", "lora"], model_args=arguments)
+    with pytest.raises(UsageError, match=message):
+        preflight.check_bench(plan, tmp_path / "out")
+
+
+def test_bounds_of_a_benchmark_file(tmp_path: Path) -> None:
+    for settings, name in (({"seeds": [-1]}, "seeds"), ({"limit": 0}, "limit"), ({"dtype": "float33"}, "float33")):
+        with pytest.raises(UsageError, match=name):
+            plan_of(tmp_path, **settings)

@@ -330,3 +330,17 @@ def test_a_wrong_value_is_refused_by_name(arguments: list[str], said: str, tmp_p
     result = invoke(*(word.format(file=tmp_path / "a-file", folder=tmp_path) for word in arguments))
     assert result.exit_code == 2, result.output
     assert said in result.stderr
+
+
+def test_paper_says_where_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2eval.paper import report
+    from t2eval.paper.item import Result
+
+    def run_item(item: Any, lab: Any) -> Any:
+        (lab.output / "cells").mkdir()
+        return report.Done(item, Result(()), "the table", 1.0)
+
+    monkeypatch.setattr(report, "run_item", run_item)
+    result = invoke("paper", "table1", "--output", str(tmp_path / "p"), "--quick")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"Files: {tmp_path / 'p' / 'table1'}; what items share: {tmp_path / 'p' / 'cells'}"

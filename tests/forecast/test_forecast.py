@@ -16,6 +16,7 @@ from t2eval.basemodel import probe as hub
 from t2eval.bench.plan import Plan, load_plan, shipped_files
 from t2eval.bench.rows import append
 from t2eval.bench.training import jobs, settle
+from t2eval.forecast.constants import CPU, GPU, speeds_of
 from t2eval.forecast.forecast import Forecast, forecast, search_answers
 from t2eval.forecast.shape import model_shape
 from t2eval.forecast.text import render, shown
@@ -248,3 +249,30 @@ def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0].startswith("Plan of paper-llama3-8b")
     assert done.stdout.splitlines()[-1] == "False"
     assert not list(tmp_path.iterdir())
+
+
+def test_merges_are_counted_and_take_time(tmp_path: Path) -> None:
+    assume = {"read_speed": 1e9, "answer_speed": 1e9, "train_speed": 1e9, "merge_seconds": 36.0}
+    arguments = {"fewshot": {"population": 4, "iterations": 5}}
+    section = {"skills": {"math": {"task": "embedded_math_seen"}}, "settings": {"steps": 10, "validate_every": 5, "validation_limit": 4}}
+    methods = ["base", "expert", "prompt", "cls", "fewshot", "lora"]
+    found = predicted(tmp_path, methods=methods, seeds=[0, 1], assume=assume, train=section, model_args=arguments)
+    merges = {part.name.split(" on ")[0]: part.merges.value for part in found.evaluations}
+    assert merges == {"base": 0, "expert": 2, "prompt": 2, "cls": 4, "fewshot": 2 * (1 + 20), "lora": 0}
+    expert, adapter = found.trainings[:2]
+    assert (expert.merges.value, adapter.merges.value) == (10 + 3 + 2, 0)  # a step, a validation, and the test before and after
+    fewshot = next(part for part in found.evaluations if part.name.startswith("fewshot"))
+    assert fewshot.hours.value == pytest.approx(42 * 36 / 3600, rel=1e-3)
+
+
+def test_measured_speeds_stand_in_for_those_that_are_not_given(tmp_path: Path) -> None:
+    plan = load_plan("paper-llama3-8b", {"methods": ["base", "expert", "prompt", "cls", "fewshot"]})
+    found = forecast(plan, tmp_path)
+    assert found.speeds.startswith("measured on NVIDIA H200, November 2026") and found.hours().source == "assumed"
+    assert f"Speeds: {found.speeds}" in render(found)
+    own = plan.config.model_copy(update={"assume": plan.config.assume.model_copy(update={"answer_speed": 7.0})})
+    speeds = speeds_of(own, 2 * int(GPU.parameters))
+    assert (speeds.answer, speeds.read, speeds.merge) == (7.0, GPU.read / 2, GPU.merge * 2)
+    assert speeds.note.startswith("answer as given; measured on NVIDIA H200")
+    assert speeds_of(own.model_copy(update={"device": "cpu"}), CPU.parameters).train == CPU.train
+    assert speeds_of(own, None).read is None, "of a model that is not known nothing is known"
