@@ -45,25 +45,28 @@ def write_dataset(root: Path, name: str, config: str, features: datasets.Feature
     info.write_to_directory(str(folder))
 
 
-def hub_rows(name: str, config: str, split: str) -> list[dict[str, Any]]:
-    """The hand-written rows of one split. `name` is the hub id, `owner/dataset`."""
-    path = HUB / name.replace("/", "__") / config / f"{split}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def hub_rows(name: str, config: str, split: str, hub: Path = HUB) -> list[dict[str, Any]]:
+    """The rows of one split, by default hand-written ones. `name` is the hub id, `owner/dataset`."""
+    path = hub / name.replace("/", "__") / config / f"{split}.jsonl"
+    # Not `splitlines`, which cuts at U+2028 too: real rows have it.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
-def write_hub(root: Path, *names: str) -> None:
-    """Every configuration of the given data sets (default: of all in `fixtures/hub`), where `load_dataset` finds it offline.
+def write_hub(root: Path, *names: str, hub: Path = HUB) -> None:
+    """Every configuration of the given data sets (default: of all in `hub`), where `load_dataset` finds it offline.
 
     The columns' types are those that `datasets` infers from all rows of a configuration.
 
     Args:
         root: the cache folder (`HF_DATASETS_CACHE`).
         names: hub ids, `owner/dataset`.
+        hub: a folder of rows in the layout of `HUB`.
     """
-    for folder in sorted(HUB.iterdir()) if not names else [HUB / name.replace("/", "__") for name in names]:
+    every = sorted(path for path in hub.iterdir() if path.is_dir() and "__" in path.name)
+    for folder in every if not names else [hub / name.replace("/", "__") for name in names]:
         for config in sorted(path for path in folder.iterdir() if path.is_dir()):
             name = folder.name.replace("__", "/", 1)
-            splits = {path.stem: hub_rows(name, config.name, path.stem) for path in sorted(config.glob("*.jsonl"))}
+            splits = {path.stem: hub_rows(name, config.name, path.stem, hub) for path in sorted(config.glob("*.jsonl"))}
             features = datasets.Dataset.from_list([row for rows in splits.values() for row in rows]).features
             write_dataset(root, name, config.name, features, splits)
 

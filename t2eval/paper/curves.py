@@ -14,8 +14,8 @@ from t2eval.paper.lab import Training
 
 def validated(folder: Path) -> list[dict[str, Any]]:
     """The steps of a training's log that have a validation score, in order; `folder` is the training's."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if "validation" in row]
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
+    return [row for row in map(json.loads, filter(None, lines)) if "validation" in row]
 
 
 def points(training: Training, **labels: Any) -> list[dict[str, Any]]:

@@ -261,7 +261,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read(path: Path) -> list[Point]:
     """The finished points of a study's file."""
-    return [Point(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [Point(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
 
 
 def run_study(

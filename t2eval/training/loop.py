@@ -289,7 +289,7 @@ class Loop(Trainer):  # type: ignore[misc, unused-ignore]
     def _cut_log(self, step: int) -> None:
         path = self.folder / LOG
         if path.is_file():
-            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            rows = [line for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
             kept = [line for line in rows if json.loads(line)["step"] <= step] if step else []
             path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 

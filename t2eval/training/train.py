@@ -257,7 +257,7 @@ def _finish(
         "scores": scores,
         "git_commit": git_commit(),
     }
-    rows = [json.loads(line) for line in (config.output / LOG).read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (config.output / LOG).read_text(encoding="utf-8").split("\n") if line]
     title = f"{config.method}, {config.objective}: {config.task}"
     _drawn(
         config.output,

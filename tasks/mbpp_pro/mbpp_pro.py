@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from t2eval.environment.documents import disjoint
 from t2eval.errors import T2Error
 from t2eval.grading.code_task import CodeTask
 from t2eval.grading.problems import Problem, called_names, defined_names
@@ -62,9 +63,13 @@ def checked_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load(**_: Any) -> dict[str, datasets.Dataset]:
-    """The rows by split, as lm-eval's `custom_dataset` wants them."""
+    """The rows by split, as lm-eval's `custom_dataset` wants them.
+
+    Some tasks have one prompt, with other functions and tests: what a later split asks is not learnt from.
+    """
     rows = checked_rows(list(datasets.load_dataset(DATASET, split="test")))
-    return {name: datasets.Dataset.from_list([rows[index] for index in indices]) for name, indices in split_indices(len(rows)).items()}
+    splits = {name: datasets.Dataset.from_list([rows[index] for index in indices]) for name, indices in split_indices(len(rows)).items()}
+    return disjoint(splits, lambda row: row["prompt"])
 
 
 class MbppPro(CodeTask):

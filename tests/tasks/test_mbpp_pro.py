@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
@@ -14,7 +15,7 @@ from t2eval.errors import T2Error
 from t2eval.paths import tasks_dir
 from t2eval.sandbox import available
 from tests.fixtures import mbpp_rows
-from tests.offline_datasets import datasets_cache, hub_rows, write_hub
+from tests.offline_datasets import datasets_cache, hub_rows, write_dataset, write_hub
 
 FOLDER = tasks_dir() / "mbpp_pro"
 SPLITS: list[Any] = ["train", "validation", "adaptation", "test"]
@@ -50,6 +51,21 @@ def test_the_300_rest_rule(total: int, test: int) -> None:
 def test_too_few_rows_leave_no_test() -> None:
     with pytest.raises(T2Error, match="evalplus/mbppplus has 300 rows"):
         _own("split_indices")(300)
+
+
+def test_no_prompt_is_learnt_from_and_asked_again(tmp_path: Path) -> None:
+    """As in the real rows: a prompt of a training row stands in another training row, and one in an adaptation row, with other tests."""
+    rows = hub_rows("evalplus/mbppplus", "default", "test")
+    places = _own("split_indices")(len(rows))
+    twins = [(places["train"][3], places["train"][7]), (places["train"][5], places["adaptation"][2])]
+    for first, second in twins:
+        rows[first] = {**rows[first], "prompt": "  " + rows[second]["prompt"].upper() + " "}
+    write_dataset(tmp_path, "evalplus/mbppplus", "default", datasets.Dataset.from_list(rows).features, {"test": rows})
+    with datasets_cache(tmp_path):
+        found = _own("load")()
+    assert {split: len(kept) for split, kept in found.items()} == {"train": 188, "adaptation": 10, "validation": 100, "test": 20}
+    prompts = [" ".join(row["prompt"].casefold().split()) for kept in found.values() for row in kept]
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_splits_prompt_and_limits(environment: Environment) -> None:
