@@ -52,7 +52,8 @@ def examples_needed(difference: float, spread: float, *, power: float = POWER, l
         return 2
     from scipy.stats import norm
 
-    n = max(2, math.floor(((norm.ppf(1 - level / 2) + norm.ppf(power)) * spread / difference) ** 2))
+    wanted = float(norm.ppf(1 - level / 2) + norm.ppf(power)) * spread / difference
+    n = max(2, math.floor(wanted**2))
     while (found := smallest_difference(spread, n, power=power, level=level)) is None or found > difference:
         n += max(1, n // 1000)
     return n
