@@ -141,7 +141,7 @@ class Worker:
     @contextlib.contextmanager
     def _adapted(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
         """The base with a PEFT adapter on it, unmerged; unloading gives the base's own modules back."""
-        from t2eval.training.methods import load_adapter
+        from t2eval.training.adapters import load_adapter
 
         folder = self.config.adapter(cell.method, self._label(cell), cell.seed)
         facts = adapter_facts(folder)

@@ -11,6 +11,7 @@ import click
 from t2eval.cli.settings import EXISTING_FOLDER, FILE, FOLDER, SEED, parse_settings
 from t2eval.cli.train_settings import show_all
 from t2eval.errors import T2Error, UsageError
+from t2eval.training.methods import METHODS
 
 
 @click.command("train-expert")
@@ -18,7 +19,7 @@ from t2eval.errors import T2Error, UsageError
 @click.option("--output", type=FOLDER, help="Directory of the expert, or of the PEFT adapter.")
 @click.option("--config", "recipe", type=FILE, help="YAML recipe; options given here win over it.")
 @click.option("--model", help="Hugging Face name or path.  [default: the embedded base model, or vision-language model]")
-@click.option("--method", type=click.Choice(["svf", "lora", "ia3", "dora"]), help="What is trained.  [default: svf]")
+@click.option("--method", type=click.Choice(list(METHODS)), help="What is trained.  [default: svf]")
 @click.option("--objective", type=click.Choice(["reinforce", "supervised"]), help="How.  [default: reinforce]")
 @click.option("--modules", help="all, mlp, attention, or comma-separated endings of module paths.  [default: the method's own]")
 @click.option("--layers", help="all, half, a range 0-15, or a list 0,3.  [default: all; for a task with images half]")
@@ -68,6 +69,8 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
         raise UsageError(f"{key} is set twice, by its option and by --set.")
     given.update(chosen)
     config = TrainConfig.from_yaml(recipe, **given) if recipe else TrainConfig(**given)
+    if config.resume and not config.begun:
+        raise UsageError(f"There is no training run to resume in {config.output}. Leave --resume out to begin one, or give its directory.")
     from t2eval.environment.quiet import quiet_lm_eval
 
     quiet_lm_eval()
@@ -96,9 +99,8 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
     if result.comparison:
         gained, lost = result.comparison["gained"], result.comparison["lost"]
         click.echo(f"Of the test answers, {gained} became right and {lost} wrong: p = {result.comparison['p_value']:.2g} (McNemar, exact)")
-    click.echo(
-        f"{result.trainable_parameters} parameters, {result.steps} steps in {result.seconds:.0f} s (step {result.chosen_step} was the best)"
-    )
+    best = f"step {result.chosen_step} was the best" if result.chosen_step else "no step was better than the base model, which is kept"
+    click.echo(f"{result.trainable_parameters} parameters, {result.steps} steps in {result.seconds:.0f} s ({best})")
     click.echo(f"Saved in {result.path}")
 
 

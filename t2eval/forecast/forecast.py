@@ -346,9 +346,9 @@ def _activations(config: BenchConfig, shape: Shape, runs: Sequence[TrainConfig],
     if None in (shape.layers, shape.hidden, shape.inner, shape.vocabulary):
         return Figure(None, "unknown")
     assert shape.layers and shape.hidden and shape.inner and shape.vocabulary
-    tokens = max(run.micro_batch for run in runs) * (config.assume.prompt_tokens + longest)
+    tokens = max(run.largest_pass for run in runs) * (config.assume.prompt_tokens + longest)
     kept = shape.layers * (8 * shape.hidden + 4 * shape.inner) * _ACTIVATIONS + _LOGITS * 4 * shape.vocabulary
-    return figure(tokens * kept, shape.source, "assumed", note=f"of {max(run.micro_batch for run in runs)} answers of full length")
+    return figure(tokens * kept, shape.source, "assumed", note=f"of {max(run.largest_pass for run in runs)} answers of full length")
 
 
 # ---------------------------------------------------------------------- all of it

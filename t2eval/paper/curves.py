@@ -33,7 +33,7 @@ def points(training: Training, **labels: Any) -> list[dict[str, Any]]:
     n = int(before["n"])
     logged = [(int(row["step"]), float(row["validation"])) for row in validated(training.output)]
     common = {**labels, "seed": training.seed, "n": n}
-    base = {**common, "step": 0, "score": before["score"], "stderr": before["stderr"], "chosen": False}
+    base = {**common, "step": 0, "score": before["score"], "stderr": before["stderr"], "chosen": record["chosen_step"] == 0}
     return [base] + [
         {**common, "step": step, "score": value, "stderr": _stderr(value, n), "chosen": step == record["chosen_step"]}
         for step, value in logged

@@ -52,7 +52,7 @@ class Run:
     dtype: str = "auto"
     device: str | None = None
     layers: str = "all"
-    micro_batch: int = 64
+    micro_batch: int | str = "auto"
     eval_batch_size: int = 64
 
     @property
@@ -102,8 +102,8 @@ def train(run: Run) -> list[float]:
 
     from t2eval.basemodel.load import base_identity
     from t2eval.environment.quiet import quiet_lm_eval
+    from t2eval.training.adapters import PeftTrainable, ia3
     from t2eval.training.config import TrainConfig
-    from t2eval.training.methods import PeftTrainable
     from t2eval.training.scores import summarise, validate
     from t2eval.training.supervised import Supervised
 
@@ -113,7 +113,7 @@ def train(run: Run) -> list[float]:
     environment = Environment(run.task, tokenizer=tokenizer, apply_chat_template=run.chat)
     sizes: dict[str, Any] = {"layers": run.layers, "micro_batch": run.micro_batch, "eval_batch_size": run.eval_batch_size}
     config = TrainConfig(task=run.task, output=Path("unused"), method="ia3", objective="supervised", lr=run.rate, seed=run.draw, **sizes)
-    trainable = PeftTrainable(model, config)
+    trainable: PeftTrainable = ia3(model, config)
     objective = Supervised(environment, tokenizer, config)
     examples = environment.examples(run.split, limit=run.shots, seed=run.draw)
     held_out = [] if run.folders else environment.examples("validation", limit=VALIDATION, seed=0)
@@ -124,7 +124,7 @@ def train(run: Run) -> list[float]:
             if run.folders:
                 folder = Path(run.folders[place])
                 run.begin(folder, run.steps[place])
-                trainable.save(folder, identity)
+                trainable.save_adapter(folder, identity)
             else:
                 scores.append(summarise(validate(trainable, environment, tokenizer, held_out, config)).score)
     finally:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from t2eval.training.config import TrainConfig
-
 if TYPE_CHECKING:
+    from t2eval.training.config import TrainConfig
     from t2eval.training.train import TrainResult, train_expert
 
 __all__ = ["TrainConfig", "TrainResult", "train_expert"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported only when something is trained: the command line reads TrainConfig for its --help
-    if name in ("TrainResult", "train_expert"):
-        from t2eval.training import train
-
-        return getattr(train, name)
+    # torch is imported only when something is trained, pydantic only for a configuration: the command line reads the methods' names
+    if name in __all__:
+        module = "config" if name == "TrainConfig" else "train"
+        return getattr(importlib.import_module(f"t2eval.training.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 from t2eval.basemodel.load import embedded_base_dir
 from t2eval.paths import is_embedded
+from t2eval.training.record import RunRecord
 from t2eval.vision.images import is_multimodal
 
 _CARD = """---
@@ -32,35 +32,35 @@ lm_eval --model {model} --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER
 """
 
 
-def adapter_card(name: str, record: Mapping[str, Any]) -> str:
-    """The card of one adapter.
+def adapter_card(name: str, record: RunRecord) -> str:
+    """The card of one adapter, in Markdown with the Hub's metadata on top.
 
     Args:
         name: the adapter's name.
-        record: the content of `training.json`.
-
-    Returns:
-        Markdown with the Hub's metadata on top.
+        record: of its training.
     """
-    scores, base = record["scores"], record["base_model"]["id"]
+    base, local = (
+        record.base_model.id,
+        Path(record.base_model.id).is_dir(),
+    )  # a card is for others: this machine's folders mean nothing there
     rows = [
-        f"| {split} | {when} | {score['score']:.4f} | {'' if score['stderr'] is None else format(score['stderr'], '.4f')} | {score['n']} |"
+        f"| {split} | {when} | {score.score:.4f} | {'' if score.stderr is None else format(score.stderr, '.4f')} | {score.n} |"
         for split in ("validation", "test")
         for when in ("before", "after")
-        if (score := scores.get(when, {}).get(split))
+        if (score := record.score(when, split))
     ]
     return _CARD.format(
         name=name,
-        base=base,
-        where=f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else base,
-        model="hf-multimodal" if is_multimodal(record["base_model"]["architecture"]) else "hf",
-        method=record["method"],
-        task=record["task"],
-        objective=record["objective"],
-        seed=record["seed"],
-        steps=record["steps"],
-        seconds=record["seconds"],
-        parameters=record["trainable_parameters"],
-        chosen=record["chosen_step"],
+        base=Path(base).name if local else base,
+        where=f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else "PATH_OF_THE_BASE_MODEL" if local else base,
+        model="hf-multimodal" if is_multimodal(record.base_model.architecture) else "hf",
+        method=record.method,
+        task=record.task,
+        objective=record.objective,
+        seed=record.seed,
+        steps=record.steps,
+        seconds=record.seconds,
+        parameters=record.trainable_parameters,
+        chosen=record.chosen_step,
         rows="\n".join(rows),
     )

@@ -20,8 +20,8 @@ from t2eval.training.choices import ChoicePolicy, Pairs
 from t2eval.training.config import TrainConfig
 from t2eval.training.importance import log_ratio, weights
 from t2eval.training.likelihood import Policy, divergence
-from t2eval.training.methods import Trainable
 from t2eval.training.reading import PairReader
+from t2eval.training.trainable import Trainable
 from t2eval.training.written import Measured
 
 _NEVER = -1e6

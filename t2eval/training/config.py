@@ -13,152 +13,145 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.environment.loading import task_has_images
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.errors import UsageError, unknown
+from t2eval.store import guard
+from t2eval.store.files import read_yaml
+from t2eval.training.methods import METHODS, find_method
 
-Method = Literal["svf", "lora", "ia3", "dora"]
 Objective = Literal["reinforce", "supervised"]
+Preset = Literal["paper", "embedded"]
+SETTINGS, RECORD = "settings.json", "training.json"
+"""What a run leaves in its folder: its settings when it begins, its record when it has ended."""
+MOST_AT_ONCE = 64
+"""The most answers in one pass where `micro_batch` is `auto`: a GPU is busy with fewer."""
 
-_EMBEDDED: dict[str, Any] = {"batch_size": 64, "clip": 1.0, "kl": 0.1, "baseline": "batch_mean", "steps": 100, "validate_every": 10}
-_EMBEDDED_RATES = {
-    ("svf", "reinforce"): 4e-3,
-    ("svf", "supervised"): 1e-2,
-    ("lora", "reinforce"): 5e-4,
-    ("lora", "supervised"): 2e-3,
-    ("dora", "reinforce"): 5e-4,
-    ("dora", "supervised"): 2e-3,
-    ("ia3", "reinforce"): 4e-3,
-    ("ia3", "supervised"): 1e-2,
+_PRESETS: dict[str, dict[str, Any]] = {
+    "embedded": {"batch_size": 64, "clip": 1.0, "kl": 0.1, "baseline": "batch_mean", "steps": 100, "validate_every": 10},
+    "paper": {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10},
 }
 _WITH_IMAGES: dict[str, Any] = {"model": "embedded-vlm", "layers": "half", "wrong_reward": -0.1}
-_PAPER: dict[str, Any] = {"batch_size": 256, "baseline": "none", "steps": 200, "validate_every": 10}
-_PAPER_SVF: dict[str, Any] = {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)}
 _LENGTH = {"steps", "max_seconds"}
-_MAY_CHANGE = {*_LENGTH, "save_every", "keep_checkpoints", "test", "test_limit", "eval_batch_size"}
-_PAPER_ADAPTER: dict[str, Any] = {"lr": (2e-4, 5e-4, 2e-5, 5e-5, 2e-6, 5e-6), "clip": (1e-3, 1.0), "kl": 0.0}
+_MEMORY = {"micro_batch", "checkpoint_activations", "eval_batch_size"}
+"""What may be another after a run that was out of memory: it changes the order of sums only."""
+_MAY_CHANGE = {*_LENGTH, *_MEMORY, "save_every", "keep_checkpoints", "test", "test_limit"}
 
 
 def _preset(name: str, method: str, objective: str) -> dict[str, Any]:
-    if name == "paper":
-        return {**_PAPER, **(_PAPER_SVF if method == "svf" else _PAPER_ADAPTER)}
-    chosen = {**_EMBEDDED, "lr": _EMBEDDED_RATES[method, objective]}
-    if (method, objective) == ("svf", "reinforce"):
-        chosen["clip"] = 1e-3
-    return chosen
+    own = METHODS[method]
+    return {**_PRESETS[name], **(own.paper if name == "paper" else own.embedded[objective])}
 
 
 class TrainConfig(BaseModel):
-    """One training run. A field that is a list (`lr`, `clip`, `kl`) is swept, and validation chooses.
-
-    Attributes:
-        task: lm-eval task name; its training split teaches, its validation split chooses, its test split is only scored.
-        output: the directory of the expert (svf) or PEFT adapter (lora, ia3, dora).
-        model: Hugging Face name or path; None: the embedded base model, or the embedded vision-language one for a task with images.
-        method: what is trained.
-        objective: `reinforce` (the paper's eq. 1) or `supervised` (next token on the gold answer).
-        modules: `all`, `mlp`, `attention`, or module path endings; None: the method's own (svf: all; the others: PEFT's for the model).
-        layers: `all`, `half`, a range `0-15`, or a list `0,3`; for a task with images `half` unless given (as Figure 5 of the paper).
-        parameterisation: svf's z: `direct` or `sigmoid-renorm`.
-        preset: fills lr, batch size, clip, KL, baseline, steps where they are unset.
-        seed: of data order, rollouts, dropout and initial adapters.
-        steps: optimiser steps, the length of the learning-rate schedule.
-        max_seconds: training ends after the step in which so many seconds (of training, with its validation) have passed. The
-            schedule follows whichever of steps and seconds is nearer to its end.
-        batch_size: answers (or worked answers) a step.
-        rollouts: answers sampled to each prompt; a step has batch_size / rollouts prompts.
-        micro_batch: most answers in one forward and backward pass.
-        lr, schedule, weight_decay, clip: AdamW with `cosine` or `constant` rate; the gradient norm is clipped to `clip`. Adam does not
-            feel a clip that every step reaches: it only evens the steps out.
-        kl: coefficient λ of the KL penalty to the base model.
-        kl_direction: `new_to_base`: D(new ‖ base), the paper's; `base_to_new`: D(base ‖ new).
-        baseline: what is subtracted from the reward: `none`, `batch_mean`, `leave_one_out` (the other rollouts' mean), or
-            `group_normalized` (the prompt's mean, and the difference divided by its deviation).
-        drop_uniform: prompts whose answers all have the same reward are left out of the step. mask_truncated: so are answers that the limit
-            of tokens cut off.
-        token_loss: the loss is the mean over the step's tokens; otherwise over its answers, each with the sum over its tokens (the paper).
-        importance: weigh tokens by min(ρ, importance_cap), ρ the ratio of the policies that learn and that sampled: `auto`, `always`,
-            `never`; auto: where they differ.
-        temperature: of the rollouts. greedy: no sampling instead.
-        wrong_reward: of a wrong answer; a right one gets 1. For a task with images -0.1 unless given (as Figure 5 of the paper).
-        max_new_tokens: shorter rollouts than the task's own limit.
-        mask_prompt: supervised: no loss on the prompt's tokens.
-        lora_rank, lora_alpha, lora_dropout: of lora and dora (Table 6).
-        num_fewshot, apply_chat_template, include_path: as in lm-eval.
-        train_limit, validation_limit, test_limit: at most so many examples.
-        validate_every, save_every: steps between validations and between checkpoints.
-        keep_checkpoints: how many of the latest to keep.
-        eval_batch_size: of validation and of the test score; lm-eval reproduces the score with the same `--batch_size`.
-        test: score the test split before and after.
-        report_to: transformers' loggers: `tensorboard`, `wandb`.
-        name, label, description: of the expert; by default the directory's name and the task's `metadata.t2`.
-        resume: continue from the last checkpoint in `output`. overwrite: replace what `output` holds.
-    """
+    """One training run: every setting with what it means. A field that is a list (`lr`, `clip`, `kl`) is swept; validation chooses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    task: str
-    output: Path
-    model: str | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    device: str | None = None
-    trust_remote_code: bool = False
+    task: str = Field(description="lm-eval task: its training split teaches, its validation split chooses, its test split is only scored.")
+    output: Path = Field(description="The directory of the expert, or of the PEFT adapter.")
+    model: str | None = Field(
+        None,
+        description="Hugging Face name or path. Default: the embedded base model, or the vision-language one for a task with images.",
+    )
+    revision: str | None = Field(None, description="The model's Hub revision.")
+    dtype: str = Field("auto", description="auto (as stored on a GPU, float32 on a CPU), float32, bfloat16 or float16.")
+    device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, ….")
+    trust_remote_code: bool = Field(False, description="Run code that the model's repository brings.")
 
-    method: Method = "svf"
-    objective: Objective = "reinforce"
-    modules: str | None = None
-    layers: str = "all"
-    parameterisation: Literal["direct", "sigmoid-renorm"] = "direct"
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    method: str = Field("svf", description=f"What is trained: {', '.join(METHODS)}.")
+    objective: Objective = Field(
+        "reinforce", description="reinforce (right and wrong answers alone, eq. 1) or supervised (next token on the gold answer)."
+    )
+    modules: str | None = Field(
+        None,
+        description="all, mlp, attention, or comma-separated endings of module paths. Default: all for svf, PEFT's own for the others.",
+    )
+    layers: str = Field("all", description="all, half, a range 0-15, or a list 0,3. For a task with images half unless given (Figure 5).")
+    parameterisation: Literal["direct", "sigmoid-renorm"] = Field("direct", description="How svf's z is stored: direct or sigmoid-renorm.")
+    lora_rank: int = Field(16, ge=1, description="The rank of lora and dora (Table 6).")
+    lora_alpha: float = Field(32, gt=0, description="The scale α of lora and dora (Table 6).")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="The dropout of lora and dora (Table 6).")
 
-    preset: Literal["paper", "embedded"] = "embedded"
-    seed: int = Field(0, ge=0)
-    steps: int = Field(100, ge=1)
-    max_seconds: float | None = Field(None, gt=0)
-    batch_size: int = Field(64, ge=1)
-    rollouts: int = Field(1, ge=1)
-    micro_batch: int = Field(64, ge=1)
-    lr: float | tuple[float, ...] = 4e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | tuple[float, ...] = 1e-3
-    kl: float | tuple[float, ...] = 0.1
-    kl_direction: Literal["new_to_base", "base_to_new"] = "new_to_base"
-    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalized"] = "batch_mean"
-    drop_uniform: bool = False
-    mask_truncated: bool = False
-    token_loss: bool = False
-    importance: Literal["auto", "always", "never"] = "auto"
-    importance_cap: float = Field(2.0, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    greedy: bool = False
-    wrong_reward: float = Field(-1.0, lt=1)
-    max_new_tokens: int | None = Field(None, ge=1)
-    mask_prompt: bool = True
+    preset: Preset = Field("embedded", description="Fills lr, batch_size, clip, kl, baseline, steps where unset: paper or embedded.")
+    seed: int = Field(0, ge=0, description="Of the data order, the answers that are sampled, dropout and the adapter's first values.")
+    steps: int = Field(100, ge=1, description="Optimiser steps, and the length of the learning-rate schedule.")
+    max_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="End after the step in which so many seconds of training have passed, validations but the base model's among them. "
+        "The schedule follows whichever of steps and seconds is nearer to its end.",
+    )
+    batch_size: int = Field(64, ge=1, description="Answers (or worked answers) a step, over all processes.")
+    rollouts: int = Field(1, ge=1, description="Answers sampled to each prompt; a step has batch_size / rollouts prompts.")
+    micro_batch: int | Literal["auto"] = Field(
+        "auto",
+        description=f"The most answers in one forward and backward pass; auto: as many as memory has room for, {MOST_AT_ONCE} at most.",
+    )
+    checkpoint_activations: bool = Field(
+        False, description="Keep only each layer's input for the backward pass, and compute the rest again: less memory, a third more time."
+    )
+    lr: float | tuple[float, ...] = Field(4e-3, description="AdamW's learning rate.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate: cosine or constant.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    clip: float | tuple[float, ...] = Field(
+        1e-3,
+        description="The gradient norm is clipped to this; 0: not at all. Adam does not feel a clip that every step reaches.",
+    )
+    kl: float | tuple[float, ...] = Field(0.1, description="The coefficient λ of the KL penalty to the base model.")
+    kl_direction: Literal["new_to_base", "base_to_new"] = Field(
+        "new_to_base", description="new_to_base: D(new ‖ base), the paper's; base_to_new: D(base ‖ new)."
+    )
+    baseline: Literal["none", "batch_mean", "leave_one_out", "group_normalized"] = Field(
+        "batch_mean",
+        description="What is subtracted from the reward: none (the paper), batch_mean (the step's mean), leave_one_out (the mean of the "
+        "prompt's other answers), group_normalized (the mean of the prompt's answers, then divided by their deviation).",
+    )
+    drop_uniform: bool = Field(False, description="Prompts whose answers all have the same reward are left out of the step.")
+    mask_truncated: bool = Field(False, description="Answers that the limit of tokens cut off are left out of the step.")
+    token_loss: bool = Field(
+        False,
+        description="The loss is a mean over the step's tokens; otherwise over its answers, each the sum over its tokens (the paper).",
+    )
+    importance: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Weigh an answer by how much likelier the policy that learns finds it than the one that spoke (merged weights round): "
+        "always, never, or auto: where the two differ enough to matter.",
+    )
+    importance_cap: float = Field(2.0, ge=1, description="The largest such weight.")
+    temperature: float = Field(1.0, gt=0, description="Of the answers that are sampled.")
+    greedy: bool = Field(False, description="No sampling: the likeliest answers.")
+    wrong_reward: float = Field(
+        -1.0, lt=1, description="Of a wrong answer; a right one gets 1. For a task with images -0.1 unless given (Figure 5)."
+    )
+    max_new_tokens: int | None = Field(None, ge=1, description="Shorter answers than the task's own limit, while training.")
+    mask_prompt: bool = Field(True, description="supervised: no loss on the prompt's tokens.")
 
-    num_fewshot: int | None = Field(None, ge=0)
-    apply_chat_template: bool = False
-    include_path: Path | None = None
-    train_limit: int | None = Field(None, ge=1)
-    validation_limit: int | None = Field(256, ge=1)
-    test_limit: int | None = Field(None, ge=1)
-    validate_every: int = Field(10, ge=1)
-    save_every: int = Field(10, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    eval_batch_size: int = Field(64, ge=1)
-    test: bool = True
-    report_to: tuple[str, ...] = ()
+    num_fewshot: int | None = Field(
+        None, ge=0, description="Worked examples in each prompt, as in lm-eval. Default: the task's own number."
+    )
+    apply_chat_template: bool = Field(False, description="Prompts in the tokenizer's chat template, as in lm-eval.")
+    include_path: Path | None = Field(None, description="A further folder of task YAMLs, as in lm-eval.")
+    train_limit: int | None = Field(None, ge=1, description="At most so many training examples, a seeded sample.")
+    validation_limit: int | None = Field(256, ge=1, description="At most so many validation examples, the same for every seed.")
+    test_limit: int | None = Field(None, ge=1, description="At most so many test examples, the first, as `lm_eval --limit`.")
+    validate_every: int = Field(10, ge=1, description="Steps between validations.")
+    save_every: int = Field(10, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="How many of the latest checkpoints to keep.")
+    eval_batch_size: int = Field(
+        64,
+        ge=1,
+        description="The most sequences at once in rollouts, validation and test; lm-eval's `--batch_size` for the same test score.",
+    )
+    test: bool = Field(True, description="Score the test split before and after.")
+    report_to: tuple[str, ...] = Field((), description="accelerate's trackers that get each step: tensorboard, wandb, ….")
 
-    name: str | None = None
-    label: str | None = None
-    description: str | None = None
-    resume: bool = False
-    overwrite: bool = False
+    name: str | None = Field(None, description="Of the expert. Default: the directory's name.")
+    label: str | None = Field(None, description="The skill's label, which dispatch chooses among. Default: the task's metadata.t2.label.")
+    description: str | None = Field(None, description="The skill in a line, for dispatch. Default: the task's metadata.t2.description.")
+    resume: bool = Field(False, description="Go on from the last checkpoint in output; a run that has not begun begins.")
+    overwrite: bool = Field(False, description="Replace what output holds.")
 
     def __init__(self, **values: Any) -> None:
         """Build and check a configuration.
@@ -178,8 +171,8 @@ class TrainConfig(BaseModel):
             return values
         given = {key: value for key, value in values.items() if value is not None}
         method, objective, preset = given.get("method", "svf"), given.get("objective", "reinforce"), given.get("preset", "embedded")
-        if preset not in ("paper", "embedded") or (method, objective) not in _EMBEDDED_RATES:
-            return given
+        if preset not in _PRESETS or method not in METHODS or objective not in METHODS[method].embedded:
+            return given  # the fields' own checks say what is wrong
         defaults = _preset(preset, method, objective)
         if "max_seconds" in given and "steps" not in given:
             defaults["steps"] = 1_000_000
@@ -192,6 +185,12 @@ class TrainConfig(BaseModel):
             return tuple(float(item) for item in value) if len(value) != 1 else float(value[0])
         return float(value) if isinstance(value, str) else value  # YAML reads 2e-3 as a string
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        find_method(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         for field, least in (("lr", 1e-12), ("clip", 0.0), ("kl", 0.0)):
@@ -203,6 +202,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"baseline: {self.baseline} compares the rollouts of one prompt, so rollouts must be 2 or more")
         if self.drop_uniform and self.rollouts < 2:
             raise ValueError("drop_uniform: one answer always agrees with itself, so rollouts must be 2 or more")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise ValueError(f"micro_batch: {self.micro_batch} is not 1 or more, nor auto")
         if self.resume and self.overwrite:
             raise ValueError("resume: either resume or overwrite")
         return self
@@ -224,8 +225,13 @@ class TrainConfig(BaseModel):
 
     @property
     def largest_pass(self) -> int:
-        """The most answers in one forward and backward pass."""
-        return self.micro_batch
+        """The most answers in one forward and backward pass: `micro_batch`, or what `auto` begins with."""
+        return min(self.batch_size, MOST_AT_ONCE) if self.micro_batch == "auto" else int(self.micro_batch)
+
+    @property
+    def begun(self) -> bool:
+        """Whether `output` holds a run that can be gone on with."""
+        return any((self.output / name).exists() for name in (SETTINGS, RECORD))
 
     def for_task(self) -> TrainConfig:
         """This configuration with what its task changes where nothing was given: a task with images has defaults of its own.
@@ -256,10 +262,7 @@ class TrainConfig(BaseModel):
             T2Error: the file cannot be read.
             UsageError: an unknown or wrong setting.
         """
-        try:
-            recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise T2Error(f"The recipe {str(path)!r} cannot be read: {error}") from error
+        recipe = read_yaml(Path(path), what="recipe", remedy="Give a YAML file of settings, such as those in experts/recipes.")
         if not isinstance(recipe, dict):
             raise UsageError(f"The recipe {str(path)!r} is not a mapping of settings, such as `task: embedded_math_seen`.")
         return cls(**{**recipe, **{key: value for key, value in overrides.items() if value is not None}})
@@ -269,12 +272,16 @@ def changed_setting(before: Mapping[str, Any], now: Mapping[str, Any], *, finish
     """The first setting that would make a resumed run another one, of two sets of `hyperparameters`; None where there is none.
 
     Args:
-        before, now: the run's, and those that are given now.
+        before, now: the run's, and those that are given now. What an older version did not have, it did as the defaults do.
         finished: the run will not go on, so its length counts too.
     """
-    may_change = _MAY_CHANGE - _LENGTH if finished else _MAY_CHANGE
-    changed = (name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name))
-    return next((name for name in changed if name not in may_change), None)
+    new = {name: value for name, value in _defaults().items() if name in now}
+    return guard.changed_setting({**new, **before}, now, may_change=frozenset(_MAY_CHANGE - _LENGTH if finished else _MAY_CHANGE))
+
+
+def _defaults() -> dict[str, Any]:
+    plain = {name: field.get_default() for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
 def _explained(error: ValidationError) -> UsageError:

@@ -43,7 +43,7 @@ def draw(path: Path, *, title: str, metric: str, points: Sequence[dict[str, Any]
             color="tab:blue",
             label="validation ± standard error",
         )
-    best = next((point for point in trained if point["step"] == chosen), None)
+    best = next((point for point in points if point["step"] == chosen), None)
     if best is not None:
         label = f"chosen: step {chosen}, {best['score']:.3f}"
         axes.plot(chosen, best["score"], marker="*", markersize=14, color="tab:orange", linestyle="none", label=label)

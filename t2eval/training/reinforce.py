@@ -31,10 +31,10 @@ from t2eval.training.advantages import advantages, disagreeing
 from t2eval.training.chosen import ChosenAnswers
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy
-from t2eval.training.methods import Trainable
 from t2eval.training.parts import Parts
 from t2eval.training.readout import Readout
 from t2eval.training.scores import nan_message
+from t2eval.training.trainable import Trainable
 from t2eval.training.written import WrittenAnswers
 from t2eval.vision.features import Reader
 

@@ -1,7 +1,7 @@
 """Scores: the validation score that chooses a checkpoint, and the test score that is reported, with its paired test.
 
 The test score is lm-eval's own: its HFLM over this very model, merged as `t2-expert` merges it, with `eval_batch_size`; so lm-eval
-reproduces the recorded figure.
+reproduces the recorded figure. A document for which the metric is no number (an empty answer, 0/0) counts as 0, and is named.
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from t2eval.environment.environment import Environment, Example
 from t2eval.environment.harness import evaluate_task
 from t2eval.expert.card import Score
-from t2eval.generation.rollouts import Sampler, choice_likelihoods, read_prompts
+from t2eval.generation.engine import Engine
+from t2eval.generation.settings import GenerationSettings
 from t2eval.stats.means import mean_stderr
 from t2eval.stats.paired import sign_test
 from t2eval.training.config import TrainConfig
-from t2eval.training.methods import Trainable
+from t2eval.training.record import Comparison
+from t2eval.training.trainable import Trainable
 from t2eval.vision.features import Reader
+
+DEFAULT_NEW_TOKENS = 256
+"""What HFLM generates where a task does not say."""
 
 
 def summarise(outcomes: Sequence[float]) -> Score:
-    """Mean and standard error of per-example outcomes."""
-    mean, stderr = mean_stderr(outcomes)
+    """Mean and standard error (sample deviation over √n, as lm-eval's) of per-example outcomes; what is no number counts as 0."""
+    mean, stderr = mean_stderr([number(value) for value in outcomes])
     return Score(score=mean, stderr=stderr, n=len(outcomes))
+
+
+def number(value: float) -> float:
+    """An outcome, 0 where it is no finite number."""
+    return value if math.isfinite(value) else 0.0
 
 
 def nan_message(environment: Environment, examples: Sequence[Example], outcomes: Sequence[float]) -> str | None:
@@ -48,6 +59,79 @@ def nan_message(environment: Environment, examples: Sequence[Example], outcomes:
     )
 
 
+def answer_settings(environment: Environment) -> GenerationSettings | None:
+    """How a task's answers are generated, as lm-eval reads it from the task; None for a task with choices."""
+    if environment.kind == "choice":
+        return None
+    return GenerationSettings.from_gen_kwargs(environment.task.config.generation_kwargs or {}, DEFAULT_NEW_TOKENS)
+
+
+class Validator:
+    """Scores examples with the model as trained so far.
+
+    Args:
+        trainable, environment, tokenizer: the run's.
+        config: its `eval_batch_size` and `seed` (of tasks whose answers are drawn).
+        reader: for a task with images.
+
+    Raises:
+        T2Error: the model has no room for a prompt beside the answer.
+    """
+
+    def __init__(
+        self, trainable: Trainable, environment: Environment, tokenizer: Any, config: TrainConfig, reader: Reader | None = None
+    ) -> None:
+        self._trainable, self._environment, self._reader, self._seed = trainable, environment, reader, config.seed
+        self._engine = Engine(trainable.model, tokenizer, batch_size=config.eval_batch_size, reader=reader)
+        self._settings = answer_settings(environment)
+        if self._settings is not None:
+            self._engine.fit([], self._settings)
+
+    def outcomes(self, examples: Sequence[Example]) -> list[float]:
+        """The main metric of each example, answered as lm-eval would have it answered (or by the likeliest choice)."""
+        if not examples:
+            return []
+        self._trainable.eval_mode()
+        with self._trainable.fast():
+            if self._settings is None:
+                return self._chosen(examples)
+            prompts, features = self._read(examples)
+            completions = self._engine.complete(prompts, self._settings, seed=self._seed, features=features)
+        return self._environment.score_many([(example, each.text) for example, each in zip(examples, completions, strict=True)])
+
+    def _read(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[Any]]:
+        """Each prompt's token ids, and the features of its images."""
+        if self._reader is None:
+            return [self._engine.encode(example.prompt) for example in examples], [None] * len(examples)
+        read = [
+            self._reader.read(example.prompt, partial(self._environment.images_of, example), (example.split, example.index))
+            for example in examples
+        ]
+        return [ids for ids, _ in read], [features for _, features in read]
+
+    def _chosen(self, examples: Sequence[Example]) -> list[float]:
+        contexts: list[list[int]] = []
+        continuations: list[list[list[int]]] = []
+        asked: list[tuple[int, int]] = []  # of each request: its prompt's place, and its own among the prompt's continuations
+        for example in examples:
+            places: dict[tuple[int, ...], int] = {}
+            for request in example.requests:
+                context, continuation = self._engine.encode_pair(*request)
+                if (place := places.get(tuple(context))) is None:
+                    place = places[tuple(context)] = len(contexts)
+                    contexts.append(context)
+                    continuations.append([])
+                asked.append((place, len(continuations[place])))
+                continuations[place].append(continuation)
+        found = self._engine.loglikelihoods(contexts, continuations)
+        told = iter(found[place][number] for place, number in asked)
+        scores = []
+        for example in examples:
+            own = [next(told) for _ in example.requests]
+            scores.append(self._environment.score_choice(example, [each.value for each in own], [each.greedy for each in own]))
+        return scores
+
+
 def validate(
     trainable: Trainable,
     environment: Environment,
@@ -56,36 +140,19 @@ def validate(
     config: TrainConfig,
     reader: Reader | None = None,
 ) -> list[float]:
-    """The main metric of each example, answered greedily (or by the likeliest choice) by the model as trained so far.
-
-    Args:
-        trainable, environment, tokenizer: the run's.
-        examples: the validation examples.
-        config: its `eval_batch_size`.
-        reader: for a task with images.
-    """
-    trainable.eval_mode()
-    with trainable.fast():
-        if environment.kind == "choice":
-            found = choice_likelihoods(trainable.model, tokenizer, examples, device=trainable.device, batch_size=config.eval_batch_size)
-            return [
-                environment.score_choice(example, [value for value, _ in row], [flag for _, flag in row])
-                for example, row in zip(examples, found, strict=True)
-            ]
-        sampler = Sampler(trainable.model, tokenizer, environment.until, environment.max_new_tokens)
-        prompts, images = read_prompts(environment, tokenizer, examples, reader)
-        rollouts = sampler.generate(prompts, batch_size=config.eval_batch_size, images=images)
-    return environment.score_many([(example, rollout.text) for example, rollout in zip(examples, rollouts, strict=True)])
+    """`Validator.outcomes` of some examples, once."""
+    return Validator(trainable, environment, tokenizer, config, reader).outcomes(examples)
 
 
 @dataclass(frozen=True)
 class TestScore:
-    """What lm-eval reports for the test split, and each document's outcome by its index."""
+    """What lm-eval reports for the test split, each document's outcome by its index, and which were no numbers, in a sentence."""
 
     __test__ = False  # not a test class, whatever pytest thinks of the name
 
     score: Score
     outcomes: dict[int, float]
+    remark: str | None = None
 
 
 def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, config: TrainConfig, *, base: bool) -> TestScore:
@@ -111,11 +178,24 @@ def score_test(trainable: Trainable, environment: Environment, tokenizer: Any, c
         )
     row, samples = results["results"][environment.name], results["samples"][environment.name]
     kept = [sample for sample in samples if sample["filter"] == environment.filter]
-    outcomes = {int(sample["doc_id"]): environment.value({key: sample[key] for key in sample["metrics"]}) for sample in kept}
-    key = f"{environment.metric},{environment.filter}"
+    raw = {int(sample["doc_id"]): environment.value({key: sample[key] for key in sample["metrics"]}) for sample in kept}
+    outcomes = {key: number(value) for key, value in raw.items()}
     stderr = row.get(f"{environment.metric}_stderr,{environment.filter}")
-    score = float(row[key]) if key in row else summarise(list(outcomes.values())).score
-    return TestScore(Score(score=score, stderr=float(stderr) if isinstance(stderr, (int, float)) else None, n=len(outcomes)), outcomes)
+    score = row.get(f"{environment.metric},{environment.filter}")
+    if isinstance(score, (int, float)) and math.isfinite(score):
+        error = float(stderr) if isinstance(stderr, (int, float)) else None
+        return TestScore(Score(score=float(score), stderr=error, n=len(outcomes)), outcomes)
+    return TestScore(summarise(list(outcomes.values())), outcomes, _test_remark(environment, raw))
+
+
+def _test_remark(environment: Environment, raw: dict[int, float]) -> str | None:
+    wrong = sorted(key for key, value in raw.items() if not math.isfinite(value))
+    if not wrong:
+        return None
+    return (
+        f"The metric {environment.metric} of {len(wrong)} of {len(raw)} test documents of task {environment.name!r}, the first {wrong[0]}, "
+        f"is {raw[wrong[0]]}: they count as 0 here, and lm-eval's own mean is no number. Mend the task's metric."
+    )
 
 
 @contextmanager
@@ -129,16 +209,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def paired_test(before: dict[int, float], after: dict[int, float]) -> dict[str, float | int]:
+def paired_test(before: dict[int, float], after: dict[int, float]) -> Comparison:
     """The exact sign test on paired outcomes; for outcomes of 0 and 1 it is McNemar's exact test.
 
     Args:
         before, after: outcome by document index; the documents that both have are compared.
-
-    Returns:
-        `n`, `gained` and `lost` (documents that got better and worse), and the two-sided `p_value`.
     """
     both = sorted(before.keys() & after.keys())
     gained = sum(after[key] > before[key] for key in both)
     lost = sum(after[key] < before[key] for key in both)
-    return {"n": len(both), "gained": gained, "lost": lost, "p_value": sign_test(gained, lost)}
+    return Comparison(n=len(both), gained=gained, lost=lost, p_value=sign_test(gained, lost))

@@ -18,11 +18,11 @@ from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy, pad
-from t2eval.training.methods import Trainable
 from t2eval.training.parts import Parts
 from t2eval.training.reading import PairReader, read_example
 from t2eval.training.readout import Readout
 from t2eval.training.reinforce import Backward, Gather, alone
+from t2eval.training.trainable import Trainable
 from t2eval.vision.features import Features, Reader, within
 
 

@@ -1,66 +1,81 @@
 """Train: one call from a configuration to a saved expert (svf) or PEFT adapter (lora, ia3, dora), with its record.
 
-Validation chooses: the checkpoint of each run (the first best one), and the run where the configuration lists several values. The test
-split is only scored, once before and once after, by lm-eval.
+Validation chooses: the checkpoint of each run (the first best one, and the base model where none is better), and the run where the
+configuration lists several values. The test split is only scored, once before and once after, by lm-eval.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from t2eval.basemodel.devices import SPREAD, describe, pick_device
 from t2eval.basemodel.load import base_identity, load_base
 from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.card import CARD, README, TENSORS, Score, TrainingRecord
-from t2eval.expert.expert import Expert
-from t2eval.store.versions import git_commit
-from t2eval.training.adapter_card import adapter_card
-from t2eval.training.config import TrainConfig, changed_setting
+from t2eval.expert.card import BaseModelCard, Score
+from t2eval.expert.expert import check_name
+from t2eval.store.files import read_json_lines
+from t2eval.store.lock import locked
+from t2eval.store.versions import git_commit, versions
+from t2eval.training import claim
+from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
 from t2eval.training.loop import LOG, Loop, Progress
-from t2eval.training.methods import PeftTrainable, SvfTrainable, Trainable, make_trainable
-from t2eval.training.progress import Report, reporter
+from t2eval.training.methods import make_trainable
+from t2eval.training.processes import Processes
+from t2eval.training.progress import Report, Show, opening, show
+from t2eval.training.record import RunRecord
 from t2eval.training.reinforce import Reinforce
-from t2eval.training.scores import TestScore, paired_test, score_test, summarise, validate
+from t2eval.training.scores import TestScore, Validator, nan_message, paired_test, score_test, summarise
 from t2eval.training.supervised import Supervised
+from t2eval.training.trainable import Names, Trainable
 from t2eval.vision.features import Reader
 from t2eval.vision.images import reads_images, text_tokenizer
 
-RECORD, SETTINGS, CURVE, OUTCOMES = "training.json", "settings.json", "learning_curve.png", "test_outcomes.json"
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_OWN = (RECORD, SETTINGS, CURVE, OUTCOMES, LOG, "checkpoints", "sweep", TENSORS, CARD, README, *_ADAPTER)
-_PACKAGES = ("t2eval", "lm_eval", "torch", "transformers", "peft", "datasets")
+OUTCOMES = claim.OUTCOMES
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run left.
-
-    Attributes:
-        path: the expert's or adapter's directory.
-        scores: {"before" | "after": {"validation" | "test": Score}}; before is the base model.
-        comparison: of the test outcomes before and after: `n`, `gained`, `lost`, `p_value`; None where the test split was not scored.
-        steps: optimiser steps of the chosen run. chosen_step: the checkpoint that validation chose.
-        seconds: of training, over all sessions and all runs of a sweep.
-        trainable_parameters: how many.
-        record: all of `training.json`.
-    """
+    """What a training run left: `record`, in the folder `path`."""
 
     path: Path
-    scores: dict[str, dict[str, Score]]
-    comparison: dict[str, float | int] | None
-    steps: int
-    chosen_step: int
-    seconds: float
-    trainable_parameters: int
-    record: dict[str, Any]
+    record: RunRecord
+
+    @property
+    def scores(self) -> dict[str, dict[str, Score]]:
+        """{"before" | "after": {"validation" | "test": Score}}; before is the base model."""
+        return {str(when): {str(split): score for split, score in of.items()} for when, of in self.record.scores.items()}
+
+    @property
+    def comparison(self) -> dict[str, float | int] | None:
+        """Of the test outcomes before and after: `n`, `gained`, `lost`, `p_value`; None where the test split was not scored."""
+        return self.record.comparison.model_dump() if self.record.comparison else None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the chosen run."""
+        return self.record.steps
+
+    @property
+    def chosen_step(self) -> int:
+        """The checkpoint that validation chose; 0: the base model, which none was better than."""
+        return self.record.chosen_step
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all sessions and all runs of a sweep."""
+        return self.record.seconds
+
+    @property
+    def trainable_parameters(self) -> int:
+        """How many."""
+        return self.record.trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -72,9 +87,21 @@ class _Setup:
     tokenizer: Any
     processor: Any
     reader: Reader | None
-    identity: dict[str, Any]
+    identity: BaseModelCard
     train: list[Example]
     validation: list[Example]
+    processes: Processes
+    names: Names
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a sweep, done: `point` in `folder`, what it `reached`, and what was said of it."""
+
+    point: TrainConfig
+    folder: Path
+    reached: Progress
+    remarks: tuple[str, ...]
 
 
 def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainResult:
@@ -99,97 +126,50 @@ def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainRe
         >>> result.scores["after"]["test"].score, result.comparison["p_value"]
     """
     config = config.for_task()
-    if (finished := _claim(config)) is not None:
-        return finished
-    setup = _set_up(config)
-    _write(config.output / SETTINGS, json.dumps(config.hyperparameters, indent=2) + "\n")
-    initial = setup.trainable.state()
-    points = config.points
-    reached: list[tuple[Progress, Path]] = []
-    for number, point in enumerate(points):
-        folder = config.output if len(points) == 1 else config.output / "sweep" / str(number)
-        if config.max_seconds is not None:
-            point = point.model_copy(update={"max_seconds": config.max_seconds / len(points)})
-        setup.trainable.load(initial)
-        reached.append((_run(setup, point, folder, progress, _title(config, point, number)), folder))
-    scores = [run.best_score for run, _ in reached]
-    chosen = scores.index(max(scores))
-    best, folder = reached[chosen]
-    setup.trainable.load(best.best)
-    if folder != config.output:
-        shutil.copyfile(folder / LOG, config.output / LOG)
-    seconds = sum(run.elapsed for run, _ in reached)
-    sweep = [{**_swept(point), "validation": score} for point, score in zip(points, scores, strict=True)] if len(points) > 1 else None
-    return _finish(setup, config, points[chosen], best, seconds, sweep)
-
-
-def _title(config: TrainConfig, point: TrainConfig, number: int) -> str:
-    title = f"{config.method} {config.task}"
-    return title if len(config.points) == 1 else f"{title} {number + 1}/{len(config.points)} {_swept(point)}"
-
-
-def _swept(point: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(point, name) for name in ("lr", "clip", "kl")}
-
-
-# ---------------------------------------------------------------------- the output directory
-def _claim(config: TrainConfig) -> TrainResult | None:
-    """Make the output directory this run's; a finished run that is resumed gives its result."""
-    output = config.output
-    held = [name for name in _OWN if (output / name).exists()]
-    if held and config.overwrite:
-        for name in held:
-            shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink()
-        held = []
-    if held and not config.resume:
-        raise UsageError(f"{output} already holds a training run ({held[0]}). Resume it, overwrite it, or give another output directory.")
-    settings = config.hyperparameters
-    if held and (output / SETTINGS).is_file():
-        before = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-        if (changed := changed_setting(before, settings)) is not None:
-            raise UsageError(
-                f"{output} was begun with {changed} = {before.get(changed)!r}, and this run has {settings.get(changed)!r}. A resumed run "
-                "keeps its settings: give the first ones, or overwrite."
-            )
-        if (output / RECORD).is_file():
-            return _read_result(output)
-    return None
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    staging = path.with_name(path.name + ".unfinished")
+    check_name(config.name or config.output.name)
+    claim.check_folder(config.output)
+    processes = Processes(pick_device(config.device), trackers=config.report_to, folder=config.output)
+    progress = progress if processes.first else False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise T2Error(f"Could not write {path}: {error.strerror or error}. Make room or give another output directory.") from error
+        with locked(config.output, "training run") if processes.first else contextlib.nullcontext():
+            finished = processes.from_first(claim.claim(config) if processes.first else None)
+            if finished is not None:
+                return TrainResult(config.output, finished)
+            record = _train(_set_up(config, processes, progress), config, progress)
+            return TrainResult(config.output, _known(processes.from_first(record)))
+    except T2Error:
+        claim.leave(config.output)
+        raise
 
 
-def _read_result(output: Path) -> TrainResult:
-    return _result(output, json.loads((output / RECORD).read_text(encoding="utf-8")))
+def _train(setup: _Setup, config: TrainConfig, progress: bool | Report) -> RunRecord | None:
+    """All runs of the sweep, and what they leave; the record, on the first process."""
+    processes = setup.processes
+    if processes.first:
+        claim.hold(config, setup.environment, [*setup.train, *setup.validation], setup.trainable.model)
+    processes.begin_tracking(config.hyperparameters)
+    initial = setup.trainable.state()
+    runs = []
+    for number, point in enumerate(config.points):
+        setup.trainable.load(initial)
+        runs.append(_run(setup, config, point, number, progress))
+    processes.close()
+    return _finish(setup, config, runs, progress) if processes.first else None
 
 
-def _result(output: Path, record: dict[str, Any]) -> TrainResult:
-    scores = {when: {split: Score(**score) for split, score in splits.items()} for when, splits in record["scores"].items()}
-    return TrainResult(
-        path=output,
-        scores=scores,
-        comparison=record["comparison"],
-        steps=record["steps"],
-        chosen_step=record["chosen_step"],
-        seconds=record["seconds"],
-        trainable_parameters=record["trainable_parameters"],
-        record=record,
-    )
+def _known(record: RunRecord | None) -> RunRecord:
+    assert record is not None
+    return record
 
 
 # ---------------------------------------------------------------------- the runs
-def _set_up(config: TrainConfig) -> _Setup:
+def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) -> _Setup:
     model, processor = load_base(
-        config.model, revision=config.revision, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device if config.device == SPREAD else pick_device(config.device),
+        trust_remote_code=config.trust_remote_code,
     )
     environment = Environment(
         config.task,
@@ -209,124 +189,148 @@ def _set_up(config: TrainConfig) -> _Setup:
     validation = environment.examples("validation", config.validation_limit, seed=0)
     if not train or not validation:
         raise T2Error(f"Task {config.task!r} has {len(train)} training and {len(validation)} validation examples: both are needed.")
-    identity = base_identity(model)
+    identity = BaseModelCard(**base_identity(model))
+    names = _names(config, environment, progress)
     reader = Reader(model, processor) if environment.images else None
-    trainable = make_trainable(model, config)
-    return _Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation)
+    with processes.first_before_others():
+        trainable = make_trainable(model, config)
+    if config.checkpoint_activations:
+        trainable.checkpoint_activations()
+    steps = f"{config.steps} steps" if config.max_seconds is None else f"{config.max_seconds:g} s, {config.steps} steps at most"
+    sweep = f", {len(config.points)} runs" if len(config.points) > 1 else ""
+    parallel = f", {processes.count} processes" if processes.count > 1 else ""
+    opening(
+        progress,
+        f"{config.method} on {identity.id} ({identity.architecture}), {describe(trainable.device, model.dtype)}{parallel}; {config.task}: "
+        f"{len(train)} examples of {environment.split_source('train')}, validated on {len(validation)} of "
+        f"{environment.split_source('validation')}; {steps} of {config.batch_size} answers{sweep}",
+    )
+    return _Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation, processes, names)
 
 
-def _run(setup: _Setup, point: TrainConfig, folder: Path, progress: bool | Report, title: str) -> Progress:
+def _names(config: TrainConfig, environment: Environment, progress: bool | Report) -> Names:
+    """What the expert will be called, and a word where dispatch could not tell it from others."""
+    own = environment.t2
+    label, description = config.label or own.get("label"), config.description or own.get("description")
+    if config.method == "svf" and not (label and description):
+        missing = " and ".join(word for word, value in (("label", label), ("description", description)) if not value)
+        opening(
+            progress,
+            f"The task has no {missing} in metadata.t2, by which dispatch (t2-prompt, t2-cls) chooses this expert: give {missing}, such as "
+            '--label math --description "Word problems with numbers."',
+        )
+    name = config.name or config.output.name
+    return Names(name, str(label or config.task), str(description or f"Questions like those of {config.task}."))
+
+
+def _run(setup: _Setup, config: TrainConfig, point: TrainConfig, number: int, progress: bool | Report) -> _Run:
     """One run of a sweep, or all of it."""
+    alone = len(config.points) == 1
+    folder = config.output if alone else config.output / "sweep" / str(number)
+    if config.max_seconds is not None:
+        point = point.model_copy(update={"max_seconds": config.max_seconds / len(config.points)})
+    title = f"{config.method} {config.task}" + ("" if alone else f" {number + 1}/{len(config.points)} {_swept(point)}")
+    shown = show(progress, title)
     objective = (Reinforce if point.objective == "reinforce" else Supervised)(setup.environment, setup.tokenizer, point, setup.reader)
+    try:
+        loop = Loop(
+            setup.trainable,
+            objective,
+            setup.train,
+            _validator(setup, point, shown),
+            point,
+            folder,
+            shown.report,
+            shown.say,
+            setup.processes,
+        )
+        reached = loop.run(resume=point.resume)
+    finally:
+        shown.close()
+    return _Run(point, folder, reached, tuple(shown.remarks))
+
+
+def _validator(setup: _Setup, point: TrainConfig, shown: Show) -> Any:
+    """Scores the validation examples, shared among the processes; documents without a number are named once."""
+    named: list[str] = []
+    validator = Validator(setup.trainable, setup.environment, setup.tokenizer, point, setup.reader)
 
     def validated() -> Score:
-        return summarise(validate(setup.trainable, setup.environment, setup.tokenizer, setup.validation, point, setup.reader))
+        outcomes = setup.processes.gather(validator.outcomes(setup.processes.share(setup.validation)))
+        message = nan_message(setup.environment, setup.validation, outcomes)
+        if message is not None and not named:
+            named.append(message)
+            if setup.processes.first:
+                shown.say(message)
+        return summarise(outcomes)
 
-    report, close = reporter(progress, title)
-    try:
-        loop = Loop(setup.trainable, objective, setup.train, validated, point, folder, report)
-        return loop.run(resume=point.resume)
-    finally:
-        close()
+    return validated
+
+
+def _swept(point: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(point, name) for name in ("lr", "clip", "kl")}
 
 
 # ---------------------------------------------------------------------- the end
-def _finish(
-    setup: _Setup, config: TrainConfig, point: TrainConfig, best: Progress, seconds: float, sweep: list[dict[str, Any]] | None
-) -> TrainResult:
+def _finish(setup: _Setup, config: TrainConfig, runs: list[_Run], progress: bool | Report) -> RunRecord:
     """Score the test split, draw the curve, and save: the record comes last, and says that the run is finished."""
-    points = {entry["step"]: {key: entry[key] for key in ("score", "stderr", "n")} for entry in best.validations}
-    scores: dict[str, dict[str, Any]] = {"before": {"validation": points[0]}, "after": {"validation": points[best.best_step]}}
-    comparison = None
+    scores = [run.reached.best_score for run in runs]
+    chosen = runs[scores.index(max(scores))]
+    best = chosen.reached
+    setup.trainable.load(best.best)
+    if chosen.folder != config.output and (chosen.folder / LOG).is_file():
+        shutil.copyfile(chosen.folder / LOG, config.output / LOG)
+    tests: tuple[TestScore, TestScore] | None = None
     if config.test:
         before, after = (score_test(setup.trainable, setup.environment, setup.processor, config, base=base) for base in (True, False))
-        scores["before"]["test"], scores["after"]["test"] = before.score.model_dump(), after.score.model_dump()
-        comparison = paired_test(before.outcomes, after.outcomes)
-        _write(config.output / OUTCOMES, _outcomes(before, after))
-    environment = setup.environment
-    record: dict[str, Any] = {
-        "task": config.task,
-        "splits": _splits(setup, config, comparison),
-        "seed": config.seed,
-        "method": config.method,
-        "objective": config.objective,
-        "hyperparameters": {**config.hyperparameters, **_swept(point)},
-        "steps": max(entry["step"] for entry in best.validations),
-        "seconds": round(seconds, 3),
-        "metric": environment.metric,
-        "scores": scores,
-        "git_commit": git_commit(),
-    }
-    rows = [json.loads(line) for line in (config.output / LOG).read_text(encoding="utf-8").split("\n") if line]
-    title = f"{config.method}, {config.objective}: {config.task}"
-    _drawn(
-        config.output,
-        lambda path: draw(path, title=title, metric=environment.metric, points=best.validations, chosen=best.best_step, batches=rows),
-    )
-    _save_result(setup, config, record)
-    full = {
-        **record,
-        "comparison": comparison,
-        "chosen_step": best.best_step,
-        "trainable_parameters": sum(parameter.numel() for parameter in setup.trainable.parameters().values()),
-        "base_model": setup.identity,
-        "sweep": sweep,
-        "versions": _versions(),
-    }
-    if config.method != "svf":
-        _write(config.output / README, adapter_card(config.name or config.output.name, full))
-    _write(config.output / RECORD, json.dumps(full, indent=2) + "\n")
-    return _result(config.output, full)
+        tests = (before, after)
+        claim.write_outcomes(config.output, before.outcomes, after.outcomes)
+    record = _record(setup, config, runs, chosen, tests)
+    for remark in record.remarks[len(chosen.remarks) :]:
+        opening(progress, remark)
+    log = config.output / LOG
+    rows = read_json_lines(log) if log.is_file() else []
+    title, metric = f"{config.method}, {config.objective}: {config.task}", setup.environment.metric
+    with claim.staged_file(config.output / claim.CURVE) as path:
+        draw(path, title=title, metric=metric, points=best.validations, chosen=best.best_step, batches=rows)
+    setup.trainable.save(config.output, record, setup.names)
+    record.write(config.output)
+    return record
 
 
-def _splits(setup: _Setup, config: TrainConfig, comparison: dict[str, float | int] | None) -> dict[str, Any]:
-    source = setup.environment.split_source
+def _record(setup: _Setup, config: TrainConfig, runs: list[_Run], chosen: _Run, tests: tuple[TestScore, TestScore] | None) -> RunRecord:
+    best, source = chosen.reached, setup.environment.split_source
+    points = {entry["step"]: Score(**{key: entry[key] for key in ("score", "stderr", "n")}) for entry in best.validations}
+    scores: dict[Any, dict[Any, Score]] = {"before": {"validation": points[0]}, "after": {"validation": points[best.best_step]}}
     splits: dict[str, Any] = {
         "train": {"source": source("train"), "n": len(setup.train)},
         "validation": {"source": source("validation"), "n": len(setup.validation)},
     }
-    if comparison is not None:
-        splits["test"] = {"source": source("test"), **comparison}
-    return splits
-
-
-def _outcomes(before: TestScore, after: TestScore) -> str:
-    rows = [{"doc_id": key, "before": before.outcomes[key], "after": after.outcomes.get(key)} for key in sorted(before.outcomes)]
-    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
-
-
-def _drawn(output: Path, draw_to: Callable[[Path], None]) -> None:
-    staging = output / f".unfinished-{CURVE}"
-    try:
-        draw_to(staging)
-        os.replace(staging, output / CURVE)
-    except OSError as error:
-        staging.unlink(missing_ok=True)
-        raise T2Error(f"Could not write {output / CURVE}: {error.strerror or error}. Make room, then run again with resume.") from error
-
-
-def _save_result(setup: _Setup, config: TrainConfig, record: dict[str, Any]) -> None:
-    trainable, identity = setup.trainable, setup.identity
-    if isinstance(trainable, SvfTrainable):
-        Expert.from_adapted(
-            trainable.adapted,
-            trainable.z(),
-            name=config.name or config.output.name,
-            label=config.label or str(setup.environment.t2.get("label", config.task)),
-            description=config.description or str(setup.environment.t2.get("description", f"Trained on {config.task}.")),
-            base_id=identity["id"],
-            revision=identity["revision"],
-            training=TrainingRecord(**record),
-        ).save(config.output)
-    elif isinstance(trainable, PeftTrainable):
-        trainable.save(config.output, identity)
-
-
-def _versions() -> dict[str, str]:
-    def one(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "unknown"
-
-    return {package: one(package) for package in _PACKAGES}
+    comparison, remarks = None, chosen.remarks
+    if tests is not None:
+        before, after = tests
+        scores["before"]["test"], scores["after"]["test"] = before.score, after.score
+        comparison = paired_test(before.outcomes, after.outcomes)
+        splits["test"] = {"source": source("test"), **comparison.model_dump()}
+        remarks += tuple(dict.fromkeys(test.remark for test in tests if test.remark))
+    sweep = [{**_swept(run.point), "validation": run.reached.best_score} for run in runs] if len(runs) > 1 else None
+    return RunRecord(
+        task=config.task,
+        splits=splits,
+        seed=config.seed,
+        method=config.method,
+        objective=config.objective,
+        hyperparameters={**config.hyperparameters, **_swept(chosen.point)},
+        steps=max(entry["step"] for entry in best.validations),
+        seconds=round(sum(run.reached.elapsed for run in runs), 3),
+        metric=setup.environment.metric,
+        scores=scores,
+        git_commit=git_commit(),
+        comparison=comparison,
+        chosen_step=best.best_step,
+        trainable_parameters=sum(parameter.numel() for parameter in setup.trainable.parameters().values()),
+        base_model=setup.identity,
+        sweep=sweep,
+        versions=versions(),
+        remarks=remarks,
+    )

@@ -16,8 +16,8 @@ from t2eval.generation.settings import GenerationSettings
 from t2eval.training.config import TrainConfig
 from t2eval.training.importance import log_ratio, weights
 from t2eval.training.likelihood import Policy, pad
-from t2eval.training.methods import Trainable
 from t2eval.training.reading import read_prompts
+from t2eval.training.trainable import Trainable
 from t2eval.vision.features import Reader
 
 

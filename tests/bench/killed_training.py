@@ -12,19 +12,20 @@ import torch
 import t2eval.training.train
 from t2eval.bench.execute import run
 from t2eval.bench.plan import load_plan
+from t2eval.training.progress import Handed, Show
 
 
 def main() -> None:
     torch.set_num_threads(1)
 
-    def reporter(progress: Any, title: str) -> Any:
+    def show(progress: Any, title: str) -> Show:
         def report(row: dict[str, Any]) -> None:
             if title.startswith("lora") and row["step"] == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        return report, lambda: None
+        return Handed(report)
 
-    t2eval.training.train.reporter = reporter
+    t2eval.training.train.show = show
     run(load_plan(sys.argv[1]), sys.argv[2])
 
 

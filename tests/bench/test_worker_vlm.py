@@ -15,8 +15,9 @@ from t2eval.bench.rows import Row, read_samples
 from t2eval.bench.worker import Worker
 from t2eval.expert.expert import Expert
 from t2eval.svf.adapted import attach
+from t2eval.training.adapters import PeftTrainable
 from t2eval.training.config import TrainConfig
-from t2eval.training.methods import PeftTrainable, make_trainable
+from t2eval.training.methods import make_trainable
 from tests.tiny_vlm import save_tiny_vlm, tiny_vlm
 
 TASKS = Path(__file__).resolve().parents[1] / "fixtures" / "picture_tasks"
@@ -42,7 +43,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Worker, dict[str, Ro
                 parameter.add_(0.4 * torch.randn_like(parameter))
         target = folder / "baselines" / f"{method}-sight"
         target.mkdir(parents=True)
-        trainable.save(target, {"id": str(folder / "base"), "revision": None})
+        trainable.save_adapter(target, {"id": str(folder / "base"), "revision": None})
     both = f"{folder / 'library'}+{folder / 'words'}"
     config = BenchConfig(
         model=str(folder / "base"), methods=METHODS, tasks=("pictures",), experts=str(folder / "library"), batch_size=4,

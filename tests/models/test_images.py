@@ -22,8 +22,9 @@ from t2eval.models.plugin import MODELS
 from t2eval.svf.adapted import attach
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.merge import compose
+from t2eval.training.adapters import PeftTrainable, load_adapter
 from t2eval.training.config import TrainConfig
-from t2eval.training.methods import PeftTrainable, load_adapter, make_trainable
+from t2eval.training.methods import make_trainable
 from tests.tiny import save_tiny, tiny_model
 from tests.tiny_vlm import FAMILIES, save_tiny_vlm, tiny_processor, tiny_vlm
 
@@ -235,7 +236,7 @@ def test_an_adapter_of_the_language_model_fits_the_model_that_contains_it(method
     with torch.no_grad():
         for parameter in trainable.parameters().values():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    trainable.save(tmp_path, {"id": "a-llama", "revision": None})
+    trainable.save_adapter(tmp_path, {"id": "a-llama", "revision": None})
     model = tiny_vlm(backbone=language).eval()
     with torch.no_grad():
         model.get_input_embeddings().weight[:258].copy_(language.get_input_embeddings().weight)

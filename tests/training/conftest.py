@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ def settings(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
         "save_every": 2,
         "lr": 0.05,
     }
+
+
+@pytest.fixture
+def improving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each validation of `train_expert` is better than the one before: what is trained is what is kept."""
+    rounds = itertools.count()
+
+    def outcomes(_self: Any, examples: Any) -> list[float]:
+        return [1.0 - 0.5 ** next(rounds)] * len(examples)
+
+    monkeypatch.setattr("t2eval.training.scores.Validator.outcomes", outcomes)
 
 
 def constant_score() -> Score:

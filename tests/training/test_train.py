@@ -26,9 +26,11 @@ from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
 from t2eval.svf.adapted import attach
+from t2eval.training import checkpoints as checkpoints_module
 from t2eval.training import loop as loop_module
+from t2eval.training.checkpoints import last_checkpoint
 from t2eval.training.config import TrainConfig
-from t2eval.training.loop import Loop, last_checkpoint
+from t2eval.training.loop import Loop
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
@@ -62,7 +64,7 @@ def test_every_combination_takes_a_step_and_changes_only_its_own(
     after = dict(trainable.model.named_parameters())
     changed = {name for name in before if not torch.equal(before[name], after[name].detach())}
     assert changed and changed <= own
-    assert run.state.global_step == 1 and last_checkpoint(tmp_path / "checkpoints") is not None
+    assert run.progress.step == 1 and last_checkpoint(tmp_path / "checkpoints") is not None
 
 
 def test_a_run_leaves_an_expert_whose_score_lm_eval_reproduces(settings: dict[str, Any]) -> None:
@@ -94,7 +96,7 @@ def test_a_run_leaves_an_expert_whose_score_lm_eval_reproduces(settings: dict[st
     assert train_expert(TrainConfig(**settings, name="copier", resume=True)).record == result.record  # nothing left to do
 
 
-def test_a_baseline_leaves_a_peft_adapter_and_the_same_record(settings: dict[str, Any]) -> None:
+def test_a_baseline_leaves_a_peft_adapter_and_the_same_record(settings: dict[str, Any], improving: None) -> None:
     from peft import PeftModel
 
     result = train_expert(TrainConfig(**settings, method="lora", objective="supervised", test=False), progress=False)
@@ -116,7 +118,7 @@ def test_validation_chooses_the_first_best_checkpoint(
     config = TrainConfig(**{**settings, "steps": 5, "validate_every": 1})
     environment = letters("letters_generate")
     trainable = make_trainable(tiny_model(), config)
-    values, states = iter([0.9, 0.2, 0.6, 0.6, 0.1, 0.5]), []
+    values, states = iter([0.1, 0.2, 0.6, 0.6, 0.1, 0.5]), []
 
     def validated() -> Any:
         states.append(trainable.state())
@@ -130,13 +132,15 @@ def test_validation_chooses_the_first_best_checkpoint(
 
 def test_a_sweep_keeps_the_best_run(settings: dict[str, Any]) -> None:
     result = train_expert(TrainConfig(**{**settings, "kl": [0.0, 0.5], "steps": 2}, test=False), progress=False)
-    sweep = result.record["sweep"]
+    sweep = result.record.sweep
+    assert sweep is not None
     assert [entry["kl"] for entry in sweep] == [0.0, 0.5]
     best = max(sweep, key=lambda entry: entry["validation"])
-    assert result.record["hyperparameters"]["kl"] == best["kl"]
+    assert result.record.hyperparameters["kl"] == best["kl"]
     assert result.scores["after"]["validation"].score == best["validation"]
     kept = [
-        load_file(settings["output"] / "sweep" / str(number) / "checkpoints" / "checkpoint-2" / "best.safetensors") for number in (0, 1)
+        load_file(settings["output"] / "sweep" / str(number) / "checkpoints" / "checkpoint-2" / "trainable.safetensors")
+        for number in (0, 1)
     ]
     assert not all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0]), "the two runs are different runs"
 
@@ -193,19 +197,19 @@ def test_a_time_budget_ends_the_run_and_the_schedule(settings: dict[str, Any], m
 
 # ---------------------------------------------------------------------- failing
 def test_a_full_disk_is_told_and_leaves_earlier_checkpoints(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop_module.save_file
+    real = checkpoints_module.save_file
 
     def full(tensors: Any, path: Path) -> None:
-        if "checkpoint-4" in str(path):
+        if "checkpoint-4" in str(path):  # or the folder that will be it
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(loop_module, "save_file", full)
+    monkeypatch.setattr(checkpoints_module, "save_file", full)
     with pytest.raises(T2Error, match=r"Could not write the checkpoint of step 4 .*No space left on device.*run again with resume"):
         train_expert(TrainConfig(**settings), progress=False)
     checkpoints = settings["output"] / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-2"]
-    monkeypatch.setattr(loop_module, "save_file", real)
+    monkeypatch.setattr(checkpoints_module, "save_file", real)
     assert train_expert(TrainConfig(**settings, resume=True, test=False), progress=False).steps == 4
 
 
@@ -231,6 +235,6 @@ def test_a_task_without_a_training_split_is_told(settings: dict[str, Any]) -> No
 
 
 def test_a_diverged_loss_is_told(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Supervised, "step", lambda *_: {"loss": float("nan")})
+    monkeypatch.setattr(Supervised, "learn", lambda *_: {"loss": float("nan")})
     with pytest.raises(T2Error, match="loss of step 1 is nan: training diverged. Lower lr"):
         train_expert(TrainConfig(**settings, objective="supervised"), progress=False)
