@@ -49,4 +49,4 @@ def drawn(log_probs: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:].contiguous()  # (sequences, 1): 1 up to rounding
     token = torch.searchsorted(cumulative, uniform[:, None].to(exact) * total, right=True)  # the first whose sum is above
     last = torch.searchsorted(cumulative, total)  # the last token that has any probability
-    return torch.minimum(token, last)[:, 0]
+    return torch.minimum(token, last)[:, 0].clamp(max=log_probs.shape[-1] - 1)  # NaN sorts behind everything: the engine names it

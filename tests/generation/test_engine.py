@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.generation.usage import Usage
+from t2eval.svf.adapted import attach
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["one and two", "a", "what is it that we want to know here?", "short", "a b c d"]
@@ -240,6 +242,29 @@ def test_scope_names_the_sequences_that_run(lm: HFLM) -> None:
         engine.complete([engine.encode(prompt) for prompt in PROMPTS], GenerationSettings(8, ("e",)), scope=scope)
         assert sorted(seen[0]) == [0, 2, 4] and all(len(sequences) <= 3 for sequences in seen)
         assert {sequence for sequences in seen for sequence in sequences} == set(range(5))
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_each_sequence_has_its_own_z(static: bool, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    adapted = attach(model, cache_dir=tmp_path)
+    adapted.set_z(None)
+    generator = torch.Generator().manual_seed(0)
+    each = [{path: 1 + 0.4 * torch.randn(basis.rank, generator=generator) for path, basis in adapted.bases.items()} for _ in PROMPTS]
+    engine = Engine(model, tokenizer, batch_size=4, static=static)
+    ids = [engine.encode(prompt) for prompt in PROMPTS]
+
+    def scope(sequences: list[int]) -> Any:
+        return adapted.per_sequence({path: torch.stack([each[sequence][path] for sequence in sequences]) for path in each[0]})
+
+    together = engine.complete(ids, GenerationSettings(10, ("e",)), scope=scope)
+    scored = engine.loglikelihoods(ids, [[[1, 2, 3], [4]]] * len(ids), scope=scope)
+    for prompt, z, made, values in zip(ids, each, together, scored, strict=True):
+        with adapted.merged(z):
+            alone = engine.complete([prompt], GenerationSettings(10, ("e",)))[0]
+            likely = engine.loglikelihoods([prompt], [[[1, 2, 3], [4]]])[0]
+        assert made.ids == alone.ids and made.log_probs == pytest.approx(alone.log_probs, abs=1e-3)
+        assert [one.value for one in values] == pytest.approx([one.value for one in likely], abs=1e-3)
 
 
 def test_settings_are_read_as_lm_eval_reads_them() -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from t2eval.environment.environment import Example
+from t2eval.errors import T2Error, UsageError
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
+from t2eval.models.options import FewshotOptions
 from t2eval.strategies import fewshot
 from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
 from t2eval.strategies.search import SearchConfig
+from t2eval.strategies.search.registry import search_class
 from t2eval.svf.adapted import attach
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -183,6 +188,48 @@ def test_candidates_together_equal_candidates_one_by_one(kind: str, ties: Any, m
     if kind == "generate":
         assert found[True][0].score == 1.0 and found[True][1].score < 1.0
         assert environment.scored < 2 * 5 * 3  # the same answer to the same example is scored once
+
+
+def _graded(settings: GenerationSettings, tmp_path: Path, **changes: Any) -> list[str]:
+    """What is graded of the answers of one candidate, z' = 1."""
+    model = tiny_model(**changes)
+    adapted = attach(model, cache_dir=tmp_path)
+    adapted.set_z(None)
+    seen: dict[str, str] = {}
+
+    class Grading(_Exact):
+        def score_many(self, pairs: Sequence[tuple[Example, str]]) -> list[float]:
+            seen.update((example.key, text) for example, text in pairs)
+            return super().score_many(pairs)
+
+    examples = _examples(choices=False)
+    environment = Grading("generate", {example.key: "" for example in examples})
+    ones = {path: torch.ones(basis.rank) for path, basis in adapted.bases.items()}
+    engine = Engine(model, tiny_tokenizer(), batch_size=2)
+    Candidates(adapted, engine, environment, examples, Coefficients([ones]), settings)([np.ones(1)])  # type: ignore[arg-type]
+    return [seen[example.key] for example in examples]
+
+
+def test_candidates_answer_by_the_settings_that_lm_eval_was_given_and_without_thoughts(tmp_path: Path) -> None:
+    plain = _graded(GenerationSettings(12), tmp_path)
+    lm = HFLM(pretrained=tiny_model(), tokenizer=tiny_tokenizer(), batch_size=1, think_end_token=plain[0][3:5])
+    options = {"repetition_penalty": 1.8, "max_gen_toks": 12, "until": [plain[1][6]], "do_sample": False}
+    requests = [Instance("generate_until", {}, (example.prompt, dict(options)), 0) for example in _examples(choices=False)]
+    settings = GenerationSettings.from_gen_kwargs(options, 256, plain[0][3:5])
+    assert _graded(settings, tmp_path) == lm.generate_until(requests, disable_tqdm=True) != plain
+
+
+def test_a_search_without_room_for_its_prompts_is_refused_before_any_candidate(tmp_path: Path) -> None:
+    with pytest.raises(T2Error, match="no room is left for the prompt"):
+        _graded(GenerationSettings(16), tmp_path, max_position_embeddings=16)
+
+
+@pytest.mark.parametrize("search", ["cem", "cmaes", "random"])
+def test_the_options_of_few_shot_refuse_a_population_that_the_search_cannot_use(search: str) -> None:
+    smallest = search_class(search).smallest_population
+    assert FewshotOptions(search=search, population=smallest).config(2).search.population == smallest
+    with pytest.raises((UsageError, ValueError), match="too small|greater than or equal to 2"):
+        FewshotOptions(search=search, population=smallest - 1).config(2)
 
 
 def test_config_refuses_unknown_keys() -> None:
