@@ -98,7 +98,7 @@ class BasisStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seconds: dict[tuple[int, int], list[float]] = {}
+        self._seconds: dict[tuple[int, ...], list[float]] = {}
 
     def basis(self, weight: Tensor, dtype: torch.dtype) -> Basis:
         """The basis of one matrix, on its device.

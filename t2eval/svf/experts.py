@@ -70,7 +70,7 @@ def _by_expert(
     sequence = _sequence_of(mode, tokens, hidden_states.device)  # (tokens,) or None
     first = "gate_up_proj" if module.has_gate else "up_proj"
     found = []
-    for expert, pairs in enumerate(order.split(sizes)):  # pairs: (n,)
+    for expert, pairs in enumerate(torch.split(order, sizes)):  # pairs: (n,)
         if not len(pairs):
             continue
         token = pairs // k  # (n,)

@@ -210,6 +210,7 @@ class TakenForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TakenForward:
         module = self._module()
+        assert module is not None  # it is the one that is being copied
         return TakenForward(memo.get(id(module), module), copy.deepcopy(self._run, memo), copy.deepcopy(self.own, memo))
 
 
@@ -255,7 +256,7 @@ def _biased(scaler: Scaler, module: nn.Module, own: Callable[..., Any], x: Tenso
     if plain is nn.Linear.forward:
         y = nn.functional.linear(x, module.weight)  # type: ignore[arg-type]
     elif plain is Conv1D.forward:
-        y = x @ module.weight
+        y = x @ module.weight  # type: ignore[operator]  # (…, in) (in, out)
     else:
         with _without_bias(module) as taken:
             y = own(x, *arguments, **named)
@@ -267,7 +268,8 @@ def _biased(scaler: Scaler, module: nn.Module, own: Callable[..., Any], x: Tenso
 @contextmanager
 def _without_bias(module: nn.Module) -> Iterator[bool]:
     """A map without its bias, inside the context; False where the bias is not the module's own tensor."""
-    place = next((held for held in (module._parameters, module._buffers) if held.get("bias") is not None), None)
+    places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    place = next((held for held in places if held.get("bias") is not None), None)
     if place is None:
         yield False
         return
