@@ -83,7 +83,7 @@ class ChoicePolicy:
                 items = [examples[place] for place in places]
                 if run == self._apart:
                     items = [[pair] for choices in items for pair in choices]
-                values = _in_calls(run, model, items, at_once).split(counts)
+                values = torch.split(_in_calls(run, model, items, at_once), counts)
                 for place, value in zip(places, values, strict=True):
                     parts[place] = value
         return [part for part in parts if part is not None]

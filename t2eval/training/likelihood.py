@@ -82,8 +82,8 @@ def pad(pairs: Sequence[tuple[list[int], list[int]]], device: Any, features: Seq
         sequence * width + len(prompt) - 1 + number for sequence, (prompt, answer) in enumerate(pairs) for number in range(len(answer))
     ]
     owners = [sequence for sequence, (_, answer) in enumerate(pairs) for _ in answer]
-    lists = (torch.tensor(values, dtype=torch.long, device=device) for values in (targets, places, owners))
-    return PaddedBatch(tokens.to(device), *lists, features=tuple(features))
+    target, place, owner = (torch.tensor(values, dtype=torch.long, device=device) for values in (targets, places, owners))
+    return PaddedBatch(tokens.to(device), target, place, owner, tuple(features))
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_log_probs: Tensor, of_divergences: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, of_log_probs: Tensor, of_divergences: Tensor) -> tuple[Tensor | None, None, None, None]:
         slopes = ctx.saved_tensors
         gradient = slopes[0] * of_log_probs[:, None].to(slopes[0].dtype)  # (n, hidden)
         if len(slopes) > 1:

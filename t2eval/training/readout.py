@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from t2eval.vision.features import image_arguments
 
-_TINY_INPUT = 8
+_TINY_INPUT = 4
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far the logits of two orders of sums are apart, beside the largest of them."""
 
@@ -69,10 +69,10 @@ class Readout:
 
     @torch.no_grad()
     def _found_form(self, model: Any, base: Any) -> Form | None:
-        ids = torch.arange(_TINY_INPUT, device=model.device)[None] % base.get_input_embeddings().weight.shape[0]  # (1, 8)
-        logits = model(input_ids=ids, use_cache=False).logits  # (1, 8, vocabulary)
+        ids = torch.arange(_TINY_INPUT, device=model.device)[None] % base.get_input_embeddings().weight.shape[0]  # (1, 4)
+        logits = model(input_ids=ids, use_cache=False).logits  # (1, 4, vocabulary)
         try:
-            hidden = self._hidden(model, {"input_ids": ids, "use_cache": False})  # (1, 8, hidden)
+            hidden = self._hidden(model, {"input_ids": ids, "use_cache": False})  # (1, 4, hidden)
         except (RuntimeError, IndexError, ValueError):  # a forward pass that needs the whole vocabulary
             return None
         if hidden is None or hidden.shape[:2] != logits.shape[:2]:
