@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
+from t2eval.store.files import read_json
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.workers.pool import Pool
 
@@ -49,7 +49,7 @@ class Job:
         return (self.output / RECORD).is_file()
 
     def __str__(self) -> str:
-        record = json.loads((self.output / RECORD).read_text(encoding="utf-8"))
+        record = read_json(self.output / RECORD, what="record of a training", remedy=f"Remove {self.output} to train it anew.")
         before, after = (record["scores"][when] for when in ("before", "after"))
         split = "test" if "test" in after else "validation"
         scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
@@ -199,7 +199,8 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
     file = job.output / SETTINGS
     if not file.is_file():
         return
-    before, now = json.loads(file.read_text(encoding="utf-8")), job.config.for_task().hyperparameters
+    before = read_json(file, what="settings of a training", remedy=f"Remove {job.output} to train it anew.")
+    now = job.config.for_task().hyperparameters
     if (key := changed_setting(before, now, finished=job.finished)) is not None:
         raise UsageError(
             f"{job.output} was trained with {key} = {before.get(key)!r}, and {source} now says {now.get(key)!r}. Give the first setting, "

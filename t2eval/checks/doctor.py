@@ -1,7 +1,4 @@
-"""The doctor: is everything that t2eval needs on this machine, and if not, what to do.
-
-A check is `ok`, `note` (works, with a limit worth knowing) or `missing` (something that is needed is not there).
-"""
+"""The doctor: is everything that t2eval needs on this machine, and if not, what to do. The preflight takes the same checks."""
 
 from __future__ import annotations
 
@@ -11,31 +8,15 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from t2eval import __version__, paths
+from t2eval.checks.check import Check, installed
 from t2eval.errors import T2Error
 from t2eval.models import plugin
 
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets", "peft", "accelerate", "safetensors")
 _NAMES = {paths.EMBEDDED: "embedded base", paths.EMBEDDED_VLM: "embedded vision-language model"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor's report; `remedy` is empty where there is nothing to do."""
-
-    name: str
-    status: Literal["ok", "note", "missing"]
-    detail: str
-    remedy: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """For JSON."""
-        return asdict(self)
 
 
 def examine() -> list[Check]:
@@ -60,15 +41,10 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    found, absent = [], []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            absent.append(name)
-    if absent:
+    found = installed(PACKAGES)
+    if absent := [name for name, version in found.items() if version is None]:
         return Check("packages", "missing", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
-    return Check("packages", "ok", ", ".join(found))
+    return Check("packages", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
 def _device() -> Check:

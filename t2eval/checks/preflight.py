@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from t2eval.bench.plan import Plan, check_executor, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.checks import doctor
 from t2eval.checks.arguments import check_arguments
+from t2eval.checks.check import Findings, installed
 from t2eval.environment.loading import checked_config
 from t2eval.errors import T2Error, UsageError
 from t2eval.forecast.forecast import Figure, Forecast, forecast, task_data
@@ -28,26 +27,6 @@ from t2eval.paths import EMBEDDED, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
 
 _EXTRAS = {"ray": "t2eval[ray]", "wandb": "t2eval[wandb]"}
-
-
-@dataclass
-class Findings:
-    """What was found: obstacles and warnings, one sentence or two each."""
-
-    obstacles: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def settled(self) -> list[str]:
-        """The warnings, where there is no obstacle.
-
-        Raises:
-            T2Error: all obstacles, and the warnings after them.
-        """
-        if not self.obstacles:
-            return self.warnings
-        lines = [f"- {line}" for line in dict.fromkeys([*self.obstacles, *self.warnings])]
-        count = "One thing is" if len(self.obstacles) == 1 else f"{len(self.obstacles)} things are"
-        raise T2Error("\n".join([f"{count} missing, and nothing was loaded:", *lines]))
 
 
 def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
@@ -99,8 +78,7 @@ def check_demo(output: Path) -> list[str]:
     """Check what `t2 demo` will need: the embedded base, and a sandbox for its programs. Returns and raises as `check_bench`."""
     found = Findings()
     for check in (doctor.embedded_base(), doctor.sandbox(), doctor.writable("output", output, "--output")):
-        if check.status == "missing":
-            found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
+        found.needs(check)
     return found.settled()
 
 
@@ -117,7 +95,7 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
         except UsageError:
             raise
         except T2Error as error:
-            found.obstacles.append(str(error))
+            found.missing("tasks", str(error))
             readable = False
             continue
         for data in task_data(manager, config):
@@ -129,7 +107,7 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
     _check_packages(found, packages)
     check = doctor.sandbox()
     if programs and check.status == "missing":
-        found.obstacles.append(f"{', '.join(programs)} run model-written programs, and there is no sandbox: {check.detail}. {check.remedy}")
+        found.missing("tasks", f"{', '.join(programs)} run model-written programs, and there is no sandbox: {check.detail}. {check.remedy}")
     return readable
 
 
@@ -148,23 +126,22 @@ def _check_data(found: Findings, users: Mapping[hub.HubData, Sequence[str]]) -> 
             if "not in the cache" in reason
             else ""
         )
-        found.obstacles.append(f"Data sets: {'; '.join(wanted)}: {reason}.{remedy}")
+        found.missing("data sets", f"Data sets: {'; '.join(wanted)}: {reason}.{remedy}")
 
 
 # ---------------------------------------------------------------------- the machine
 def _check_model(found: Findings, model: str, revision: str | None) -> None:
     if is_embedded(model):
-        check = doctor.embedded_model(model)  # what needs experts says so itself (`_check_experts`); training needs none
-        if check.status == "missing":
-            found.obstacles.append(f"{check.name}: {check.detail}. {check.remedy}")
+        found.needs(doctor.embedded_model(model))  # what needs experts says so itself (`_check_experts`); training needs none
     elif (reason := hub.model_obstacle(model, revision)) is not None:
-        found.obstacles.append(reason)
+        found.missing("model", reason)
 
 
 def _check_device(found: Findings, device: str | None) -> None:
     if device is not None and (device.startswith("cuda") or device == SPREAD) and not _gpus():
-        found.obstacles.append(
-            f"There is no GPU here that torch can use, and the device is {device!r}. Set `device: cpu`, or run where there is one."
+        found.missing(
+            "device",
+            f"There is no GPU here that torch can use, and the device is {device!r}. Set `device: cpu`, or run where there is one.",
         )
 
 
@@ -179,12 +156,12 @@ def _gpus() -> list[int]:
 
 def _check_packages(found: Findings, packages: Mapping[str, str]) -> None:
     """Optional packages, by the name that pip knows, and what asks for each."""
+    names = {package: re.split(r"[\s\[<>=!~;]", package, maxsplit=1)[0] for package in packages}
+    found_here = installed(names.values())
     for package, wanted_by in packages.items():
-        name = re.split(r"[\s\[<>=!~;]", package, maxsplit=1)[0]
-        try:
-            version(name)
-        except PackageNotFoundError:
-            found.obstacles.append(f"The package {name} is not installed ({wanted_by}). pip install '{_EXTRAS.get(name, package)}'")
+        name = names[package]
+        if found_here[name] is None:
+            found.missing("packages", f"The package {name} is not installed ({wanted_by}). pip install '{_EXTRAS.get(name, package)}'")
 
 
 def _check_experts(found: Findings, plan: Plan) -> None:
@@ -196,14 +173,14 @@ def _check_experts(found: Findings, plan: Plan) -> None:
         if EXPERT_METHODS & set(config.methods):
             libraries = config.libraries(seed)
             if absent := [library for library in libraries if not library.is_dir()] if config.experts is not None else []:
-                found.obstacles.append(f"experts: {absent[0]} is not a folder. Mend the path, train them, or give a `train:` section.")
+                found.missing("experts", f"experts: {absent[0]} is not a folder. Mend the path, train them, or give a `train:` section.")
             elif not config.expert_folders(seed):
                 places = " or ".join(map(str, libraries))
-                found.warnings.append(f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
+                found.note("experts", f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
         for method in BASELINES:
             if method in config.methods and not config.adapters(method, seed):
-                found.warnings.append(
-                    f"There is no {method} adapter of seed {seed}: its cells will fail. Train it, or give a `train:` section."
+                found.note(
+                    "experts", f"There is no {method} adapter of seed {seed}: its cells will fail. Train it, or give a `train:` section."
                 )
 
 
@@ -215,12 +192,13 @@ def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:
         folder, variable = places[name]
         free = shutil.disk_usage(_existing(folder)).free
         if part.value is not None and part.value > free:
-            found.warnings.append(
+            found.note(
+                "disk",
                 f"{folder} has {_gigabytes(free)} free, and {name} may take {_gigabytes(part.value)} ({part.source}). "
-                f"Make room, or set {variable} to another disk."
+                f"Make room, or set {variable} to another disk.",
             )
     if not os.access(_existing(output), os.W_OK):
-        found.obstacles.append(f"{output} cannot be written. Choose another --output.")
+        found.missing("disk", f"{output} cannot be written. Choose another --output.")
 
 
 def _check_memory(found: Findings, device: str | None, prediction: Forecast, trains: bool) -> None:
@@ -235,9 +213,10 @@ def _check_memory(found: Findings, device: str | None, prediction: Forecast, tra
         free = _host_memory()
     for name, need in needs:
         if free is not None and need.value is not None and need.value > free:
-            found.warnings.append(
+            found.note(
+                "memory",
                 f"{name} may take {_gigabytes(need.value)} ({need.source}), and there are {_gigabytes(free)} {where}. "
-                "A smaller batch_size or micro_batch takes less."
+                "A smaller batch_size or micro_batch takes less.",
             )
 
 

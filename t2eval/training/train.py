@@ -7,7 +7,6 @@ configuration lists several values. The test split is only scored, once before a
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

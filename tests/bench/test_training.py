@@ -16,6 +16,7 @@ from t2eval.bench import training
 from t2eval.bench.execute import run
 from t2eval.bench.plan import Plan, load_plan, make_plan
 from t2eval.bench.training import Job, jobs, settle, train, train_missing
+from t2eval.environment.loading import make_task_manager
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
 from t2eval.workers.pool import Pool
@@ -120,8 +121,6 @@ def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytes
 
 def _own_tasks(include_path: object = None, *, task: str | None = None) -> object:
     """t2eval's own tasks: the ten thousand of lm-eval take seconds to read."""
-    from t2eval.environment.loading import make_task_manager
-
     return make_task_manager(include_path, task="embedded_math_seen")
 
 

@@ -17,8 +17,8 @@ from t2eval import cli, paths
 from t2eval.basemodel import probe as hub
 from t2eval.bench import plan as plan_module
 from t2eval.bench.plan import Plan, load_plan
-from t2eval.checks import doctor, preflight
-from t2eval.checks.doctor import Check
+from t2eval.checks import check, doctor, preflight
+from t2eval.checks.check import Check
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
 from tests.offline_datasets import datasets_cache, write_hub
@@ -78,8 +78,8 @@ def test_training_needs_the_embedded_model_and_no_experts(tmp_path: Path, monkey
     for name in ("config.json", "model.safetensors"):
         (root / "vlm" / name).write_text("{}")
     assert preflight.check_training(config) == []
-    check = doctor.embedded_vlm()
-    assert (check.status, "no experts in" in check.detail) == ("missing", True)
+    found = doctor.embedded_vlm()
+    assert (found.status, "no experts in" in found.detail) == ("missing", True)
     (root / "vlm-library" / "seed-0" / "vision").mkdir(parents=True)
     (root / "vlm-library" / "seed-0" / "vision" / "expert.json").write_text("{}")
     assert doctor.embedded_vlm().status == "ok"
@@ -90,7 +90,7 @@ def test_training_needs_the_embedded_model_and_no_experts(tmp_path: Path, monkey
 def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
     monkeypatch.setattr(plan_module, "EXECUTORS", ("local", "ray"))
-    monkeypatch.setattr(preflight, "version", _no_package)  # whether ray is here or not
+    monkeypatch.setattr(check, "version", _no_package)  # whether ray is here or not
     with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
         preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")
     message = str(caught.value)

@@ -248,11 +248,12 @@ def test_tasks_path_is_the_folder() -> None:
 
 def test_doctor_reports_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from t2eval.checks import doctor
+    from t2eval.checks.check import Check
 
-    good = doctor.Check("python", "ok", "3.11")
+    good = Check("python", "ok", "3.11")
     monkeypatch.setattr(doctor, "examine", lambda: [good])
     assert invoke("doctor").exit_code == 0
-    monkeypatch.setattr(doctor, "examine", lambda: [good, doctor.Check("sandbox", "missing", "no bwrap", "apt-get install bubblewrap")])
+    monkeypatch.setattr(doctor, "examine", lambda: [good, Check("sandbox", "missing", "no bwrap", "apt-get install bubblewrap")])
     sick = invoke("doctor")
     assert sick.exit_code == 1
     assert "→ apt-get install bubblewrap" in sick.stdout
