@@ -308,9 +308,26 @@ def evaluate_task(model: Any, task: Any, manager: Any, **settings: Any) -> dict[
     """lm-eval's `simple_evaluate` of one task object that is loaded already."""
     from lm_eval import simple_evaluate
 
+    quiet_git()
     taken = manager if _scorers(task) is None else _Loaded(task)
     found: Any = simple_evaluate(model=model, tasks=[task], task_manager=taken, **settings)
     return dict(found)
+
+
+def quiet_git() -> None:
+    """Let lm-eval not ask git for a commit outside of a repository: git answers on the user's screen."""
+    import lm_eval.evaluator
+
+    plain = lm_eval.evaluator.get_git_commit_hash
+    if getattr(plain, "asked_by_t2eval", False):
+        return
+
+    def get_git_commit_hash() -> Any:
+        here = Path.cwd()
+        return plain() if any((folder / ".git").exists() for folder in (here, *here.parents)) else None
+
+    get_git_commit_hash.asked_by_t2eval = True  # type: ignore[attr-defined]
+    lm_eval.evaluator.get_git_commit_hash = get_git_commit_hash
 
 
 def running_evaluation() -> Mapping[str, Any] | None:

@@ -154,6 +154,7 @@ def record() -> None:
     if getattr(plain, "noted_by_t2eval", False):
         return
     _tell_the_end()
+    harness.quiet_git()
     signature = inspect.signature(plain)
 
     @functools.wraps(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,9 @@ class Adapting(Strategy):
             self.search.ties,
             mergeable=not self.through_hooks,
         )
-        with tqdm(total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=self._rank != 0) as bar:
+        with tqdm(
+            total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=self._rank != 0 or not sys.stderr.isatty()
+        ) as bar:
 
             def progress(iteration: int, score: float) -> None:
                 bar.set_postfix(score=f"{score:.3f}")

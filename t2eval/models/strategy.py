@@ -22,9 +22,11 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
 from t2eval.basemodel.chat import Chat
-from t2eval.basemodel.devices import check_dtype, pick_device
+from t2eval.basemodel.devices import check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.load import embedded_library_dir, model_source
 from t2eval.environment import harness, runs
 from t2eval.errors import T2Error, UsageError
@@ -83,6 +85,8 @@ class Strategy:
         with one_message():
             harness.check_version()
             runs.record()
+            if not sys.stderr.isatty():
+                transformers_logging.disable_progress_bar()
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
             self._embedded = pretrained is None or pretrained == self.EMBEDDED
@@ -92,10 +96,11 @@ class Strategy:
                 pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
-            check_dtype(rest.get("dtype") or "auto")
+            dtype = check_dtype(rest.get("dtype") or "auto")
             if not isinstance(pretrained, torch.nn.Module):
                 asked = rest.get("device")  # lm-eval's command says cuda:0 where nobody asked for anything
-                rest["device"] = str(pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked))
+                device = pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked)
+                rest |= {"device": str(device), "dtype": _dtype(dtype, device, pretrained, rest)}
             self._refuse_tasks()
             self.experts: list[Expert] = load_library(self._library())
             self.check_library()
@@ -469,6 +474,25 @@ class Strategy:
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
+
+
+def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping[str, Any]) -> str:
+    """The dtype of the weights: half precision is held in float32 on a CPU, as `load_base` does, where the model is not a quantised one."""
+    packed = [
+        name for name in arguments if name in ("gguf_file", "autogptq", "gptqmodel") or name.startswith(("load_in_", "bnb_", "quant"))
+    ]
+    if asked != "auto" or device.type != "cpu" or packed or not isinstance(pretrained, (str, Path)):
+        return asked
+    try:
+        revision, trust = arguments.get("revision") or "main", bool(arguments.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError, HFValidationError):
+        return asked  # lm-eval's class will say what is wrong with it
+    if getattr(config, "quantization_config", None) is not None:
+        return asked
+    loaded = pick_dtype(asked, device, stored_dtype(config))
+    say_widened(str(pretrained), stored_dtype(config), loaded)
+    return str(loaded).removeprefix("torch.")
 
 
 def _short(expert: Expert) -> str:
