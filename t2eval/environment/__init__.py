@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2eval.environment.environment import Environment as Environment
-    from t2eval.environment.environment import Example as Example
-    from t2eval.environment.environment import Split as Split
+    from t2eval.environment.example import Example as Example
+    from t2eval.environment.example import Split as Split
 
 _HOMES = {
     "Environment": "t2eval.environment.environment",
-    "Example": "t2eval.environment.environment",
-    "Split": "t2eval.environment.environment",
+    "Example": "t2eval.environment.example",
+    "Split": "t2eval.environment.example",
 }
 __all__ = ["Environment", "Example", "Split"]
 

@@ -2,15 +2,6 @@
 
 Nothing about a task is restated here. Documents, prompts, filters and metrics are lm-eval's own objects, so the reward of an answer
 is what lm-eval would report for it: the task's filters (the first filter pipeline), then `process_results`, then the first metric.
-
-Splits:
-
-- `train`: the task's training split. Where the task has no separate validation split, the first half of it, shuffled by a constant
-  seed (the paper's equal halves).
-- `validation`: the task's validation split, else the other half. A task without a test split is evaluated by lm-eval on its
-  validation split; that split is then `test` here, and never used to choose anything.
-- `adaptation`: what `metadata: {t2: {adaptation_split: …}}` names, else validation, else train, else the labelled test split.
-- `test`: what lm-eval evaluates, less the adaptation examples where those had to come from it.
 """
 
 from __future__ import annotations
@@ -20,56 +11,23 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from t2eval.basemodel.chat import tokenizer_chat
 from t2eval.environment import harness, runs
+from t2eval.environment.example import Example, Split
 from t2eval.environment.loading import checked_config, load_task, make_task_manager, refuse_unprotected
+from t2eval.environment.splits import Part, halves, source_of, split_roles
 from t2eval.errors import T2Error, UsageError
 from t2eval.vision.images import has_images, images_of, refuse_with_images, without_images
 
 __all__ = ["Environment", "Example", "Split", "make_task_manager"]
 
-Split = Literal["train", "validation", "adaptation", "test"]
-
-_HALVES_SEED = 16
 _FEWSHOT_SEED = 1234
 """lm-eval's own default, so that few-shot prompts are its own."""
 _DEFAULT_NEW_TOKENS = 256
 """What HFLM generates where a task does not say."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One document of a task, ready to be answered and scored.
-
-    Attributes:
-        task: the task's name.
-        split: the lm-eval split that it came from.
-        index: its position in that split.
-        doc: the document.
-        prompt: what the model reads (for a choice task whose choices are contexts: the first of them).
-        target: the gold answer as text. `metadata: {t2: {answer_field: …}}` may name the field that holds a worked solution.
-        choices: the answers to choose from, or None for a generated answer.
-        gold: the index of the right choice, or None.
-        key: a hash of the document.
-        answer: `target` as it continues `prompt`, with the task's delimiter: what supervised training learns.
-        requests: for a choice task, the (context, continuation) pairs exactly as lm-eval would send them.
-    """
-
-    task: str
-    split: str
-    index: int
-    doc: dict[str, Any]
-    prompt: str
-    target: str
-    choices: tuple[str, ...] | None
-    gold: int | None
-    key: str
-    answer: str = ""
-    requests: tuple[tuple[str, str], ...] = ()
 
 
 class Environment:
@@ -200,39 +158,13 @@ class Environment:
         return ([until] if isinstance(until, str) else [str(item) for item in until]), int(settings["max_gen_toks"])
 
     # ------------------------------------------------------------------ splits
-    def _splits(self) -> dict[str, str | None]:
-        config = self.task.config
-        test = config.test_split or config.validation_split
-        validation = config.validation_split if config.test_split else None
-        train = config.training_split if config.training_split != test else None
-        adaptation = self.t2.get("adaptation_split")
-        return {"train": train, "validation": validation, "test": test, "adaptation": adaptation}
+    def _plan(self, split: Split) -> tuple[str, Part]:
+        return source_of(self.task.config, self.t2, split, self.name, sorted(map(str, getattr(self.task, "dataset", None) or {})))
 
-    def _plan(self, split: Split) -> tuple[str, Literal["all", "first", "second"]]:
-        """The lm-eval split, and which half of it."""
-        splits = self._splits()
-        train, validation, test = splits["train"], splits["validation"], splits["test"]
-        if split == "adaptation":
-            if splits["adaptation"]:
-                return str(splits["adaptation"]), "all"
-            if validation:
-                return validation, "all"
-            if train:
-                return train, "all"
-            split = "test"
-        if split == "test":
-            if test is None:
-                raise T2Error(f"Task {self.name!r} has no test split and no validation split.")
-            return test, "all"
-        if split == "validation" and validation:
-            return validation, "all"
-        if train is None:
-            have = sorted(getattr(self.task, "dataset", None) or {})
-            raise T2Error(
-                f"Task {self.name!r} has no training split that is apart from what it is tested on; its dataset has: "
-                f"{', '.join(map(str, have)) or 'none'}. Name one as training_split in the task's YAML, or train on another task."
-            )
-        return train, ("all" if validation else "first" if split == "train" else "second")
+    @property
+    def _scored(self) -> str | None:
+        """The split that lm-eval scores."""
+        return split_roles(self.task.config, self.t2)["test"]
 
     def split_source(self, split: Split) -> str:
         """Which lm-eval split `examples(split)` draws from, for the record: `"train"`, `"train (second half)"`, …
@@ -261,14 +193,12 @@ class Environment:
         docs = self._docs(source)
         indices = list(range(len(docs)))
         if part != "all":
-            random.Random(_HALVES_SEED).shuffle(indices)
-            middle = (len(indices) + 1) // 2
-            indices = sorted(indices[:middle] if part == "first" else indices[middle:])
+            indices = halves(len(indices))[part]
         if limit is not None and limit < len(indices):
             indices = indices[:limit] if split == "test" else sorted(random.Random(seed).sample(indices, limit))
         with harness.compiled_once():
             built = self._built(docs, source, indices)
-        if split == "adaptation" and source == self._splits()["test"]:
+        if split == "adaptation" and source == self._scored:
             self._held_out = {example.key for example in built}
         return [example for example in built if example.key not in self._held_out] if split == "test" else built
 
@@ -279,7 +209,7 @@ class Environment:
         have drawn theirs, in the process that they belong to, for it to get those that lm-eval gives it.
         """
         self._rewind()
-        if not self.num_fewshot or source != self._splits()["test"]:
+        if not self.num_fewshot or source != self._scored:
             return [self._example(docs[index], source, index) for index in indices]
         found: dict[int, Example] = {}
         asked = set(indices)
@@ -316,7 +246,7 @@ class Environment:
     def _context(self, doc: dict[str, Any], source: str) -> str | list[str]:
         task = self.task
         # lm-eval leaves a document out of its own worked examples on the test split only, and training may draw both from one split
-        own = self.num_fewshot > 0 and hasattr(task, "sampler") and harness.fewshot_split(task) == source != self._splits()["test"]
+        own = self.num_fewshot > 0 and hasattr(task, "sampler") and harness.fewshot_split(task) == source != self._scored
         with runs.never_itself(task, doc) if own else nullcontext():
             return runs.prompt_of(task, doc, self.prompting)
 
@@ -325,7 +255,7 @@ class Environment:
         key = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
         shared: dict[str, Any] = {"task": self.name, "split": source, "index": index, "doc": doc, "key": key}
         context = self._context(doc, source)
-        sent = self._sent.get(index) if source == self._splits()["test"] else None
+        sent = self._sent.get(index) if source == self._scored else None
         if self.generates:
             prompt = str(context if sent is None else sent[0][0])
             target = self._target(doc)

@@ -308,26 +308,9 @@ def evaluate_task(model: Any, task: Any, manager: Any, **settings: Any) -> dict[
     """lm-eval's `simple_evaluate` of one task object that is loaded already."""
     from lm_eval import simple_evaluate
 
-    quiet_git()
     taken = manager if _scorers(task) is None else _Loaded(task)
     found: Any = simple_evaluate(model=model, tasks=[task], task_manager=taken, **settings)
     return dict(found)
-
-
-def quiet_git() -> None:
-    """Let lm-eval not ask git for a commit outside of a repository: git answers on the user's screen."""
-    import lm_eval.evaluator
-
-    plain = lm_eval.evaluator.get_git_commit_hash
-    if getattr(plain, "asked_by_t2eval", False):
-        return
-
-    def get_git_commit_hash() -> Any:
-        here = Path.cwd()
-        return plain() if any((folder / ".git").exists() for folder in (here, *here.parents)) else None
-
-    get_git_commit_hash.asked_by_t2eval = True  # type: ignore[attr-defined]
-    lm_eval.evaluator.get_git_commit_hash = get_git_commit_hash
 
 
 def running_evaluation() -> Mapping[str, Any] | None:
@@ -370,46 +353,3 @@ def asked_output_types(tasks: Sequence[Any], manager: Any) -> dict[str, str]:
         elif own:
             found[name] = str(own.get("output_type", "generate_until"))
     return found
-
-
-# ---------------------------------------------------------------------- the response cache
-def caches_responses(hook: Any) -> bool:
-    """Whether lm-eval keeps this model's answers (`--use_cache`)."""
-    return getattr(hook, "dbdict", None) is not None
-
-
-def own_table(hook: Any, name: Callable[[], str]) -> None:
-    """Give the response cache a table of its own in its file: lm-eval's key is the request alone.
-
-    Args:
-        hook: lm-eval's CacheHook.
-        name: called when the cache is first asked, which is after every task's requests have been built.
-    """
-    if not caches_responses(hook):
-        return
-    database = hook.dbdict
-    plain = database.__class__
-    if getattr(plain, "named_by_t2eval", False):
-        plain = plain.__mro__[1]
-
-    class Table(plain):  # type: ignore[misc, valid-type]
-        named_by_t2eval = True
-
-        def _named(self) -> Any:
-            table = name()
-            if self.tablename != table:
-                self.tablename = table
-                self.conn.execute(f'CREATE TABLE IF NOT EXISTS "{table}" (key TEXT PRIMARY KEY, value BLOB)')
-                self.conn.commit()
-            return super()
-
-        def __contains__(self, key: Any) -> bool:
-            return bool(self._named().__contains__(key))
-
-        def __getitem__(self, key: Any) -> Any:
-            return self._named().__getitem__(key)
-
-        def __setitem__(self, key: Any, value: Any) -> None:
-            self._named().__setitem__(key, value)
-
-    database.__class__ = Table

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.environment import harness
+from t2eval.environment.quiet import quiet_git
 from t2eval.paths import tasks_dir
 
 
@@ -154,7 +155,7 @@ def record() -> None:
     if getattr(plain, "noted_by_t2eval", False):
         return
     _tell_the_end()
-    harness.quiet_git()
+    quiet_git()
     signature = inspect.signature(plain)
 
     @functools.wraps(plain)

@@ -108,9 +108,8 @@ class Adapting(Strategy):
             self.search.ties,
             mergeable=not self.through_hooks,
         )
-        with tqdm(
-            total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=self._rank != 0 or not sys.stderr.isatty()
-        ) as bar:
+        silent = self._rank != 0 or not sys.stderr.isatty()
+        with tqdm(total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=silent) as bar:
 
             def progress(iteration: int, score: float) -> None:
                 bar.set_postfix(score=f"{score:.3f}")

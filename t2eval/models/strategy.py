@@ -11,8 +11,6 @@ A strategy receives the run: each request knows the task object that it comes fr
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -20,25 +18,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from t2eval.basemodel.chat import Chat
-from t2eval.basemodel.devices import check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.load import embedded_library_dir, model_source
 from t2eval.environment import harness, runs
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_library
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
-from t2eval.models import identity
-from t2eval.models.evaluation import Evaluation, closing_line
-from t2eval.models.launch import one_message, under_lm_eval
+from t2eval.models.base import one_reason, placed
+from t2eval.models.launch import one_message
 from t2eval.models.options import Options, split_arguments
-from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded, tasks_dir
+from t2eval.models.recorded import Recorded
+from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted, attach, attached
@@ -49,13 +44,11 @@ _AUTOMATIC = 32
 """Sequences of a batch of the first pass where lm-eval finds the size of its own by itself (`--batch_size auto`)."""
 
 
-class Strategy:
+class Strategy(Recorded):
     """See the module's text. Subclasses set `OPTIONS`, and define `check_library`, `prepare`, `keys`, `scale`, `forget` and `report`."""
 
     OPTIONS: ClassVar[type[Options]] = Options
     EMBEDDED: ClassVar[str] = EMBEDDED
-    UNSERVED: ClassVar[Mapping[str, str]] = {}
-    """Output type of a task → why the strategy has nothing for it."""
     rows_by_tokens: ClassVar[bool] = True
     """Whether a row of a batch is known by its tokens."""
     options: Any
@@ -96,16 +89,15 @@ class Strategy:
                 pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
-            dtype = check_dtype(rest.get("dtype") or "auto")
-            if not isinstance(pretrained, torch.nn.Module):
-                asked = rest.get("device")  # lm-eval's command says cuda:0 where nobody asked for anything
-                device = pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked)
-                rest |= {"device": str(device), "dtype": _dtype(dtype, device, pretrained, rest)}
+            rest = placed(pretrained, rest)
             self._refuse_tasks()
             self.experts: list[Expert] = load_library(self._library())
             self.check_library()
             self._given = dict(rest)
-            self._load_base(pretrained, rest)
+            with one_reason(pretrained):
+                super().__init__(pretrained=pretrained, **rest)  # type: ignore[call-arg]
+            if self.backend != "causal":
+                raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
             self._set_ranks()
             self._renderer = Chat(super().apply_chat_template)  # type: ignore[misc]
             self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
@@ -126,9 +118,6 @@ class Strategy:
     def prepare(self) -> None:
         """Make ready what lasts as long as the object."""
 
-    def forget(self) -> None:
-        """Forget what was found for the last evaluation."""
-
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
         """The first pass: for each request the key of the z' that answers it; None is the base weights."""
         raise NotImplementedError
@@ -136,18 +125,6 @@ class Strategy:
     def scale(self, key: Hashable) -> Mapping[str, Tensor]:
         """z' of a key that `keys` gave."""
         raise NotImplementedError
-
-    def report(self) -> dict[str, Any]:
-        """What the strategy adds to `config.t2`; on data-parallel runs, called on every rank."""
-        return {}
-
-    def reads_of(self, run: runs.Run) -> Any:
-        """What the first pass reads of a run besides its requests, for the identity of its answers; can be written as JSON."""
-        return None
-
-    def explain(self, run_name: str, document: int) -> dict[str, Any] | None:
-        """What was chosen for one document, for the logged samples."""
-        return None
 
     # ------------------------------------------------------------------ requests
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
@@ -234,85 +211,6 @@ class Strategy:
                 raise UsageError(f"--apply_chat_template: {error} Use a model with a chat template, or leave the flag out.") from error
             return found
 
-    # ------------------------------------------------------------------ one evaluation after the other
-    @property
-    def first_pass(self) -> Any:
-        return self._evaluation.first_pass
-
-    @property
-    def second_pass(self) -> Any:
-        return self._evaluation.second_pass
-
-    def _begin(self, after: int) -> None:
-        """Forget the last evaluation; the runs of the next one have numbers above `after`."""
-        self._evaluation = Evaluation(after, after)
-        self._table: str | None = None
-        self.forget()
-
-    def _enter(self, requests: Sequence[Any]) -> None:
-        """See which evaluation requests belong to: lm-eval builds all requests of one before the first is answered."""
-        found = {run.number: run for run in map(runs.run_of, requests) if run is not None}
-        if found and max(found) > self._evaluation.last_run:
-            if self._evaluation.asked:
-                self._begin(self._evaluation.last_run)
-            self._evaluation.last_run = runs.recorded()
-            self._table = None
-        for _, run in sorted(found.items()):
-            self._refuse_run(run)
-        self._evaluation.asked += len(requests)
-        if harness.caches_responses(self.cache_hook):
-            self._table_name()  # while the base's weights are in place
-
-    def _refuse_tasks(self) -> None:
-        """Refuse the tasks of the evaluation that makes this model, before anything is loaded."""
-        evaluation = harness.running_evaluation() if self.UNSERVED else None
-        if evaluation is None:
-            return
-        manager = evaluation.get("task_manager")
-        if manager is None:
-            own = [self.options.include_path] if self.options.include_path else []
-            manager = harness.open_index([str(tasks_dir()), *own], defaults=False)
-        for task, kind in harness.asked_output_types(evaluation.get("tasks") or [], manager).items():
-            self._refuse(task, kind)
-
-    def _refuse(self, task: str, kind: str) -> None:
-        if kind in self.UNSERVED:
-            model = f"t2-{self.options.strategy}{self.options.suffix}"
-            raise UsageError(f"Task {task!r} has output type {kind!r}, and {model} {self.UNSERVED[kind]}")
-
-    def _refuse_run(self, run: runs.Run) -> None:
-        self._refuse(run.name, run.kind)
-        if run.arguments.get("cache_requests") and (stale := runs.stale(run)):
-            raise UsageError(
-                f"lm-eval's cache of requests (--cache_requests) holds other requests of task {run.name!r} than this run would build: "
-                f"{stale}. Its key knows neither seeds nor what a group, --gen_kwargs or an edited YAML changes. Run once with "
-                "--cache_requests refresh."
-            )
-
-    def finish_evaluation(self, results: Mapping[str, Any] | None, chosen: Mapping[str, list[int]] | None) -> None:
-        """lm-eval has evaluated: write what was chosen beside each logged sample, and say it in one line.
-
-        Args:
-            results: what lm-eval returns; None where another rank returns it.
-            chosen: lm-eval's `--samples`.
-        """
-        if getattr(self, "chat_applied", False):
-            self.chat_applied = False  # hf-multimodal would go on as if the next evaluation's prompts were chats too
-        if results is None:
-            return
-        for task, samples in (results.get("samples") or {}).items():
-            places = (chosen or {}).get(task)
-            for sample in samples:
-                document = places.index(sample["doc_id"]) if places and harness.renumbers_samples() else int(sample["doc_id"])
-                explained = self.explain(task.split("::")[-1], document)
-                if explained is not None:
-                    sample["t2"] = explained
-        line = closing_line(self.t2_info())
-        if under_lm_eval():
-            print(line, file=sys.stderr, flush=True)
-        else:
-            _log.info(line)
-
     # ------------------------------------------------------------------ the first pass's model
     @property
     def adapted(self) -> Adapted:
@@ -369,18 +267,6 @@ class Strategy:
         """The folder of its experts, or several."""
         return Path(embedded_library_dir(0))
 
-    def _load_base(self, pretrained: Any, rest: dict[str, Any]) -> None:
-        try:
-            super().__init__(pretrained=pretrained, **rest)  # type: ignore[call-arg]
-        except (OSError, HFValidationError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise T2Error(
-                f"The base model {pretrained!r} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "
-                "download the model where it can and give its folder, or leave pretrained= out to use the embedded base model."
-            ) from error
-        if self.backend != "causal":
-            raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
-
     def _set_ranks(self) -> None:
         """HFLM sets rank and world size on GPUs only; on CPUs both processes would evaluate everything."""
         accelerator = getattr(self, "accelerator", None)
@@ -400,101 +286,3 @@ class Strategy:
         for expert in self.experts:
             expert.check(self.adapted, self.options.allow_basis_mismatch)
         self.through_hooks = not self.adapted.mergeable
-
-    # ------------------------------------------------------------------ lm-eval's response cache
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides an answer besides the request and the run: base, tokenizer, experts, strategy, options, arguments."""
-        scales = {id(parameter) for parameter in self.adapted.trainable().values()}
-        return {
-            "class": type(self).__name__,
-            "options": self.options.model_dump(mode="json", exclude=set(identity.HARMLESS)),
-            "experts": [[e.name, e.label, e.card.description, e.sha256, str(e.card.parameterisation)] for e in self.experts],
-            "given": identity.given_facts(self._given),
-            "model": identity.model_facts(self.model, scales),
-            "tokenizer": identity.tokenizer_facts(getattr(self, "processor", None) or self.tokenizer),
-            "lengths": [int(self.max_length), int(self.max_gen_toks)],
-            "chat": self.chat_template_args,
-        }
-
-    def _table_name(self) -> str:
-        if self._table is None:
-            current = runs.since(self._evaluation.after)
-            self._table = f"t2_{identity.digest([self.identity(), [self.reads_of(run) for run in current]])}"
-        return self._table
-
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """lm-eval keys its response cache by the request alone: each identity gets a table of its own in the file."""
-        if harness.caches_responses(cache_hook):
-            self._begin(runs.recorded())  # an evaluation begins, of which this model may not see a single request
-            harness.own_table(cache_hook, self._table_name)
-        super().set_cache_hook(cache_hook)  # type: ignore[misc]
-
-    def _collective(self) -> bool:
-        return not harness.caches_responses(self.cache_hook)
-
-    # ------------------------------------------------------------------ the record
-    def _gather(self, thing: Any) -> list[Any]:
-        found: list[Any] = [None] * int(self._world_size)
-        torch.distributed.all_gather_object(found, thing)
-        return found
-
-    def _share(self) -> None:
-        """Give every rank all ranks' records, while all of them are here."""
-        own = self._evaluation.record(self.report())
-        self._evaluation.totals = self._gather(own) if self._world_size > 1 and self._collective() else [own]
-
-    def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
-        """One report from those of all ranks."""
-        return reports[0]
-
-    def t2_info(self) -> dict[str, Any]:
-        """`config.t2` of lm-eval's results file. Seconds are the slowest rank's, tokens those of all ranks."""
-        records = self._evaluation.totals or [self._evaluation.record(self.report())]
-        info = {
-            "strategy": self.options.strategy,
-            "experts": [
-                {"name": expert.name, "label": expert.label, "sha256": expert.sha256, "basis_fingerprint": _short(expert)}
-                for expert in self.experts
-            ],
-            "dispatch": {},
-            "alphas": {},
-            "adaptation": {},
-            **self.merge_reports([each["report"] for each in records]),
-            **self._evaluation.passes(records),
-        }
-        if harness.caches_responses(self.cache_hook):
-            info["asked"] = sum(each["asked"] for each in records)
-            if not info["asked"]:
-                info["note"] = "every answer came from lm-eval's response cache (--use_cache): nothing was chosen now"
-        return info
-
-    def get_model_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
-        scales = sum(parameter.numel() for parameter in self.adapted.trainable().values())
-        if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
-            info["model_num_parameters"] -= scales
-        return {**info, "t2": self.t2_info()}
-
-
-def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping[str, Any]) -> str:
-    """The dtype of the weights: half precision is held in float32 on a CPU, as `load_base` does, where the model is not a quantised one."""
-    packed = [
-        name for name in arguments if name in ("gguf_file", "autogptq", "gptqmodel") or name.startswith(("load_in_", "bnb_", "quant"))
-    ]
-    if asked != "auto" or device.type != "cpu" or packed or not isinstance(pretrained, (str, Path)):
-        return asked
-    try:
-        revision, trust = arguments.get("revision") or "main", bool(arguments.get("trust_remote_code"))
-        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust)
-    except (OSError, ValueError, HFValidationError):
-        return asked  # lm-eval's class will say what is wrong with it
-    if getattr(config, "quantization_config", None) is not None:
-        return asked
-    loaded = pick_dtype(asked, device, stored_dtype(config))
-    say_widened(str(pretrained), stored_dtype(config), loaded)
-    return str(loaded).removeprefix("torch.")
-
-
-def _short(expert: Expert) -> str:
-    """The basis fingerprint of an expert's card as one hash."""
-    return hashlib.sha256(json.dumps(expert.card.basis_fingerprint, sort_keys=True).encode()).hexdigest()[:16]

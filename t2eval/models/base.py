@@ -1,0 +1,61 @@
+"""Base: where lm-eval's class is to load the base model, in which dtype, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig
+
+from t2eval.basemodel.devices import check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
+from t2eval.errors import T2Error
+
+_PACKED = ("gguf_file", "autogptq", "gptqmodel", "load_in_", "bnb_", "quant")
+
+
+def placed(pretrained: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """lm-eval's arguments with the device and the dtype that the model is loaded in; as they are for a model in memory.
+
+    Raises:
+        UsageError: a device or dtype that does not exist.
+    """
+    dtype = check_dtype(arguments.get("dtype") or "auto")
+    if isinstance(pretrained, torch.nn.Module):
+        return dict(arguments)
+    asked = arguments.get("device")  # lm-eval's command says cuda:0 where nobody asked for anything
+    device = pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked)
+    return {**arguments, "device": str(device), "dtype": _dtype(dtype, device, pretrained, arguments)}
+
+
+def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping[str, Any]) -> str:
+    """The dtype of the weights: half precision is held in float32 on a CPU, as `load_base` does, where the model is not a quantised one."""
+    packed = any(name.startswith(_PACKED) for name in arguments)
+    if asked != "auto" or device.type != "cpu" or packed or not isinstance(pretrained, (str, Path)):
+        return asked
+    try:
+        revision, trust = arguments.get("revision") or "main", bool(arguments.get("trust_remote_code"))
+        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError, HFValidationError):
+        return asked  # lm-eval's class will say what is wrong with it
+    if getattr(config, "quantization_config", None) is not None:
+        return asked
+    loaded = pick_dtype(asked, device, stored_dtype(config))
+    say_widened(str(pretrained), stored_dtype(config), loaded)
+    return str(loaded).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def one_reason(pretrained: Any) -> Iterator[None]:
+    """Inside, a base model or tokenizer that cannot be loaded is a `T2Error` with what to do."""
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise T2Error(
+            f"The base model {pretrained!r} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "
+            "download the model where it can and give its folder, or leave pretrained= out to use the embedded base model."
+        ) from error
