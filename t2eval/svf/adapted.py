@@ -35,6 +35,8 @@ from t2eval.svf.selection import left_out, refuse_bypassed, target_paths
 from t2eval.svf.state import State, put_on, state_of, take_off, watch
 
 _PAPER_MEAN, _PAPER_VARIANCE = 0.1, 1e-3  # Table 6: the initial p of the sigmoid form
+_READABLE = 0.25
+"""The smallest |z| that a gradient is divided by: rounding in what is divided grows by its inverse."""
 _WORTH_SAYING = 0.01  # of the decoder layers' weights, left out
 
 _log = logging.getLogger(__name__)
@@ -195,7 +197,8 @@ class Adapted:
         packed = [path for path in checked if self._state.matrices[path].parameter is None]
         if packed and not partly:
             raise T2Error(f"{packed[0]} is quantised, so z cannot be merged into its weight. Scale with set_z, which works on it.")
-        self._state.merger.merge((self._state.matrices[path], checked[path]) for path in checked if path not in set(packed))
+        on_host = _on_host({path: z for path, z in checked.items() if path not in set(packed)})
+        self._state.merger.merge((self._state.matrices[path], z) for path, z in on_host.items())
         for path in packed:
             self._scalers[path].beside_merged = self._delta(path, checked[path])
         self._mode.merged = True
@@ -235,6 +238,35 @@ class Adapted:
         self._state.merger.keep()
         self._mode.merged = False
         self.detach()
+
+    @contextmanager
+    def learning(self) -> Iterator[Any]:
+        """Learn z from merged weights, inside the context: the parameters' z is merged, and their gradient is read off the activations.
+
+        Two products a matrix and token in the backward pass take the place of four in both, for one merge (`t2eval.svf.cost`). Values and
+        gradients are those of the hooks, but for rounding. A matrix that cannot be merged, or of whose z something is near nought, is
+        scaled by its hook all the while. The parameters must not change inside.
+
+        Raises:
+            T2Error: z is merged already, or a fixed z is in force.
+        """
+        if self._mode.source != "parameters":
+            raise T2Error("A fixed z is in force, and the parameters learn nothing from it: call use_parameters() first.")
+        z = {path: value.detach() for path, value in self.z().items()}
+        floor = _together({path: value.abs().min() for path, value in z.items()})
+        matrices = self._state.matrices
+        inside = {path for path in z if floor[path] >= _READABLE and matrices[path].index is None and matrices[path].parameter is not None}
+        self._merge({path: z[path] for path in inside}, partly=False)
+        try:
+            for path, scaler in self._scalers.items():
+                scaler.in_weight = path in inside
+            self._mode.learning = True
+            yield self.model
+        finally:
+            self._mode.learning = False
+            for scaler in self._scalers.values():
+                scaler.in_weight = False
+            self.unmerge()
 
     @property
     def is_merged(self) -> bool:
@@ -279,8 +311,8 @@ class Adapted:
             raise T2Error(f"Cannot {action} while z is merged into the weights: unmerge first.")
 
     def _checked(self, z: Scales, sequences: int | None = None) -> dict[str, Tensor]:
-        """z by path in float32 on the CPU, copied, without the matrices where it is ones everywhere."""
-        checked = {}
+        """z by path in float32, copied where it lies, without the matrices where it is ones. One transfer to the host for all."""
+        copied: dict[str, Tensor] = {}
         for path, value in z.items():
             if path not in self.bases:
                 raise unknown("adapted matrix", path, self.paths)
@@ -289,17 +321,36 @@ class Adapted:
             if tuple(plain(value, f"z of {path}").shape) != expected:
                 raise T2Error(f"z of {path} has shape {tuple(value.shape)}; this matrix needs {expected}.")
             with torch.inference_mode(False), torch.no_grad():
-                own = value.detach().to("cpu", torch.float32, copy=True)
-            if not bool(torch.isfinite(own).all()):
-                raise T2Error(f"z of {path} holds values that are not finite.")
-            if bool((own != 1).any()):
-                checked[path] = own
-        return checked
+                copied[path] = value.detach().to(torch.float32, copy=True)
+        with torch.inference_mode(False), torch.no_grad():
+            furthest = _together({path: (own - 1).abs().amax() for path, own in copied.items()})
+        if broken := [path for path, far in furthest.items() if not math.isfinite(far)]:
+            raise T2Error(f"z of {broken[0]} holds values that are not finite.")
+        return {path: own for path, own in copied.items() if furthest[path] > 0}
 
     def _delta(self, path: str, z: Tensor) -> Tensor:
         """z - 1 on the matrix's device."""
         with torch.inference_mode(False), torch.no_grad():
             return (z - 1).to(self.parameters.of(path).device)
+
+
+def _together(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars on any devices as numbers, by one transfer a device."""
+    found: dict[str, float] = {}
+    for device in {value.device for value in values.values()}:
+        here = {path: value for path, value in values.items() if value.device == device}
+        found.update(zip(here, torch.stack(list(here.values())).tolist(), strict=True))
+    return found
+
+
+def _on_host(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """z, (r,) float32 each, on the CPU, by one transfer a device."""
+    found: dict[str, Tensor] = {}
+    for device in {value.device for value in z.values()}:
+        here = {path: value for path, value in z.items() if value.device == device}
+        parts = torch.cat(list(here.values())).cpu().split([len(value) for value in here.values()])
+        found.update(zip(here, parts, strict=True))
+    return found
 
 
 def attached(model: Any) -> Adapted | None:

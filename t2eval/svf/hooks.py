@@ -5,6 +5,9 @@
 
 The bias is added after the scaling: to subtract Qᵀb from Qᵀy again would leave rounding alone where b is large. The gradient is
 dL/dz = Σ_tokens (Qᵀ dL/dy) * (Qᵀ W x), or Σ_tokens (Qᵀ dL/dx') * (Qᵀ x) before a map: no gradient of W is ever formed.
+
+While z learns from merged weights (`Adapted.learning`) the maps compute W' x themselves. Qᵀ W' x = z * Qᵀ W x, and before a map
+Qᵀ dL/dx = z * Qᵀ dL/dx', so on either side dL/dz = Σ_tokens (Qᵀ gradient) * (Qᵀ activation) / z: two products, in the backward pass only.
 """
 
 from __future__ import annotations
@@ -51,10 +54,38 @@ class Factored(torch.autograd.Function):
         projected, q, delta = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])  # (tokens, r)
         back = flat @ q  # (tokens, r)
-        of_delta = (back.float() * projected.float()).sum(0) if ctx.needs_input_grad[2] else None  # (r,)
+        of_delta = _sums(back, projected) if ctx.needs_input_grad[2] else None  # (r,)
         if not ctx.needs_input_grad[0]:
             return None, None, of_delta
         return torch.addmm(flat, back.mul_(delta.to(back.dtype)), q.T).view_as(gradient), None, of_delta
+
+
+class ReadOff(torch.autograd.Function):
+    """An activation as it is, on the narrow side of a merged map, and the gradient of z that can be read off it.
+
+    y: (…, r) activations, W' x behind a map or x before one; q: (r, r) in their dtype; z: (r,) float32, none of it near nought.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, q: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(y, q, z)
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        y, q, z = ctx.saved_tensors
+        if not ctx.needs_input_grad[2]:
+            return gradient, None, None
+        back = gradient.reshape(-1, gradient.shape[-1]) @ q  # (tokens, r)
+        projected = y.reshape(-1, y.shape[-1]) @ q  # (tokens, r)
+        return gradient, None, _sums(back, projected) / z
+
+
+def _sums(back: Tensor, projected: Tensor) -> Tensor:
+    """Σ_tokens back * projected, (r,) float32, of two (tokens, r). A product is rounded as its factors were, the sum is not: float32 copies
+    of both would take three times the memory traffic."""
+    return (back * projected).sum(0, dtype=torch.float32)
 
 
 class ScaleParameters(nn.Module):
@@ -98,12 +129,14 @@ class Mode:
         source: the trainable parameters, one fixed z, or one z a sequence.
         off: how many contexts ask for the base model.
         merged: z is merged into the weights; only what cannot be merged is scaled here.
+        learning: the z that is merged is that of the parameters, which learn from it.
         shape: (sequences, tokens) of the batch that a decoder layer is reading, while there is one z a sequence.
     """
 
     source: Literal["parameters", "fixed", "sequences"] = "parameters"
     off: int = 0
     merged: bool = False
+    learning: bool = False
     shape: tuple[int, int] | None = None
 
 
@@ -116,28 +149,44 @@ class Scaler:
         self.fixed: Tensor | None = None  # z - 1, (r,); None is ones
         self.per_sequence: Tensor | None = None  # z - 1, (sequences, r)
         self.beside_merged: Tensor | None = None  # z - 1, (r,), of a matrix that cannot be merged
+        self.in_weight = False  # while the parameters learn from merged weights: whether this matrix's z is in its weight
         self._cast: Tensor | None = None
 
     def delta(self) -> Tensor | None:
         """z - 1 as it is in force now: (r,), or (sequences, r); None where it is nought."""
         if self.mode.off:
             return None
+        if self.mode.learning:
+            return None if self.in_weight else self._of_parameter()
         if self.mode.merged:
             return self.beside_merged
         if self.mode.source == "fixed":
             return self.fixed
         if self.mode.source == "sequences":
             return self.per_sequence
-        parameter = self._parameters.of(self.path)
-        if self.parameterisation == "direct":
-            delta: Tensor = parameter
-        else:
-            mask, sigma = torch.sigmoid(parameter), self.basis.sigma.to(parameter.device)
-            delta = mask * (sigma.sum() / (sigma * mask).sum()) - 1
+        delta = self._of_parameter()
         training = torch.is_grad_enabled() and delta.requires_grad
         if not training and delta.device.type == "cpu" and not bool(delta.any()):
             return None
         return delta
+
+    def _of_parameter(self) -> Tensor:
+        """z - 1 of the trainable parameter, (r,) float32, differentiable in it."""
+        parameter = self._parameters.of(self.path)
+        if self.parameterisation == "direct":
+            return parameter
+        mask, sigma = torch.sigmoid(parameter), self.basis.sigma.to(parameter.device)
+        return mask * (sigma.sum() / (sigma * mask).sum()) - 1
+
+    def around(self) -> Callable[[Tensor], Tensor] | None:
+        """What happens to the activation on the matrix's narrow side, (…, r) -> (…, r); None where nothing does."""
+        if self.mode.learning and self.in_weight and not self.mode.off:
+            if not torch.is_grad_enabled():
+                return None
+            z = self._of_parameter() + 1
+            return lambda y: ReadOff.apply(y, self._factor(y), z.to(y.device))  # type: ignore[no-any-return, no-untyped-call]
+        delta = self.delta()
+        return None if delta is None else functools.partial(self.scale, delta=delta)
 
     def scale(self, y: Tensor, delta: Tensor, sequences: Tensor | None = None) -> Tensor:
         """y + Q (delta * Qᵀ y).
@@ -236,19 +285,19 @@ def take_forward(module: nn.Module, run: Callable[..., Any]) -> Callable[[], Non
 
 
 def _before(scaler: Scaler, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    delta = scaler.delta()
-    return None if delta is None else (scaler.scale(inputs[0], delta), *inputs[1:])
+    scaled = scaler.around()
+    return None if scaled is None else (scaled(inputs[0]), *inputs[1:])
 
 
 def _behind(scaler: Scaler, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-    delta = scaler.delta()
-    return None if delta is None else scaler.scale(output, delta)
+    scaled = scaler.around()
+    return None if scaled is None else scaled(output)
 
 
 def _biased(scaler: Scaler, module: nn.Module, own: Callable[..., Any], x: Tensor, *arguments: Any, **named: Any) -> Any:
     """The forward of a map with a bias: W x scaled, then the bias."""
-    delta = scaler.delta()
-    if delta is None:
+    scaled = scaler.around()
+    if scaled is None:
         return own(x, *arguments, **named)
     bias = module_bias(module)
     assert bias is not None
@@ -262,7 +311,7 @@ def _biased(scaler: Scaler, module: nn.Module, own: Callable[..., Any], x: Tenso
             y = own(x, *arguments, **named)
         if not taken:  # computed with it: what its rounding took is lost
             y = y - bias.to(y.device, y.dtype)
-    return scaler.scale(y, delta) + bias.to(y.device, y.dtype)
+    return scaled(y) + bias.to(y.device, y.dtype)
 
 
 @contextmanager
