@@ -268,6 +268,34 @@ class Adapted:
                 scaler.in_weight = False
             self.unmerge()
 
+    def learns_merged(self) -> bool:
+        """Whether `learning` serves this model; tried once on two tokens.
+
+        It does not where base weights wait on the host (each look at the base would copy them), nor in a model that adds to a map's result
+        in place (Falcon), from which nothing could be read off afterwards.
+        """
+        state = self._state
+        if state.merger.keep_base != "device" or self._mode.source != "parameters" or self._mode.merged:
+            return False
+        if state.learns_merged is None:
+            ids = torch.arange(2, device=self.model.device)[None]  # (1, 2)
+            try:
+                with torch.enable_grad(), self.learning():
+                    total = self.model(input_ids=ids, use_cache=False).logits.float().sum()
+                    torch.autograd.grad(total, list(self.trainable().values()), allow_unused=True)
+                state.learns_merged = True
+            except RuntimeError as error:
+                if "inplace" not in str(error) and "in-place" not in str(error):
+                    raise
+                state.learns_merged = False
+        return state.learns_merged
+
+    @property
+    def merged_bytes(self) -> int:
+        """What the merged weights of all matrices take."""
+        held = [matrix.parameter for matrix in self._state.matrices.values() if matrix.index is None]
+        return sum(parameter.numel() * parameter.element_size() for parameter in held if parameter is not None)
+
     @property
     def is_merged(self) -> bool:
         """Whether z is merged now."""

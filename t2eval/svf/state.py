@@ -34,6 +34,7 @@ class State:
         probes: of the fingerprint, by matrix path, once it was asked for.
         taken_away: what takes each scaling off again.
         required_grad: the parameters that required a gradient before.
+        learns_merged: whether z can learn from merged weights in this model, once it was tried.
     """
 
     bases: dict[str, Basis]
@@ -46,6 +47,7 @@ class State:
     taken_away: list[Callable[[], None]]
     required_grad: list[nn.Parameter]
     probes: dict[str, Probes] = field(default_factory=dict)
+    learns_merged: bool | None = None
 
 
 def state_of(model: Any) -> State | None:

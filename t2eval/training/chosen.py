@@ -123,6 +123,10 @@ class ChosenAnswers:
         pairs = self._pairs_of(trainable, [examples[unit[0] // samples] for unit in units])
         return [policy.sequences(choices) for choices in pairs]
 
+    def read(self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Pick]) -> int:
+        """How many tokens the model reads in all, each choice with a context of its own."""
+        return sum(len(context) + len(more) for choices in self._pairs_of(trainable, examples) for context, more in choices)
+
     def measure(
         self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Pick], places: Sequence[int], at_once: int
     ) -> Measured:

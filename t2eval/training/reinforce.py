@@ -19,6 +19,7 @@ the limit of tokens cut off, may be left out, and the loss may be a mean over to
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,6 +230,9 @@ class Reinforce:
 
         parameters = [parameter for parameter in trainable.model.parameters() if parameter.requires_grad]
         totals = torch.zeros(1, 5, dtype=torch.float64)
-        for _, of_part in self.parts.run(answers.costs(trainable, plays.examples, units), work, parameters):
-            totals += of_part
+        costs = answers.costs(trainable, plays.examples, units)
+        passes = math.ceil(sum(costs) / self.parts.size)
+        with trainable.learning(answers.read(trainable, plays.examples, plays.answers), passes):
+            for _, of_part in self.parts.run(costs, work, parameters):
+                totals += of_part
         return totals

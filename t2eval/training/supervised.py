@@ -8,6 +8,7 @@ counts it too. What the model has no room for is cut as lm-eval cuts it: from th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,9 @@ class Supervised:
             return loss.item()
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        own = sum(loss for _, loss in self.parts.run([1] * len(lessons.pairs), work, parameters))
+        tokens, passes = sum(len(prompt) + len(more) for prompt, more in lessons.pairs), math.ceil(len(lessons.pairs) / self.parts.size)
+        with trainable.learning(tokens, passes):
+            own = sum(loss for _, loss in self.parts.run([1] * len(lessons.pairs), work, parameters))
         loss = lessons.gather(torch.tensor([[own]], dtype=torch.float64)).sum().item()
         return {"loss": loss, "tokens": lessons.total / max(1.0, lessons.examples)}
 

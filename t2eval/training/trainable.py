@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from t2eval.basemodel.devices import free_memory
 from t2eval.errors import T2Error
 from t2eval.expert.expert import Expert
 from t2eval.paths import cache_dir
 from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.cost import learning_from_merged_is_cheaper
 from t2eval.svf.matrices import decoder_layers
 from t2eval.training.config import TrainConfig
 from t2eval.training.record import RunRecord
@@ -50,6 +53,15 @@ class Trainable(ABC):
     @abstractmethod
     def fast(self) -> Any:
         """A context manager in which the model answers as trained so far, as fast as it can, without gradients."""
+
+    def learning(self, tokens: int, passes: int) -> Any:
+        """A context manager for the forward and backward passes of one step, in which the parameters do not change.
+
+        Args:
+            tokens: that the model will read.
+            passes: in which it reads them.
+        """
+        return nullcontext(self.model)
 
     @abstractmethod
     def save(self, folder: Path, record: RunRecord, names: Names) -> None:
@@ -140,6 +152,19 @@ class SvfTrainable(Trainable):
 
     def fast(self) -> Any:
         return self.adapted.fast(self.z())
+
+    def learning(self, tokens: int, passes: int) -> Any:
+        """From merged weights where that is counted to be faster (`t2eval.svf.cost`), the model can, and the device has room for them."""
+        shapes = [basis.shape for basis in self.adapted.bases.values()]
+        cheaper = learning_from_merged_is_cheaper(shapes, tokens, passes, self.device.type)
+        if cheaper and self._has_room() and self.adapted.learns_merged():
+            return self.adapted.learning()
+        return nullcontext(self.model)
+
+    def _has_room(self) -> bool:
+        """Whether the device holds the merged weights beside the base's and leaves as much again for activations."""
+        free = free_memory(self.device)
+        return free is None or free > 2 * self.adapted.merged_bytes
 
     def save(self, folder: Path, record: RunRecord, names: Names) -> None:
         Expert.from_adapted(

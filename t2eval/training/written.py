@@ -93,6 +93,10 @@ class WrittenAnswers:
         """How many sequences each unit has."""
         return [1] * len(units)
 
+    def read(self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Completion]) -> int:
+        """How many tokens the model reads in all."""
+        return sum(len(each.prompt) + len(each.ids) for each in answers)
+
     def measure(
         self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Completion], places: Sequence[int], at_once: int
     ) -> Measured:
