@@ -376,7 +376,7 @@ def _on_host(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for device in {value.device for value in z.values()}:
         here = {path: value for path, value in z.items() if value.device == device}
-        parts = torch.cat(list(here.values())).cpu().split([len(value) for value in here.values()])
+        parts = torch.split(torch.cat(list(here.values())).cpu(), [len(value) for value in here.values()])
         found.update(zip(here, parts, strict=True))
     return found
 
