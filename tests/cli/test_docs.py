@@ -15,6 +15,15 @@ import pytest
 _NAME = re.compile(r"(?<![\w./-])t2eval(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"(?<![\w./:=-])(?:t2eval|tests|tasks|docs|experts|configs|benchmarks|\.ci|\.github)/[\w./-]*\w/?(?![\w{-]|\.\w)")
 """A path from the top folder, unless it goes on with what the reader is to fill in."""
+_MEMBER = re.compile(r"`(Adapted|Environment|Engine|Expert|Strategy|TrainConfig)\.([A-Za-z_]\w*)")
+_CLASSES = {
+    "Adapted": "t2eval.svf.adapted.Adapted",
+    "Engine": "t2eval.generation.engine.Engine",
+    "Environment": "t2eval.environment.environment.Environment",
+    "Expert": "t2eval.Expert",
+    "Strategy": "t2eval.models.strategy.Strategy",
+    "TrainConfig": "t2eval.TrainConfig",
+}
 _PLACEHOLDER = re.compile(r"-N\b|\b[A-Z]{4,}\b(?!\.md)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -50,6 +59,9 @@ def anchors(page: Path) -> set[str]:
 def test_every_dotted_name_exists(root: Path) -> None:
     named = {(page.relative_to(root), name) for page in pages(root) for name in _NAME.findall(page.read_text("utf-8"))}
     assert len(named) > 10  # the pages are where this test looks for them
+    members = {(page.relative_to(root), match) for page in pages(root) for match in _MEMBER.findall(page.read_text("utf-8"))}
+    assert members
+    named |= {(page, f"{_CLASSES[owner]}.{member}") for page, (owner, member) in members}
     absent = [f"{page}: {name}" for page, name in sorted(named) if not exists(name)]
     assert not absent, "\n".join(absent)
 
