@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.basemodel.devices import AUTO, check_dtype
-from t2eval.errors import UsageError, unknown
+from t2eval.errors import UsageError, shown, unknown
 from t2eval.models import registry
 from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
+from t2eval.training import methods as training_methods
 
-BASELINES = ("lora", "ia3", "dora")
+BASELINES = tuple(name for name in training_methods.METHODS if name != "svf")
 EXPERT_METHODS = frozenset(registry.STRATEGIES)
 STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.chooses)
 METHODS = ("base", *registry.STRATEGIES, *BASELINES)
@@ -35,12 +36,19 @@ class TrainSection(BaseModel):
     skills: dict[str, dict[str, Any]] = Field(min_length=1)
     recipe: str | None = None
     settings: dict[str, Any] = {}
-    methods: dict[Literal["svf", "lora", "ia3", "dora"], dict[str, Any]] = {}
+    methods: dict[str, dict[str, Any]] = {}
 
     @field_validator("skills", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {str(label): {} for label in value} if isinstance(value, list | tuple) else value
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in value:
+            training_methods.find_method(name)
+        return value
 
 
 class Assumptions(BaseModel):
@@ -205,5 +213,8 @@ def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> 
         return BenchConfig.model_validate(dict(settings))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{source}: {where}: {first['msg']} (got {first['input']!r}).") from error
+        *above, last = (str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden" and above in (["assume"], ["train"]):
+            section = Assumptions if above == ["assume"] else TrainSection
+            raise unknown(f"key in {above[0]} of {source}", last, section.model_fields) from error
+        raise UsageError(f"{source}: {'.'.join([*above, last])}: {first['msg']} (got {shown(first['input'])}).") from error

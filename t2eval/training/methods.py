@@ -59,8 +59,8 @@ METHODS: dict[str, Method] = {
         {"lr": 2e-3, "clip": 1e-3, "kl": (0.0, 0.1, 0.2, 0.3)},
     ),
     "lora": Method("a LoRA adapter", f"{_ADAPTERS}:lora", _rates(5e-4, 2e-3)),
-    "dora": Method("a DoRA adapter", f"{_ADAPTERS}:dora", _rates(5e-4, 2e-3)),
     "ia3": Method("an IA3 adapter", f"{_ADAPTERS}:ia3", _rates(4e-3, 1e-2)),
+    "dora": Method("a DoRA adapter", f"{_ADAPTERS}:dora", _rates(5e-4, 2e-3)),
 }
 """Name of `--method` -> the method. Baselines are PEFT's own (Table 6: LoRA; Table 7: IA3, DoRA)."""
 

@@ -69,3 +69,7 @@ def test_defaults_are_those_that_a_run_has() -> None:
     assert shown["lr"] == "0.004"
     assert shown["test"] == "true"
     assert shown["model"] == ""
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert not [setting.name for setting in train_settings(train_expert) if len(setting.meaning.split()) < 3]
