@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2eval import __version__, paths
+from t2eval.basemodel.devices import available_cores
+from t2eval.basemodel.packaged import REMEDY, packaged_obstacle
 from t2eval.checks.check import Check, installed
 from t2eval.errors import T2Error
 from t2eval.models import plugin
@@ -32,6 +34,7 @@ def examine() -> list[Check]:
         _datasets_cache,
         embedded_base,
         embedded_vlm,
+        _smollm2,
     )
     return [check() for check in checks]
 
@@ -52,8 +55,17 @@ def _device() -> Check:
 
     if torch.cuda.is_available():
         return Check("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.backends.mps.is_available():
+        return Check("device", "ok", "Apple GPU (mps)")
+    cores = available_cores()
     return Check("device", "note", f"no GPU; {cores} CPU cores, {torch.get_num_threads()} threads: enough for the embedded base")
+
+
+def _smollm2() -> Check:
+    problem = packaged_obstacle()
+    if problem is None:
+        return Check("smollm2", "ok", "here: --model smollm2")
+    return Check("smollm2", "note", "not here: a real model of 135M weights, for --model smollm2", REMEDY)
 
 
 def _plugin() -> Check:

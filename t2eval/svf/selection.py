@@ -154,7 +154,7 @@ def left_out(model: Any, paths: Sequence[str], modules: str, layers: str) -> tup
             for parameter, values in module.named_parameters(recurse=False):
                 whole = f"{name}.{parameter}".lstrip(".")
                 meant = any(is_chosen(name, "all" if word == "dense" else word) for word in words)
-                if values.ndim >= 2 and not parameter.endswith("bias") and meant and (id(module), parameter) not in own:
+                if values.ndim >= 2 and meant and (id(module), parameter) not in own:
                     missed[whole.removesuffix(".weight")] = missed.get(whole.removesuffix(".weight"), 0) + values.numel()
     total = covered + sum(missed.values())
     return sum(missed.values()) / max(total, 1), sorted(missed, key=lambda name: -missed[name])

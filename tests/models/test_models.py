@@ -377,6 +377,15 @@ def test_lm_evals_own_default_device_is_no_request(world: Path, monkeypatch: pyt
         t2.T2Prompt(**given, device="cuda:1")
 
 
+def test_half_precision_is_widened_on_a_cpu_unless_it_is_asked_for(world: Path, tmp_path: Path) -> None:
+    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    given = {"pretrained": str(tmp_path), "experts": str(world / "library"), "include_path": str(TASKS), "allow_basis_mismatch": True}
+    with pytest.warns(UserWarning, match="singular basis"):
+        assert t2.T2Prompt(**given, device="cpu").model.dtype == torch.float32
+        assert t2.T2Prompt(**given, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
 def test_models_share_one_set_of_hooks(world: Path) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     given = {"experts": str(world / "library"), "batch_size": 4, "tokenizer": tokenizer, "include_path": str(TASKS)}
