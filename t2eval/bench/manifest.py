@@ -128,7 +128,9 @@ class Neighbours:
 def _inputs(row: Row) -> dict[tuple[Any, ...], tuple[Any, str]]:
     """What a row was made with: key → value, and the words for two that differ."""
     hashes = row.hashes
-    found = {("version", package): (version, f"two versions of {package}") for package, version in row.versions.items()}
+    found: dict[tuple[Any, ...], tuple[Any, str]] = {}
+    for package, version in row.versions.items():
+        found["version", package] = version, f"two versions of {package}"
     if "task" in hashes:
         found["task", row.task] = hashes["task"], f"two versions of the task {row.task}"
     if "prompts" in hashes:

@@ -32,13 +32,13 @@ def _check(method: str, given: Mapping[str, Any]) -> None:
     from t2eval.models import options
 
     if method in EXPERT_METHODS:
-        kinds = {
+        kinds: dict[str, type[options.Options]] = {
             "expert": options.ExpertOptions,
             "prompt": options.PromptOptions,
             "cls": options.ClsOptions,
             "fewshot": options.FewshotOptions,
         }
-        with_images = {"prompt": options.PromptVlmOptions, "cls": options.ClsVlmOptions}
+        with_images: dict[str, type[options.Options]] = {"prompt": options.PromptVlmOptions, "cls": options.ClsVlmOptions}
         kind = with_images[method] if "dispatch_image" in given and method in with_images else kinds[method]
         options.split_arguments(kind, given, HFLM.__mro__)
         return

@@ -10,10 +10,10 @@ from typing import Any
 
 from t2eval.environment import harness
 from t2eval.environment.loading import is_ours, load_task
+from t2eval.environment.splits import split_roles
 from t2eval.errors import UsageError
 from t2eval.paths import tasks_dir
 
-_ROLES = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text"})
 
 
@@ -52,7 +52,8 @@ def list_tasks(include_path: Path | None = None) -> list[TaskEntry]:
     # Each load tells how a custom dataset can be given arguments, which is no news here.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = harness.open_index([str(folder) for folder in (tasks_dir(), include_path) if folder], defaults=False)
-    own, ours = [], []
+    own: list[str] = []
+    ours: list[str] = []
     for name in manager.all_subtasks:
         (ours if is_ours(manager, name) else own).append(name)
     if include_path is not None and not own:
@@ -76,14 +77,11 @@ def _entry(manager: Any, name: str) -> TaskEntry:
 
 def _roles(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
     """Role -> the split that plays it. A split that is there for adaptation only is not counted as validation too."""
-    splits = {role: config[key] for role, key in _ROLES.items() if config.get(key)}
-    if adaptation := own.get("adaptation_split"):
-        if splits.get("validation") == adaptation:
-            del splits["validation"]
-        splits = {**{role: split for role, split in splits.items() if role != "test"}, "adaptation": adaptation} | {
-            role: split for role, split in splits.items() if role == "test"
-        }
-    return splits
+    found = split_roles(config, own)
+    if found["validation"] == found["adaptation"]:
+        found["validation"] = None
+    order = ("train", "validation", "adaptation", "test")
+    return {role: split for role in order if (split := found[role]) is not None}
 
 
 def _needs(config: Mapping[str, Any]) -> tuple[str, ...]:

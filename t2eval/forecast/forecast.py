@@ -28,6 +28,7 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.bench.training import Job, jobs, settle
 from t2eval.environment.harness import is_known
 from t2eval.environment.loading import checked_config, load_task
+from t2eval.environment.splits import split_roles
 from t2eval.forecast.constants import speeds_of
 from t2eval.forecast.shape import Shape, Source, model_shape
 from t2eval.paths import is_embedded
@@ -159,8 +160,7 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
     config = checked_config(manager, name)
     own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
     data = task_data(manager, config)
-    splits = {"train": config.get("training_split"), "validation": config.get("validation_split"), "test": config.get("test_split")}
-    splits["test"] = splits["test"] or splits["validation"]
+    splits = {role: split for role, split in split_roles(config, own).items() if role != "adaptation"}
     sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
     if not sizes and not data:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
