@@ -21,7 +21,8 @@ def _mixed(state: np.ndarray) -> np.ndarray:
     """SplitMix64's output function: each bit of the state moves half of the result's."""
     state = (state ^ (state >> np.uint64(30))) * _MULTIPLIERS[0]
     state = (state ^ (state >> np.uint64(27))) * _MULTIPLIERS[1]
-    return state ^ (state >> np.uint64(31))
+    mixed: np.ndarray = state ^ (state >> np.uint64(31))
+    return mixed
 
 
 def uniforms(seed: int, sequences: Sequence[int], positions: int) -> Tensor:

@@ -159,14 +159,14 @@ def _continue(
     for start in range(0, len(spread), engine.batch_size):
         part = spread[start : start + engine.batch_size]
         rows = [row for row, _ in part]
-        tokens = [tasks[row].continuations[index] for row, index in part]
-        ids, own = padded([each[:-1] for each in tokens], engine.encoding.padding, "right", mask.device)  # (continuations, longest)
+        each = [tasks[row].continuations[index] for row, index in part]
+        ids, own = padded([tokens[:-1] for tokens in each], engine.encoding.padding, "right", mask.device)  # (continuations, longest)
         whole = torch.cat([mask[rows], own], dim=1)  # (continuations, context + longest)
         positions = (whole.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (continuations, longest)
         with scope([tasks[row].prompt for row in rows]):
             logits = engine.decoder.behind(ids, selected(cache, rows, mask.device), whole, positions)
         engine.usage.tokens += int(own.sum())
-        for (row, index), (value, greedy) in zip(part, _sums(logits, [each[1:] for each in tokens]), strict=True):
+        for (row, index), (value, greedy) in zip(part, _sums(logits, [tokens[1:] for tokens in each]), strict=True):
             task = tasks[row]
             first = found[task.prompt][task.places[index]]
             found[task.prompt][task.places[index]] = Likelihood(first.value + value, first.greedy and greedy, first.tokens)

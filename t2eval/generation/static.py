@@ -122,7 +122,7 @@ class _Steps:
         self.place.add_(1)
 
     def _capture(self) -> None:
-        side, own = torch.cuda.Stream(), torch.cuda.current_stream()
+        side, own = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         side.wait_stream(own)
         with torch.cuda.stream(side):
             for _ in range(_WARM):
@@ -156,7 +156,7 @@ class _Steps:
             return both.cpu(), None
         host = torch.empty(both.shape, pin_memory=True)
         host.copy_(both, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return host, event
 

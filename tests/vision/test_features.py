@@ -9,7 +9,6 @@ import torch
 from transformers import DynamicCache
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.generation.batches import answer_logits, pad_pairs
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.vision import features as reading
@@ -37,12 +36,14 @@ def test_features_give_the_logits_that_pixels_give(family: str) -> None:
     assert [ids for ids, _ in read] == [
         row[keep.bool()].tolist() for row, keep in zip(wanted["input_ids"], wanted["attention_mask"], strict=True)
     ]
-    rows = pad_pairs([(ids, [5, 6]) for ids, _ in read], "cpu", images=[features for _, features in read])
+    engine = Engine(model, processor.tokenizer, batch_size=2)
+    first = [[[token] for token in range(0, 250, 7)]] * 2
+    found = engine.loglikelihoods([ids for ids, _ in read], first, features=[features for _, features in read])
     with torch.no_grad():
-        found = answer_logits(model, rows)
         alone = [model(**_plain(model, processor, [text], [each])).logits[0, -1] for text, each in zip(texts, images, strict=True)]
         other = model(**_plain(model, processor, [TEXT], [[picture(200)]])).logits[0, -1]
-    assert torch.allclose(found[:, 0], torch.stack(alone), atol=1e-4)
+    for values, logits in zip(found, alone, strict=True):
+        assert [each.value for each in values] == pytest.approx(logits.log_softmax(-1)[0:250:7].tolist(), abs=1e-4)
     assert not torch.allclose(alone[0], other, atol=1e-2), "the fixture's images do not matter"
 
 
