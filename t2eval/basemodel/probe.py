@@ -13,6 +13,7 @@ from typing import Any
 from t2eval.basemodel.hub_errors import data_problem, model_problem, one_line
 from t2eval.basemodel.packaged import packaged_folder, packaged_obstacle
 from t2eval.paths import SMOLLM2
+from t2eval.store.files import read_json
 
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
 _TIMEOUT = 10
@@ -64,7 +65,7 @@ def cached_data(data: HubData) -> CachedData | None:
     found = sorted(folder.glob(f"{data.config or '*'}/*/*/dataset_info.json"))
     if not found:
         return None
-    info = json.loads(found[-1].read_text(encoding="utf-8"))
+    info = read_json(found[-1], what="cached data set's description", remedy="Remove its folder, and download it again.")
     splits = info.get("splits") or {}
     sizes = {name: int(split["num_examples"]) for name, split in splits.items() if split.get("num_examples") is not None}
     return CachedData(sizes, info.get("dataset_size") or sum(file.stat().st_size for file in found[-1].parent.glob("*.arrow")))
@@ -96,7 +97,7 @@ def model_file(model: str, name: str, revision: str | None = None) -> Path | Non
 def model_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """A model's `config.json`, where it is on this machine."""
     file = model_file(model, "config.json", revision)
-    return None if file is None else dict(json.loads(file.read_text(encoding="utf-8")))
+    return None if file is None else dict(read_json(file, what="model's configuration", remedy="Download the model again."))
 
 
 def weight_files(model: str, revision: str | None = None) -> list[Path] | None:
@@ -105,7 +106,8 @@ def weight_files(model: str, revision: str | None = None) -> list[Path] | None:
     if index is None:
         single = model_file(model, "model.safetensors", revision)
         return None if single is None else [single]
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    listed = read_json(index, what="model's list of weights", remedy="Download the model again.")
+    names = sorted(set(listed["weight_map"].values()))
     files = [model_file(model, name, revision) for name in names]
     return [file for file in files if file is not None] if all(files) else None
 

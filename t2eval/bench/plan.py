@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t2eval.bench.config import METHODS, BenchConfig, parse_config
-from t2eval.errors import UsageError, unknown
+from t2eval.errors import T2Error, UsageError, unknown
 from t2eval.paths import configs_dir, experts_dir, is_embedded, joined
+from t2eval.store.files import read_yaml
 
 EXECUTORS = ("local",)
 _PATH_FIELDS = ("experts", "baselines", "include_path")
@@ -128,11 +127,9 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
     """
     path = find_file(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the benchmark file {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+        settings = read_yaml(path, what="benchmark file", remedy="It is a YAML mapping with at least `tasks:`.")
+    except T2Error as error:
+        raise UsageError(str(error)) from error
     if not isinstance(settings, dict):
         raise UsageError(f"{path} must be a mapping with at least `tasks:`.")
     given = {key: value for key, value in (overrides or {}).items() if value is not None}

@@ -200,6 +200,8 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
     if not file.is_file():
         return
     before = read_json(file, what="settings of a training", remedy=f"Remove {job.output} to train it anew.")
+    if not isinstance(before, dict):
+        raise T2Error(f"{file} holds no settings. Remove {job.output} to train it anew.")
     now = job.config.for_task().hyperparameters
     if (key := changed_setting(before, now, finished=job.finished)) is not None:
         raise UsageError(

@@ -28,7 +28,7 @@ def parse_settings(option: str, pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: not such a pair, a value that is not YAML, or a key that is given twice.
     """
-    import yaml
+    from t2eval.store.yamls import parse_yaml
 
     parsed: dict[str, Any] = {}
     for pair in pairs:
@@ -38,8 +38,8 @@ def parse_settings(option: str, pairs: Sequence[str]) -> dict[str, Any]:
         if key in parsed:
             raise UsageError(f"{option} sets {key} twice.")
         try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            parsed[key] = parse_yaml(value)
+        except ValueError as error:
             raise UsageError(f"{option} {key}: {value!r} is not a YAML value.") from error
     return parsed
 

@@ -5,13 +5,13 @@ Everything here is a function of the rows and their samples alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.manifest import MANIFEST
+from t2eval.errors import T2Error
 from t2eval.leaderboard.cells import Group, groups_of, mean, rows_of
 from t2eval.leaderboard.comparison import tested
 from t2eval.leaderboard.table import Entry, Failure, Leaderboard
@@ -19,6 +19,7 @@ from t2eval.paths import is_embedded
 from t2eval.stats.corrections import LEVEL, holm
 from t2eval.stats.means import spread
 from t2eval.stats.paired import Paired
+from t2eval.store.files import read_json
 
 LATENT_SKILL = (
     "The embedded base model has latent skill by construction: its corpus answers some questions well and some badly, and it follows "
@@ -65,8 +66,8 @@ def leaderboard(directory: str | Path) -> Leaderboard:
 def _title(folder: Path, model: str) -> str:
     """The benchmark's own name; where its file gave none, what it is of."""
     try:
-        name = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, KeyError, TypeError):  # rows that were copied without their manifest still make a table
+        name = read_json(folder / MANIFEST, what="manifest")["name"]
+    except (T2Error, KeyError, TypeError):  # rows that were copied without their manifest still make a table
         name = None
     return name if isinstance(name, str) and name != BenchConfig.model_fields["name"].default else f"Leaderboard: {model}"
 

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from t2eval.paper.lab import Cells, Lab
 from t2eval.paper.presets import SKILLS
+from t2eval.store.files import read_json
 
 SHIPPED_RATE = 2e-3
 """The learning rate of the shipped LoRA adapters (`training.config`, preset `embedded`, supervised)."""
@@ -66,7 +66,7 @@ class Sweep:
         """The validation score of a rate on a training task, averaged over the seeds."""
         scores = []
         for seed in self.lab.preset.seeds:
-            record = json.loads((self.adapter(rate, skill, seed) / "training.json").read_text(encoding="utf-8"))
+            record = read_json(self.adapter(rate, skill, seed) / "training.json", what="training record", remedy="Train it again.")
             scores.append(float(record["scores"]["after"]["validation"]["score"]))
         return sum(scores) / len(scores)
 

@@ -30,6 +30,7 @@ from t2eval.generation.completion import Likelihood
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.generation.usage import Usage
+from t2eval.store.files import read_json
 from t2eval.vision.features import Features
 from t2eval.vision.images import PLACEHOLDER
 
@@ -80,9 +81,10 @@ def load_format(folder: Path | str) -> DispatchFormat | None:
     path = Path(folder) / FORMAT_FILE
     if not path.is_file():
         return None
+    content = read_json(path, what="dispatch format", remedy="Write it anew, or remove it.")
     try:
-        found = DispatchFormat.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+        found = DispatchFormat.model_validate(content)
+    except ValidationError as error:
         raise T2Error(f"The dispatch format {path} cannot be used: {error}") from error
     if "{question}" not in found.template:
         raise T2Error(f"The dispatch format {path} has a template without {{question}}: {json.dumps(found.template)}")

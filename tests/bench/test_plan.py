@@ -72,7 +72,7 @@ def test_joined_places_are_each_relative_to_the_file(tmp_path):
         ("tasks: [t]\ntrain: {skills: {}}\n", "train.skills"),
         ("tasks: [t]\nassume: {prompt_token: 3}\n", "'prompt_token'. Did you mean 'prompt_tokens'"),
         ("- t\n", "must be a mapping"),
-        ("tasks: [t\n", "is not YAML"),
+        ("tasks: [t\n", "cannot be read: line 2, column 1"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
