@@ -147,6 +147,19 @@ class Supervised:
         loss = lessons.gather(torch.tensor([[own]], dtype=torch.float64)).sum().item()
         return {"loss": loss, "tokens": lessons.total / max(1.0, lessons.examples)}
 
+    def encoded(self, example: Example, model_config: Any) -> tuple[list[int], list[int]]:
+        """The unpredicted and the predicted token ids of one example without images, as `sample` has them.
+
+        Args:
+            example: with a gold answer.
+            model_config: the base model's configuration, which says how much it reads.
+
+        Raises:
+            T2Error: the example has no gold answer.
+        """
+        ((prompt, predicted),) = PairReader(self.tokenizer, model_config).read([(self._key(example), *self._texts(example))])
+        return (prompt, predicted) if self.config.mask_prompt else (prompt[:1], prompt[1:] + predicted)
+
     @staticmethod
     def _key(example: Example) -> tuple[str, int]:
         return example.split, example.index

@@ -25,18 +25,18 @@ WITHOUT, WITH = "tokens_without_loss", "tokens_with_loss"
 _WIDTH = 76  # characters a line of the picture
 
 
-def _tokenizer(name: str) -> Any:
-    """The base's tokenizer without its weights, which for 70B are 140 GB.
+def _reader(name: str) -> tuple[Any, Any]:
+    """The base's tokenizer and configuration without its weights, which for 70B are 140 GB.
 
     Raises:
         T2Error: there is none, or the hub cannot be reached.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from t2eval.basemodel.load import model_source
 
     try:
-        return AutoTokenizer.from_pretrained(model_source(name))
+        return AutoTokenizer.from_pretrained(model_source(name)), AutoConfig.from_pretrained(model_source(name))
     except OSError as error:
         raise T2Error(f"Cannot load the tokenizer of {name!r}: {error}") from error
 
@@ -46,7 +46,7 @@ def _read(lab: Lab, configs: Mapping[str, TrainConfig]) -> list[dict[str, Any]]:
     from t2eval.environment.environment import Environment
     from t2eval.training.supervised import Supervised
 
-    tokenizer = _tokenizer(lab.preset.model)
+    tokenizer, model_config = _reader(lab.preset.model)
     rows = []
     for skill, config in configs.items():
         environment = Environment(
@@ -54,7 +54,7 @@ def _read(lab: Lab, configs: Mapping[str, TrainConfig]) -> list[dict[str, Any]]:
         )
         objective = Supervised(environment, tokenizer, config)
         for example in environment.examples("train", limit=EXAMPLES):
-            prompt, predicted = objective.encoded(example)
+            prompt, predicted = objective.encoded(example, model_config)
             texts = {key: [tokenizer.decode([token]) for token in ids] for key, ids in ((WITHOUT, prompt), (WITH, predicted))}
             choice = example.choices is not None and example.gold is not None
             answer = example.requests[example.gold or 0][1] if choice else example.answer
