@@ -12,6 +12,13 @@ from t2eval.cli.settings import FILE, FOLDER
 from t2eval.errors import UsageError
 
 
+def _quiet() -> None:
+    """Keep other libraries' bars and warnings out of what the command says; they are imported by then."""
+    from t2eval.environment.quiet import quiet_libraries
+
+    quiet_libraries()
+
+
 @click.group()
 def expert() -> None:
     """List, show, mix, convert and share experts.
@@ -37,6 +44,8 @@ def list_(library: str | None, as_json: bool) -> None:
       t2 expert list runs/math+runs/code
     """
     from t2eval.basemodel.load import embedded_library_dir
+
+    _quiet()
     from t2eval.expert.library import load_library
 
     experts = load_library(library or embedded_library_dir(0))
@@ -125,6 +134,7 @@ def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) ->
       t2 expert mix runs/math runs/code --alphas 0.7,0.3 --output runs/mixed
       t2 expert mix runs/math --alphas 0.5 --form offset --output runs/half
     """
+    _quiet()
     from t2eval.expert.library import save_mix
 
     try:
@@ -149,6 +159,7 @@ def import_(file: Path, output: Path, **options: Any) -> None:
     Example:
       t2 expert import learned_params.pt --model meta-llama/Meta-Llama-3-8B-Instruct --label math --output runs/math
     """
+    _quiet()
     from t2eval.expert.import_sakana import import_sakana
 
     import_sakana(file, output, **options)
@@ -167,6 +178,7 @@ def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
     Example:
       t2 expert export runs/math --merged --output runs/math-model
     """
+    _quiet()
     from t2eval.expert.export import export_merged
 
     click.echo(f"Saved in {export_merged(path, output, model=model)}")
@@ -184,6 +196,7 @@ def push(path: Path, repository: str, private: bool, base_model: str | None) -> 
     Example:
       t2 expert push runs/math someone/math-expert --private
     """
+    _quiet()
     from t2eval.expert.export import push as upload
 
     click.echo(f"Uploaded to {upload(path, repository, private=private, base_model=base_model)}")

@@ -17,14 +17,19 @@ _SHORT_SECONDS = 1.0
 
 
 def quiet_lm_eval() -> None:
-    """Leave out lm-eval's remarks on how it is called, others' bars where the output is no terminal, and their warnings.
+    """`quiet_libraries`, and leave out lm-eval's remarks on how it is called too."""
+    quiet_libraries()
+    quiet_git()
+
+
+def quiet_libraries() -> None:
+    """Leave out other libraries' bars where the output is no terminal, and their warnings.
 
     Bars on a terminal stay while they run, where they run for a second, and leave nothing behind. May be called before or after the
-    libraries are imported, and more than once.
+    libraries are imported, and more than once. lm-eval is not imported.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     calm_bars()
-    quiet_git()
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", message="Could not find a config file in")  # PEFT looks for the base's vocabulary on the Hub

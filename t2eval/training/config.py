@@ -181,9 +181,12 @@ class TrainConfig(BaseModel):
     @field_validator("lr", "clip", "kl", mode="before")
     @classmethod
     def _single_or_sweep(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return tuple(float(item) for item in value) if len(value) != 1 else float(value[0])
-        return float(value) if isinstance(value, str) else value  # YAML reads 2e-3 as a string
+        try:
+            if isinstance(value, (list, tuple)):
+                return tuple(float(item) for item in value) if len(value) != 1 else float(value[0])
+            return float(value) if isinstance(value, str) else value  # YAML reads 2e-3 as a string
+        except (TypeError, ValueError) as error:
+            raise ValueError("takes a number, or a list of numbers to be swept") from error
 
     @field_validator("method")
     @classmethod

@@ -46,6 +46,11 @@ def test_bench_says_only_its_own(root: Path, tmp_path: Path) -> None:
     assert "embedded_math_seen" in text
 
 
+def test_mix_says_nothing(root: Path, tmp_path: Path) -> None:
+    math = str(root / "experts" / "library" / "seed-0" / "math")
+    assert stderr_of(root, tmp_path, "expert", "mix", math, "--alphas", "0.5", "--output", "half") == ""
+
+
 def test_tasks_says_nothing(root: Path, tmp_path: Path) -> None:
     assert stderr_of(root, tmp_path, "tasks") == ""
 
