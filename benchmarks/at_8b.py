@@ -165,7 +165,7 @@ def forwards(bench: Bench) -> None:
     adapted.unmerge()
     if bench.cuda:
         adapted.keep_base = "host"
-        seconds, room = bench.peak(lambda: (adapted.merge(bench.z), adapted.unmerge()), n=2)
+        seconds, room = bench.peak(lambda: (adapted.merge(bench.z), adapted.unmerge()), n=1)
         say(what="merge + unmerge, base on the host", seconds=round(seconds, 3), above_now=round(room, 2))
         adapted.keep_base = "device"
     say(what="reference compose, all matrices", seconds=round(bench.timed(_reference(bench), n=5, warm=1), 3))
@@ -228,21 +228,35 @@ def steps(bench: Bench) -> None:
         tok_s=speed,
         above_now=round(room, 2),
     )
+    with adapted.learning():
+        seconds, room = bench.peak(step, n=3)
+    speed = round(sequences * tokens / seconds)
+    item = {"what": "svf step from merged weights, without the merge", "sequences": sequences, "tokens": tokens}
+    say(**item, seconds=round(seconds, 3), tok_s=speed, above_now=round(room, 2))
     policy = Policy(Readout(model))
-    for checkpointed in (False, True):
-        if checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()
-        for size in (1, 4, 8, 32) if checkpointed else (1, 4, 8):
-            _learn(bench, policy, clear, size, checkpointed)
+    for size in (1, 4, 8):
+        _learn(bench, policy, clear, size, "hooks")
+    for size in (4, 8):
+        _learn(bench, policy, clear, size, "merged")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for size, weights in ((8, "hooks"), (8, "merged"), (32, "merged")):
+        _learn(bench, policy, clear, size, weights, checkpointed=True)
     model.gradient_checkpointing_disable()
     model.eval()
 
 
-def _learn(bench: Bench, policy: Policy, clear: Callable[[], None], size: int, checkpointed: bool) -> None:
+def _learn(bench: Bench, policy: Policy, clear: Callable[[], None], size: int, weights: str, checkpointed: bool = False) -> None:
     model, prompt, answer = bench.model, bench.n(128), bench.n(512)
     pairs = [(list(range(5, 5 + prompt)), [7 + place % 50 for place in range(answer)]) for _ in range(size)]
-    item = {"what": "learn micro batch with KL", "micro_batch": size, "prompt": prompt, "answer": answer, "checkpointed": checkpointed}
+    item = {
+        "what": "learn micro batch with KL",
+        "micro_batch": size,
+        "prompt": prompt,
+        "answer": answer,
+        "weights": weights,
+        "checkpointed": checkpointed,
+    }
 
     def learn() -> None:
         clear()
@@ -253,7 +267,8 @@ def _learn(bench: Bench, policy: Policy, clear: Callable[[], None], size: int, c
         (-log_probs.sum() + KL * divergences.sum()).backward()
 
     try:
-        seconds, room = bench.peak(learn, n=2)
+        with bench.adapted.learning() if weights == "merged" else contextlib.nullcontext():
+            seconds, room = bench.peak(learn, n=2)
     except torch.OutOfMemoryError:
         say(**item, error="out of memory")
         clear()
@@ -270,10 +285,10 @@ def rollouts(bench: Bench) -> None:
             sequences, prompt, new = bench.n(sequences), bench.n(128), bench.n(new)
             prompts = bench.ids(sequences, prompt).tolist()
             one = GenerationSettings(max_new_tokens=1, do_sample=True)
-            first = bench.timed(lambda p=prompts, s=one: engine.complete(p, s, seed=0), n=2, warm=1)
+            first = bench.timed(lambda p=prompts, s=one: engine.complete(p, s, seed=0), n=1, warm=1)
             for name, sample in (("sampled", True), ("greedy", False)):
                 settings = GenerationSettings(max_new_tokens=new, do_sample=sample)
-                seconds = bench.timed(lambda p=prompts, s=settings: engine.complete(p, s, seed=0), n=2, warm=1)
+                seconds = bench.timed(lambda p=prompts, s=settings: engine.complete(p, s, seed=0), n=1 if new > 200 else 3, warm=1)
                 item = {"what": f"rollouts, {name}", "sequences": sequences, "prompt": prompt, "new": new, "seconds": round(seconds, 3)}
                 rate = round(sequences * max(1, new - 1) / max(1e-9, seconds - first))
                 say(**item, new_tok_s=round(sequences * new / seconds), new_tok_s_behind_the_prompts=rate, prompts_seconds=round(first, 3))
@@ -317,19 +332,19 @@ def first_pass(bench: Bench) -> None:
         first = bench.timed(lambda a=asked, c=labels: engine.loglikelihoods(a, c, prefix=prefix), n=2, warm=1)
         prompts = bench.ids(sequences, bench.n(prompt)).tolist()
         settings = GenerationSettings(max_new_tokens=bench.n(answer))
-        second = bench.timed(lambda p=prompts, s=settings: engine.complete(p, s), n=1, warm=1)
+        second = bench.timed(lambda p=prompts, s=settings: engine.complete(p, s), n=1, warm=0)
         share = round(first / second, 3)
         say(what="first pass / second pass", shape=name, sequences=sequences, first=round(first, 3), second=round(second, 3), share=share)
 
 
 ITEMS = {
-    "decompose": decompositions,
     "attach": attached,
     "forward": forwards,
     "step": steps,
+    "first": first_pass,
     "roll": rollouts,
     "mixed": mixed_batch,
-    "first": first_pass,
+    "decompose": decompositions,
 }
 
 

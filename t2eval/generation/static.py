@@ -4,6 +4,9 @@ On a GPU a step of a small batch is bound by the launches of its kernels: replay
 chooses the token too, so nothing has to come back to the host before the next one; the host looks for ends some tokens later, a
 block at a time. Sequences that have ended stay until half of the batch has. On a CPU the same steps run without a graph.
 
+Attention reads a window of the buffers that is widened some hundred positions at a time, with a graph for each width: over the whole
+length it would cost a long answer's first tokens as much as its last.
+
 What a graph holds are addresses, so it lives no longer than one batch under one z: weights may be merged and hooks may change between.
 """
 
@@ -29,6 +32,8 @@ _WARM = 2
 """Steps before a capture: kernels and their workspaces are chosen in them."""
 _WORTH = 6
 """The fewest steps for which a capture, which costs some three of them, is made."""
+_WINDOW = 128
+"""Positions by which the window that attention reads is widened. A capture costs as much as some ten steps."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
@@ -56,6 +61,16 @@ def reason(decoder: Decoder, choosing: Choosing, length: int) -> str | None:
 def length_of(start: Prefilled, choosing: Choosing) -> int:
     """How many positions the buffers of a batch have: prompt, answer, and the steps that come before a capture."""
     return start.ids.shape[1] + choosing.settings.max_new_tokens + _WARM
+
+
+class _Windowed(StaticLayer):  # type: ignore[misc, unused-ignore]
+    """Keys and values in buffers of fixed size, of which attention reads the first `window` positions."""
+
+    window = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)  # (sequences, heads, length, head size) each
+        return keys[:, :, : self.window], values[:, :, : self.window]
 
 
 class _Steps:
@@ -95,7 +110,6 @@ class _Steps:
         kind = decoder.base.dtype if eager else torch.bool
         self.mask = torch.full((sequences, 1, 1, length), hidden, dtype=kind, device=device)  # (sequences, 1, 1, length)
         self.mask[:, 0, 0, :held][visible] = self.shown
-        self.first = (token[:, None].clone(), position[:, None].clone(), self.mask.clone())
         self.token, self.position = token[:, None].clone(), position[:, None].clone()  # (sequences, 1) each
         self.place = torch.zeros(1, dtype=torch.long, device=device)  # which step is next
         self.tokens = torch.zeros(sequences, room, dtype=torch.long, device=device)
@@ -103,16 +117,32 @@ class _Steps:
         self.uniforms = None
         if uniforms is not None:
             self.uniforms = torch.cat([uniforms, uniforms.new_zeros(sequences, room)], dim=1)[:, :room].contiguous()
-        self.done = 0
-        self.graph: Any = None
-        if device.type == "cuda" and steps >= _WORTH:
+        self.done, self.graph, self.captures = 0, None, device.type == "cuda" and steps >= _WORTH
+        self.window = 0
+        self._widen(1)
+
+    graph: Any
+
+    def _widen(self, count: int) -> None:
+        """See to it that attention reads what the next `count` steps write."""
+        needed = self.held + self.done + count
+        if needed <= self.window:
+            return
+        length = self.mask.shape[3]
+        self.window = min(length, -(-(needed + _WARM) // _WINDOW) * _WINDOW)
+        for layer in self.cache.layers:
+            layer.window = self.window
+        if self.captures:
+            torch.cuda.current_stream().synchronize()  # the graph that goes may still be running
+            self.graph = None
             self._capture()
 
     def step(self) -> None:
         """Read one token of each sequence, and choose the next: all of it on the device, in place."""
         self.mask.index_fill_(3, self.held + self.place, self.shown)  # the token that is read now sees itself
         arguments: dict[str, Any] = {self.decoder.cache_name or "": self.cache, "use_cache": True, "logits_to_keep": 1}
-        out = self.decoder.model(input_ids=self.token, attention_mask=self.mask, position_ids=self.position, **arguments)
+        seen = self.mask[..., : self.window]  # (sequences, 1, 1, window)
+        out = self.decoder.model(input_ids=self.token, attention_mask=seen, position_ids=self.position, **arguments)
         uniform = None if self.uniforms is None else self.uniforms.index_select(1, self.place)[:, 0]  # (sequences,)
         token, log_prob = choose(out.logits[:, -1].float(), self.warpers, None, uniform)  # (sequences,) each
         self.tokens.index_copy_(1, self.place, token[:, None])
@@ -122,24 +152,24 @@ class _Steps:
         self.place.add_(1)
 
     def _capture(self) -> None:
+        before = [self.token.clone(), self.position.clone(), self.mask.clone(), self.place.clone()]
         side, own = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         side.wait_stream(own)
         with torch.cuda.stream(side):
             for _ in range(_WARM):
                 self.step()
         own.wait_stream(side)
-        self._rewind()
+        self._rewind(before)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.step()
 
-    def _rewind(self) -> None:
-        """As before the first step; what the cache holds beyond is hidden, and written over."""
-        for buffer, value in zip((self.token, self.position, self.mask), self.first, strict=True):
+    def _rewind(self, before: list[Tensor]) -> None:
+        """As before some steps; what the cache holds beyond is hidden, and written over."""
+        for buffer, value in zip((self.token, self.position, self.mask, self.place), before, strict=True):
             buffer.copy_(value)
-        self.place.zero_()
         for layer in self.cache.layers:
-            layer.cumulative_length.fill_(self.held)
+            layer.cumulative_length.fill_(self.held + self.done)
 
     def block(self, count: int) -> tuple[Tensor, Any]:
         """Queue `count` steps.
@@ -147,6 +177,7 @@ class _Steps:
         Returns:
             (2, sequences, count) float32 on the host: tokens and log-probabilities; and the event after which they are there.
         """
+        self._widen(count)
         for _ in range(count):
             self.graph.replay() if self.graph is not None else self.step()
         part = slice(self.done, self.done + count)
@@ -167,7 +198,7 @@ class _Steps:
 
 
 def _static(keys: Tensor, values: Tensor, held: int, length: int) -> StaticLayer:
-    layer = StaticLayer(max_cache_len=length)
+    layer = _Windowed(max_cache_len=length)
     layer.lazy_initialization(keys, values)
     layer.keys[:, :, :held], layer.values[:, :, :held] = keys, values
     layer.cumulative_length.fill_(held)

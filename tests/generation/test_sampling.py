@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2eval.errors import T2Error
+from t2eval.generation import static as static_decoding
 from t2eval.generation.draws import drawn, uniforms
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
@@ -148,3 +149,22 @@ def test_sampling_needs_a_seed_and_finite_logits() -> None:
     for static in (False, True):
         with pytest.raises(T2Error, match="logits that are not finite"):
             _engine(model, static=static).complete(PROMPTS, ITSELF, seed=1)
+
+
+def test_static_windows_widen_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, wanted = tiny_model(), GenerationSettings(40, do_sample=True)
+    expected = _engine(model, static=False).complete(PROMPTS, wanted, seed=3)
+    widths: set[int] = set()
+    step = static_decoding._Steps.step
+
+    def noted(steps: static_decoding._Steps) -> None:
+        widths.add(steps.window)
+        step(steps)
+
+    monkeypatch.setattr(static_decoding, "_WINDOW", 8)
+    monkeypatch.setattr(static_decoding._Steps, "step", noted)
+    found = _engine(model, static=True).complete(PROMPTS, wanted, seed=3)
+    assert len(widths) > 3
+    assert [each.ids for each in found] == [each.ids for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
