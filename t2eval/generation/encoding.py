@@ -44,8 +44,10 @@ class Encoding:
 
     def text(self, text: str) -> list[int]:
         """The token ids of a text that begins a sequence; special tokens are not added where it begins with one of its own."""
-        bos = getattr(self.tokenizer, "bos_token", None)
-        special = {"add_special_tokens": False} if bos and text.startswith(bos) else self._special
+        return self._encoded(text, getattr(self.tokenizer, "bos_token", None))
+
+    def _encoded(self, text: str, beginning: str | None) -> list[int]:
+        special = {"add_special_tokens": False} if beginning and text.startswith(beginning) else self._special
         ids: list[int] = self.tokenizer(text, **special)["input_ids"]
         return ids
 
@@ -56,6 +58,7 @@ class Encoding:
             return (ids[:1], ids[1:]) if len(ids) > 1 and ids[0] == self.first_token else ([self.first_token], ids)
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
-        start = self.text(context) if context else [self.first_token]
-        whole = self.text(context + continuation)
+        beginning = self.tokenizer.decode([self.first_token])  # the end token's text where there is no beginning token
+        start = self._encoded(context, beginning) if context else [self.first_token]
+        whole = self._encoded(context + continuation, beginning)
         return start, whole[len(start) :]

@@ -233,6 +233,7 @@ def decode(decoder: Decoder, choosing: Choosing, stopping: Stopping, batch: Batc
         token, positions = steps.token[:, 0], steps.position[:, 0]
         visible = torch.cat([visible, visible.new_ones(len(places), steps.done)], dim=1)  # (sequences, held by now)
         layers = steps.layers(index) if going else []
+        del steps  # its buffers and graph, before the next ones are made
     return written
 
 

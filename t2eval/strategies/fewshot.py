@@ -252,7 +252,7 @@ class Candidates:
         self._chooses = environment.kind == "choice"
         self._settings = settings
         if settings is None and not self._chooses:
-            self._settings = GenerationSettings(environment.max_new_tokens, tuple(environment.until))
+            self._settings = GenerationSettings.from_gen_kwargs(environment.generation_kwargs, environment.max_new_tokens)
         read = [self._read(example.prompt, example) for example in self._examples]
         self._prompts, self._features = [ids for ids, _ in read], [features for _, features in read]
         if self._settings is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from t2eval.generation import static
+from t2eval.generation.choosing import Choosing
+from t2eval.generation.decoder import Decoder
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from tests.generation.architectures import ARCHITECTURES, architecture
@@ -26,8 +29,8 @@ def test_answers_and_likelihoods_are_the_model_s(name: str) -> None:
         ]
     wanted = [row[len(prompt) :].tolist() for row, prompt in zip(expected, PROMPTS, strict=True)]
     assert len({token for ids in wanted for token in ids}) > 4, "the answers should vary"
-    for batch_size in (1, 4):
-        made = Engine(model, tiny_tokenizer(), batch_size=batch_size, max_length=128).complete(PROMPTS, settings)
+    for batch_size, still in ((1, False), (4, True), (4, False)):
+        made = Engine(model, tiny_tokenizer(), batch_size=batch_size, max_length=128, static=still).complete(PROMPTS, settings)
         assert [completion.ids for completion in made] == wanted
     engine = Engine(model, tiny_tokenizer(), batch_size=4, max_length=128)
     continuations = [[ids[:1], ids[:4], [9, 8, 7]] for ids in wanted]
@@ -40,3 +43,20 @@ def test_answers_and_likelihoods_are_the_model_s(name: str) -> None:
             assert value.value == pytest.approx(plain, abs=1e-3)
         assert sum(completion.log_probs[:4]) == pytest.approx(values[1].value, abs=1e-3)
         assert values[0].greedy and values[1].greedy and not values[2].greedy
+
+
+SERVED = {
+    "static": "llama llama-grouped-bias qwen2 gpt2 phi olmo2 granite gpt_neox",
+    "loop": "phi3 mamba jamba mistral-window gemma2 bloom mpt falcon mixtral zamba2",
+    "generate": "rwkv recurrent_gemma minimax openai-gpt llama-dynamic-rope",
+}
+"""Some of each: which way a model goes is a rule, and not the first one that raises no error."""
+
+
+@pytest.mark.parametrize("way", SERVED)
+def test_each_model_goes_the_way_that_the_rule_says(way: str) -> None:
+    for name in SERVED[way].split():
+        decoder = Decoder(architecture(name))
+        choosing = Choosing(decoder, GenerationSettings(NEW), 257)
+        found = "generate" if decoder.reason else "loop" if static.reason(decoder, choosing, 30) else "static"
+        assert found == way, (name, decoder.reason or static.reason(decoder, choosing, 30))

@@ -138,7 +138,7 @@ def test_merging_is_chosen_where_it_costs_less() -> None:
 class _Exact:
     """An environment whose right answers are given."""
 
-    higher_is_better, until, max_new_tokens = True, ["\n"], 5
+    higher_is_better, generation_kwargs, max_new_tokens = True, {"until": ["\n"]}, 5
 
     def __init__(self, kind: str, targets: dict[str, str]) -> None:
         self.kind, self.targets, self.scored = kind, targets, 0
