@@ -137,6 +137,8 @@ def model_obstacle(model: str, revision: str | None = None) -> str | None:
         return packaged_obstacle()
     if Path(model).is_dir() or has_weights(model, revision):
         return None
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        return f"There is no model folder {model}. Give the folder that holds its config.json, or a name of the hub (owner/name)."
     if offline():
         return (
             f"The model {model} is neither a folder nor in the hub's cache, and the hub is switched off. Unset HF_HUB_OFFLINE, or download "

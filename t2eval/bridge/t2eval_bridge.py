@@ -48,6 +48,10 @@ class Finder:
         def exec_module(module: "Any") -> None:
             run(module)
             try:
+                if any("t2-" in word for word in sys.argv[1:]):
+                    from t2eval.models.launch import explain_typos
+
+                    explain_typos()
                 if name == MODELS:
                     self._register_models()
                 else:

@@ -91,10 +91,18 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
       t2 lm-eval ls tasks
       t2 lm-eval run --help
     """
+    from t2eval.errors import UsageError
+    from t2eval.models.launch import typo_message
     from t2eval.models.plugin import activate
 
     activate()
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm-eval", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except (ValueError, KeyError) as error:
+        message = typo_message(error)
+        if message is None:
+            raise
+        raise UsageError(message) from error

@@ -7,11 +7,15 @@ In a program that imports us nothing of this happens: it gets a `T2Error`.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error, UsageError, near_matches, unknown
+from t2eval.models.registry import lm_eval_models
+from t2eval.paths import tasks_dir
 
 
 def under_lm_eval() -> bool:
@@ -21,6 +25,43 @@ def under_lm_eval() -> bool:
         return True
     command = Path(sys.argv[0]) if sys.argv else Path()
     return command.stem in ("lm_eval", "lm-eval") or (command.name == "__main__.py" and command.parent.name == "lm_eval")
+
+
+def explain_typos() -> None:
+    """Under lm-eval's command line, with a model of ours: a task or model that nobody knows ends with one message, not a stack trace.
+
+    Such a name is refused before our classes are asked for anything, so the interpreter's last word is ours to say. Any other exception is
+    shown as always.
+    """
+    if not under_lm_eval() or getattr(sys.excepthook, "explains_typos", False):
+        return
+    usual = sys.excepthook
+
+    def hook(kind: Any, error: Any, trace: Any) -> None:
+        message = typo_message(error)
+        if message is None:
+            usual(kind, error, trace)
+        else:
+            print(f"t2eval: {message}", file=sys.stderr, flush=True)
+
+    hook.explains_typos = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def typo_message(error: BaseException) -> str | None:
+    """What to say of lm-eval's error about a name that it does not know; None for any other error."""
+    if not isinstance(error, (ValueError, KeyError)):
+        return None
+    text = str(error.args[0] if error.args else "")
+    if task := re.match(r"Tasks? not found: (.+)", text):
+        known = [path.stem for path in tasks_dir().rglob("*.yaml")]
+        names = [name.strip() for name in task.group(1).split(",")]
+        near = [match for name in names for match in near_matches(name, known)]
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        return f"Unknown task {task.group(1)!r}.{hint} `lm_eval ls tasks` and `t2 tasks` list what there is; --include_path adds a folder."
+    if model := re.match(r"Attempted to load model '([^']+)'|Unknown model '([^']+)'", text):
+        return str(unknown("model", model.group(1) or model.group(2), lm_eval_models()))
+    return None
 
 
 @contextlib.contextmanager
