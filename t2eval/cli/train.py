@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ def train_expert(recipe: Path | None, settings: tuple[str, ...], as_json: bool, 
         raise T2Error(
             f"Interrupted. The last checkpoint, if one was reached, is in {where}: the same command with --resume goes on."
         ) from None
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # of several processes the first one speaks
     scores = {when: {split: _plain(score) for split, score in splits.items()} for when, splits in result.scores.items()}
     if as_json:
         summary = {"path": str(result.path), "scores": scores, "comparison": result.comparison, "steps": result.steps}

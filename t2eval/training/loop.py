@@ -56,6 +56,10 @@ class Objective(Protocol):
         """Hand this process's parts of the loss to `backward`; returns the step's figures, the same on all processes."""
 
 
+def _silent(_: str) -> None:
+    return None
+
+
 class Loop:
     """One run of one objective on one trainable model.
 
@@ -84,8 +88,9 @@ class Loop:
         processes: Processes | None = None,
     ) -> None:
         self.trainable, self.objective, self.examples, self.config = trainable, objective, examples, config
-        self.validate, self.report, self.say, self.folder = validate, report, say, folder
+        self.validate, self.report, self.folder = validate, report, folder
         self.processes = processes if processes is not None else Processes(trainable.device)
+        self.say: Say = say if self.processes.first else _silent
         self.parameters = trainable.parameters()
         self.rate, self.clip = config.sweep_values("lr")[0], config.sweep_values("clip")[0]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.rate, weight_decay=config.weight_decay)
@@ -180,7 +185,7 @@ class Loop:
                 f"No step was taken: max_seconds ({self.config.max_seconds}) had passed. What is saved answers as the base model does."
             )
         elif self.progress.uniform is not None:
-            self.say(f"Nothing was learnt: {self._all_alike()} in all {step} steps.")
+            self.say(f"Nothing was learnt: {self._all_alike()} in the whole run, up to step {step}.")
         elif self.progress.best_step == 0:
             score = self.progress.best_score
             self.say(

@@ -63,7 +63,18 @@ def answer_settings(environment: Environment) -> GenerationSettings | None:
     """How a task's answers are generated, as lm-eval reads it from the task; None for a task with choices."""
     if environment.kind == "choice":
         return None
-    return GenerationSettings.from_gen_kwargs(environment.task.config.generation_kwargs or {}, DEFAULT_NEW_TOKENS)
+    return GenerationSettings.from_gen_kwargs(environment.generation_kwargs, DEFAULT_NEW_TOKENS)
+
+
+def refuse_no_room(model: Any, tokenizer: Any, environment: Environment) -> None:
+    """Refuse a task whose answers may be as long as the model's longest sequence, before anything is computed.
+
+    Raises:
+        T2Error: no room would be left for a prompt.
+    """
+    settings = answer_settings(environment)
+    if settings is not None:
+        Engine(model, tokenizer, batch_size=1).fit([], settings)
 
 
 class Validator:
@@ -73,9 +84,6 @@ class Validator:
         trainable, environment, tokenizer: the run's.
         config: its `eval_batch_size` and `seed` (of tasks whose answers are drawn).
         reader: for a task with images.
-
-    Raises:
-        T2Error: the model has no room for a prompt beside the answer.
     """
 
     def __init__(
@@ -84,8 +92,6 @@ class Validator:
         self._trainable, self._environment, self._reader, self._seed = trainable, environment, reader, config.seed
         self._engine = Engine(trainable.model, tokenizer, batch_size=config.eval_batch_size, reader=reader)
         self._settings = answer_settings(environment)
-        if self._settings is not None:
-            self._engine.fit([], self._settings)
 
     def outcomes(self, examples: Sequence[Example]) -> list[float]:
         """The main metric of each example, answered as lm-eval would have it answered (or by the likeliest choice)."""

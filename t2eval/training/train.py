@@ -22,15 +22,16 @@ from t2eval.store.files import read_json_lines
 from t2eval.store.lock import locked
 from t2eval.store.versions import git_commit, versions
 from t2eval.training import claim
+from t2eval.training.checkpoints import Progress
 from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
-from t2eval.training.loop import LOG, Loop, Progress
+from t2eval.training.loop import LOG, Loop
 from t2eval.training.methods import make_trainable
 from t2eval.training.processes import Processes
 from t2eval.training.progress import Report, Show, opening, show
 from t2eval.training.record import RunRecord
 from t2eval.training.reinforce import Reinforce
-from t2eval.training.scores import TestScore, Validator, nan_message, paired_test, score_test, summarise
+from t2eval.training.scores import TestScore, Validator, nan_message, paired_test, refuse_no_room, score_test, summarise
 from t2eval.training.supervised import Supervised
 from t2eval.training.trainable import Names, Trainable
 from t2eval.vision.features import Reader
@@ -184,18 +185,20 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
         )
     if not environment.higher_is_better:
         raise T2Error(f"The main metric of task {config.task!r}, {environment.metric}, is better when lower: it cannot be a reward.")
+    refuse_no_room(model, text_tokenizer(processor), environment)
     train = environment.examples("train", config.train_limit, config.seed)
     validation = environment.examples("validation", config.validation_limit, seed=0)
     if not train or not validation:
         raise T2Error(f"Task {config.task!r} has {len(train)} training and {len(validation)} validation examples: both are needed.")
-    identity = BaseModelCard(**base_identity(model))
+    identity = BaseModelCard.model_validate(base_identity(model))
     names = _names(config, environment, progress)
     reader = Reader(model, processor) if environment.images else None
     with processes.first_before_others():
         trainable = make_trainable(model, config)
     if config.checkpoint_activations:
         trainable.checkpoint_activations()
-    steps = f"{config.steps} steps" if config.max_seconds is None else f"{config.max_seconds:g} s, {config.steps} steps at most"
+    steps = f"{config.steps} step{'' if config.steps == 1 else 's'}"
+    steps = steps if config.max_seconds is None else f"{config.max_seconds:g} s, {steps} at most"
     sweep = f", {len(config.points)} runs" if len(config.points) > 1 else ""
     parallel = f", {processes.count} processes" if processes.count > 1 else ""
     opening(

@@ -43,7 +43,7 @@ def test_equal_rewards_are_told_early_and_at_the_end(
     assert result.chosen_step == 0, "a checkpoint that only ties with the base is not better than it"
     early, late = result.record.remarks
     assert early.startswith(f"Nothing to learn so far: {words} in the first 3 steps") and "metric" in early
-    assert late == f"Nothing was learnt: {words} in all 5 steps."
+    assert late == f"Nothing was learnt: {words} in the whole run, up to step 5."
     shown = capsys.readouterr().err
     assert shown.index(early) < shown.index(late)
     z = Expert.load(settings["output"]).z
