@@ -57,7 +57,7 @@ def strategy_class(name: str, *, with_images: bool = False) -> Any:
         UsageError: no such strategy, or none for images.
     """
     entry = STRATEGIES.get(name)
-    place = entry and (entry.images if with_images else entry.text)
+    place = None if entry is None else entry.images if with_images else entry.text
     if place is None:
         having = [other for other, its in STRATEGIES.items() if its.images or not with_images]
         raise unknown("strategy for images" if with_images else "strategy", name, having)
