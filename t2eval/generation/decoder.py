@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from t2eval.generation.cache import new_cache
 from t2eval.vision.features import Features, image_arguments
 
 _BY_MASK = ("bloom", "mpt")
 """Model types that take no positions, but learn from the mask (ALiBi) where a padded sequence begins."""
+_CAUSAL = ("gpt_neox", "gpt_neox_japanese")
+"""Model types whose config says `is_decoder=False`, and which are decoders all the same."""
 _BY_LENGTH = ("dynamic", "longrope")
 """Rotary embeddings that change when the longest sequence of a batch passes a length."""
 
@@ -52,8 +55,8 @@ class Decoder:
     def reason(self) -> str | None:
         """Why this model has to answer through its own `generate`; None where the engine's loop serves it."""
         kind = type(self.base)
-        if getattr(self.config, "is_decoder", True) is False:
-            return "it is an encoder, which reads all tokens anew for each one"
+        if self.encoder:
+            return "it is of a family of encoders, with positions and masks of their own"
         if self.cache_name is None or not self.takes_mask:
             return "its forward takes no cache object"
         if not kind._supports_default_dynamic_cache():
@@ -67,6 +70,15 @@ class Decoder:
         if self._rotary_by_length:
             return "its positions depend on the length of the longest sequence"
         return None
+
+    @cached_property
+    def encoder(self) -> bool:
+        """Whether it is an encoder (BERT and its kin) that was loaded as a language model: there a token may see those behind it.
+
+        A config's `is_decoder` alone does not say it: GPT-NeoX's is false too.
+        """
+        kind = self.config.model_type
+        return kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or (getattr(self.config, "is_decoder", True) is False and kind not in _CAUSAL)
 
     @cached_property
     def _rotary_by_length(self) -> bool:

@@ -192,8 +192,9 @@ def _whole(
     """Context and continuation as one sequence, padded on the right, where a causal model does not look."""
     every: list[tuple[_Task, int]] = [(task, index) for task in tasks for index in range(len(task.continuations))]
     every.sort(key=lambda each: -len(each[0].context) - len(each[0].continuations[each[1]]))
-    for start in range(0, len(every), engine.batch_size):
-        part = every[start : start + engine.batch_size]
+    size = 1 if engine.decoder.encoder else engine.batch_size  # an encoder would see the padding
+    for start in range(0, len(every), size):
+        part = every[start : start + size]
         wanted: list[list[int]] = [task.continuations[index] for task, index in part]
         read = [[*task.context, *tokens[:-1]] for (task, _), tokens in zip(part, wanted, strict=True)]
         ids, mask = padded(read, engine.encoding.padding, "right", engine.decoder.device)  # (sequences, longest)

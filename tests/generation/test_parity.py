@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import BertConfig, BertLMHeadModel
 
 from t2eval.generation import static
 from t2eval.generation.choosing import Choosing
@@ -60,3 +61,19 @@ def test_each_model_goes_the_way_that_the_rule_says(way: str) -> None:
         choosing = Choosing(decoder, GenerationSettings(NEW), 257)
         found = "generate" if decoder.reason else "loop" if static.reason(decoder, choosing, 30) else "static"
         assert found == way, (name, decoder.reason or static.reason(decoder, choosing, 30))
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_an_encoder_that_is_loaded_as_a_language_model_answers_as_its_generate_does(decoder: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 258}
+    model = BertLMHeadModel(BertConfig(**sizes, is_decoder=decoder)).eval()
+    with torch.no_grad():
+        made = [
+            model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)[0, len(prompt) :].tolist() for prompt in PROMPTS
+        ]
+    engine = Engine(model, tiny_tokenizer(), batch_size=4)
+    assert [completion.ids for completion in engine.complete(PROMPTS, GenerationSettings(NEW))] == made
+    assert Decoder(model).reason is not None
+    apart = [engine.loglikelihoods([prompt], [[[3, 4], [5]]])[0] for prompt in PROMPTS]
+    assert engine.loglikelihoods(PROMPTS, [[[3, 4], [5]]] * 4) == apart
