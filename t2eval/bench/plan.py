@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.bench.config import METHODS, BenchConfig, parse_config
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.environment import harness
+from t2eval.errors import T2Error, UsageError, listed, unknown
 from t2eval.paths import configs_dir, experts_dir, is_embedded, joined
 from t2eval.store.files import read_yaml
 
@@ -164,7 +165,8 @@ def open_tasks(names: Sequence[str], include_path: str | None = None) -> Any:
             refuse_unreadable(include_path)
             raise unknown("task", name, manager.all_subtasks)
         if name not in manager.all_subtasks:
-            raise UsageError(f"{name!r} is a group of tasks; a cell is one task. Name its tasks in the benchmark file.")
+            tasks = listed(harness.members(manager, name)) or "see `lm_eval ls groups`"
+            raise UsageError(f"{name!r} is a group of tasks, and one task is needed. Its tasks: {tasks}.")
     return manager
 
 
