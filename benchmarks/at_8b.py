@@ -27,7 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.bases import decompose
 from t2eval.training.likelihood import Policy, pad
 from t2eval.training.readout import Readout

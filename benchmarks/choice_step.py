@@ -24,7 +24,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training.choices import ChoicePolicy, Pairs
 from t2eval.training.likelihood import Policy, divergence
 from t2eval.training.readout import Readout

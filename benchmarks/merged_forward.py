@@ -21,7 +21,8 @@ import torch
 import transformers
 from train_step import batch, build, status
 
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 
 SIDES = ("merged", "plain")
 

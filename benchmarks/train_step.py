@@ -7,7 +7,7 @@ Both sides train z of every linear map of the decoder layers of the same random 
                 composes with diag_embed, keeps the new weights for the length of the step (there they are handed to vLLM), and composes
                 again under autograd to project. `--reference lean` is what one could make of it: composes once, scales columns, keeps
                 nothing, and projects by hand.
-    ours        `t2eval.svf.adapted.attach`: hooks in the singular basis, no gradient of W.
+    ours        `t2eval.svf.attachment.attach`: hooks in the singular basis, no gradient of W.
 
 Times are medians of interleaved steps in one process; peaks are the memory above the libraries' own, each side in a process of its own.
 
@@ -33,7 +33,7 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.svf.bases import cached_basis
 from t2eval.svf.selection import target_paths
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from t2eval.basemodel.load import load_base as load_base
     from t2eval.errors import T2Error as T2Error
     from t2eval.expert.expert import Expert as Expert
-    from t2eval.svf.adapted import attach as attach
+    from t2eval.svf.attachment import attach as attach
     from t2eval.training.config import TrainConfig as TrainConfig
     from t2eval.training.train import train_expert as train_expert
 
@@ -22,7 +22,7 @@ _HOMES = {
     "Expert": "t2eval.expert.expert",
     "T2Error": "t2eval.errors",
     "TrainConfig": "t2eval.training.config",
-    "attach": "t2eval.svf.adapted",
+    "attach": "t2eval.svf.attachment",
     "load_base": "t2eval.basemodel.load",
     "train_expert": "t2eval.training.train",
 }

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from t2eval.expert.expert import Expert
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 
 VOCABULARY = 256 + 2
 _DECODER = {

@@ -20,7 +20,8 @@ from t2eval.errors import T2Error, unknown
 from t2eval.expert.card import no_directory
 from t2eval.expert.expert import Expert, check_tensor
 from t2eval.store.files import read_bytes
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import plain
 from t2eval.svf.scales import renormalise
 

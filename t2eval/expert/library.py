@@ -13,7 +13,8 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import CARD, TENSORS, no_directory, refuse_adapter
 from t2eval.expert.expert import Expert, mix, model_name
 from t2eval.paths import joined
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import all_matrices
 
 

@@ -36,7 +36,8 @@ from t2eval.models.recorded import Recorded
 from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
-from t2eval.svf.adapted import Adapted, attach, attached
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach, attached
 from t2eval.vision.features import Reader
 
 _log = logging.getLogger(__name__)

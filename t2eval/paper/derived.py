@@ -23,7 +23,8 @@ from t2eval.expert.expert import Expert, mix
 from t2eval.expert.library import load_library
 from t2eval.store.files import write_bytes
 from t2eval.strategies.dispatch import DISPATCH_LABEL
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 
 _MARKER = ".complete"
 

@@ -38,7 +38,7 @@ from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, adapt
 from t2eval.strategies.search import Array, Method, SearchConfig
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 
 TASKS = ("embedded_math_seen", "embedded_code_seen", "embedded_reasoning_seen")
 BUDGETS = (1, 2, 4, 8)

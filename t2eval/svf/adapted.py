@@ -13,35 +13,24 @@ Deviations from the paper and its implementation:
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from t2eval.errors import T2Error, UsageError, unknown
-from t2eval.paths import cache_dir as default_cache
-from t2eval.svf.bases import Basis, BasisStore
+from t2eval.errors import T2Error, unknown
 from t2eval.svf.fingerprint import fingerprint, project_probes
 from t2eval.svf.hooks import Scales
-from t2eval.svf.matrices import decoder_layers, find_matrices, plain
+from t2eval.svf.matrices import decoder_layers, plain
 from t2eval.svf.merge import KEEP_BASE, KeepBase
-from t2eval.svf.scales import PARAMETERISATIONS, mix_scales, renormalise, to_scale
-from t2eval.svf.selection import left_out, refuse_bypassed, target_paths
-from t2eval.svf.state import State, put_on, state_of, take_off, watch
+from t2eval.svf.scales import mix_scales, to_scale
+from t2eval.svf.state import State, take_off, watch
 
-_PAPER_MEAN, _PAPER_VARIANCE = 0.1, 1e-3  # Table 6: the initial p of the sigmoid form
 _READABLE = 0.25
 """The smallest |z| that a gradient is divided by: rounding in what is divided grows by its inverse."""
-_WORTH_SAYING = 0.01  # of the decoder layers' weights, left out
-
-_log = logging.getLogger(__name__)
-
-Init = Literal["identity", "paper"]
 
 
 class _ExpertLike(Protocol):
@@ -54,7 +43,7 @@ class _ExpertLike(Protocol):
 
 
 class Adapted:
-    """A frozen model whose matrices can be scaled. Made by `attach`; `attached` gives that of a model again.
+    """A frozen model whose matrices can be scaled. Made by `attach`; `attached` gives that of a model again (`t2eval.svf.attachment`).
 
     z in this class is always the true scale, float32, keyed by matrix path. Fresh from `attach` the trainable parameters are in
     force; `set_z`, `set_expert` and `set_alphas` put a fixed z in their place, and `use_parameters` goes back.
@@ -379,90 +368,3 @@ def _on_host(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = torch.split(torch.cat(list(here.values())).cpu(), [len(value) for value in here.values()])
         found.update(zip(here, parts, strict=True))
     return found
-
-
-def attached(model: Any) -> Adapted | None:
-    """The `Adapted` of a model that `attach` was called on, or None."""
-    state = state_of(model)
-    return None if state is None else Adapted(model, state)
-
-
-def attach(
-    model: Any,
-    modules: str = "all",
-    layers: str = "all",
-    *,
-    parameterisation: str = "direct",
-    paths: Sequence[str] | None = None,
-    cache_dir: Path | None = None,
-    init: Init = "identity",
-    seed: int = 0,
-    keep_base: KeepBase = "device",
-) -> Adapted:
-    """Freeze a model and make its matrices scalable by z, the only parameters that then require a gradient. Outputs stay as they are.
-
-    Args:
-        model: a transformers causal model.
-        modules: `all`, `mlp`, `attention`, `dense`, or a comma-separated list of path endings (see `target_paths`).
-        layers: `all`, `half` (the first half), `0-15` or `0,3`.
-        parameterisation: `direct` (z = 1 + p) or `sigmoid-renorm` (z = sigmoid(p) Σσ / Σ(σ sigmoid(p))).
-        paths: exact matrix paths instead of `modules` and `layers`.
-        cache_dir: where singular bases are cached; by default `t2eval.paths.cache_dir()/"bases"`.
-        init: `identity` (z = 1), or `paper` for `sigmoid-renorm`: p of mean 0.1 and variance 1e-3 (Table 6), so that outputs move a little.
-        seed: of the `paper` init.
-        keep_base: where base weights wait while z is merged: `device`, or `host` where the device has no room for them twice.
-
-    Raises:
-        UsageError: unknown modules, layers, paths, parameterisation, init or place.
-        T2Error: the model is adapted already, has no decoder layers, or holds weights that cannot be decomposed or scaled.
-
-    Example:
-        >>> adapted = attach(model, modules="mlp")
-        >>> with adapted.merged(expert.z):
-        ...     model.generate(**inputs)
-    """
-    if state_of(model) is not None:
-        raise T2Error(f"This {type(model).__name__} is adapted already: use that Adapted, or call its detach() first.")
-    if parameterisation not in PARAMETERISATIONS:
-        raise unknown("parameterisation", parameterisation, PARAMETERISATIONS)
-    if init not in ("identity", "paper"):
-        raise unknown("init", init, ("identity", "paper"))
-    if init == "paper" and parameterisation != "sigmoid-renorm":
-        raise UsageError("The paper's init of p belongs to the sigmoid form: give parameterisation='sigmoid-renorm' with init='paper'.")
-    if keep_base not in KEEP_BASE:
-        raise unknown("place of the base weights", keep_base, KEEP_BASE)
-    chosen = list(paths) if paths is not None else target_paths(model, modules, layers)
-    matrices = {matrix.path: matrix for matrix in find_matrices(model, chosen)}
-    refuse_bypassed(model, chosen)
-    if paths is None:
-        _say_left_out(model, chosen, modules, layers)
-    store = BasisStore(cache_dir if cache_dir is not None else default_cache() / "bases")
-    dtype = getattr(model, "dtype", torch.float32)
-    bases: dict[str, Basis] = {}
-    initial: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False), torch.no_grad():
-        for path, matrix in matrices.items():
-            weight = matrix.weight()  # (out, in)
-            try:
-                basis = store.basis(weight, matrix.dtype(dtype))
-            except T2Error as error:
-                raise T2Error(f"{path}: {error}") from error
-            initial[path] = torch.zeros(basis.rank)
-            if init == "paper":
-                initial[path] = _PAPER_MEAN + math.sqrt(_PAPER_VARIANCE) * torch.randn(basis.rank, generator=generator)
-            if parameterisation == "sigmoid-renorm":
-                renormalise(torch.sigmoid(initial[path]), basis.sigma.cpu(), path)
-            initial[path] = initial[path].to(weight.device)
-            bases[path] = basis
-    return Adapted(model, put_on(model, matrices, bases, parameterisation, initial, keep_base))
-
-
-def _say_left_out(model: Any, paths: Sequence[str], modules: str, layers: str) -> None:
-    share, names = left_out(model, paths, modules, layers)
-    if share >= _WORTH_SAYING:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        _log.warning(
-            "modules=%s scales %.1f%% of the weights that it means; %.1f%% are left out: %s%s.",
-            modules, 100 * (1 - share), 100 * share, ", ".join(names[:3]), more,
-        )  # fmt: skip

@@ -17,7 +17,8 @@ from t2eval.basemodel.devices import free_memory
 from t2eval.errors import T2Error
 from t2eval.expert.expert import Expert
 from t2eval.paths import cache_dir
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.cost import learning_from_merged_is_cheaper
 from t2eval.svf.matrices import decoder_layers
 from t2eval.training.config import TrainConfig

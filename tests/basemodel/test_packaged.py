@@ -11,7 +11,7 @@ import torch
 from t2eval.basemodel import packaged, probe
 from t2eval.basemodel.load import base_identity, load_base
 from t2eval.errors import T2Error, UsageError
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from tests.tiny import save_tiny
 
 real = pytest.mark.skipif(os.environ.get("T2EVAL_TEST_SMOLLM2") != "1", reason="T2EVAL_TEST_SMOLLM2=1 runs the real model")

@@ -17,7 +17,7 @@ from t2eval.bench.worker import Worker
 from t2eval.environment import loading
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from tests.tiny import save_tiny, tiny_model
 
 TASKS = Path(__file__).resolve().parents[1] / "fixtures" / "bench_tasks"

@@ -14,7 +14,7 @@ from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, read_samples
 from t2eval.bench.worker import Worker
 from t2eval.expert.expert import Expert
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training.adapters import PeftTrainable
 from t2eval.training.config import TrainConfig
 from t2eval.training.methods import make_trainable

@@ -13,7 +13,7 @@ from t2eval.embedded import corpus
 from t2eval.embedded.pretrain import QUESTION_WEIGHT, TokenBatches, pretrain, train_tokenizer
 from t2eval.errors import T2Error
 from t2eval.expert.expert import Expert
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 
 
 def test_batches_weigh_questions_less_and_padding_not_at_all() -> None:

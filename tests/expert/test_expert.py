@@ -19,7 +19,8 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert, Score, TrainingRecord, mix
 from t2eval.expert.import_sakana import from_sakana
 from t2eval.expert.model_card import model_card
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from tests.tiny import tiny_model
 
 RECORD = TrainingRecord(

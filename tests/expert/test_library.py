@@ -22,7 +22,7 @@ from t2eval.expert.export import export_merged, push, without_paths
 from t2eval.expert.import_sakana import import_sakana
 from t2eval.expert.library import adapted_base, load_library, save_mix
 from t2eval.paths import experts_dir
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.svf.merge import compose
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

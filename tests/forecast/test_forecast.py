@@ -20,7 +20,7 @@ from t2eval.forecast.constants import CPU, GPU, speeds_of
 from t2eval.forecast.forecast import Forecast, forecast, search_answers
 from t2eval.forecast.shape import model_shape
 from t2eval.forecast.text import render, shown
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.svf.selection import target_paths
 from tests.bench.fakes import fake_row, write_record
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub

@@ -17,7 +17,7 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.generation.usage import Usage
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["one and two", "a", "what is it that we want to know here?", "short", "a b c d"]

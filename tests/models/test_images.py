@@ -19,7 +19,7 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
 from t2eval.models import images as t2
 from t2eval.models.plugin import MODELS
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.merge import compose
 from t2eval.training.adapters import PeftTrainable, load_adapter

@@ -22,7 +22,7 @@ from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert, mix
 from t2eval.models import strategy as strategy_module
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.merge import compose
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub

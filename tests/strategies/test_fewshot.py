@@ -24,7 +24,7 @@ from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
 from t2eval.strategies.search import SearchConfig
 from t2eval.strategies.search.registry import search_class
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.bases import Basis, cached_basis, decompose
 from t2eval.svf.fingerprint import fingerprint, fingerprint_difference
 from t2eval.svf.matrices import decoder_layers

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.svf.adapted import Adapted, attach, attached
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach, attached
 from t2eval.svf.matrices import all_matrices, bypassed, find_matrix
 from t2eval.svf.merge import compose
 from t2eval.svf.selection import target_paths

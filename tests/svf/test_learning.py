@@ -11,7 +11,8 @@ import transformers as hf
 from torch import Tensor
 
 from t2eval.errors import T2Error
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.cost import learning_from_merged_is_cheaper
 
 SIZES = {"vocab_size": 99, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.svf.adapted import Adapted, attach
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 from t2eval.svf.bases import Basis, decompose
 from t2eval.svf.merge import change, compose, compose_into
 from tests.svf.test_adapted import PATH, Toy, dense_composition, matrix, scales

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training.choices import ChoicePolicy, pack, shared_prefix
 from t2eval.training.likelihood import Policy
 from t2eval.training.readout import Readout

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training.likelihood import Direction, PaddedBatch, Policy, cut_left, divergence, pad
 from t2eval.training.readout import Readout
 from tests.training.families import FAMILIES, SCALABLE, family

@@ -13,7 +13,7 @@ from torch import Tensor
 from t2eval.environment.environment import Environment
 from t2eval.generation.completion import Completion
 from t2eval.generation.engine import Engine
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training.importance import log_ratio, weights
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce

@@ -25,7 +25,7 @@ from t2eval.basemodel.load import load_base
 from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert
-from t2eval.svf.adapted import attach
+from t2eval.svf.attachment import attach
 from t2eval.training import checkpoints as checkpoints_module
 from t2eval.training import loop as loop_module
 from t2eval.training.checkpoints import last_checkpoint

@@ -89,7 +89,7 @@ def refusal(lab: Lab) -> str:
 
     from t2eval.basemodel.load import model_source
     from t2eval.paper.derived import skills
-    from t2eval.svf.adapted import attach
+    from t2eval.svf.attachment import attach
 
     config = AutoConfig.from_pretrained(model_source(lab.preset.model))
     config.hidden_size, config.intermediate_size, config.vocab_size, config.head_dim = 64, 160, 64, 16
