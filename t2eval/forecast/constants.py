@@ -24,7 +24,8 @@ class Measured:
         machine, date, what: on which card, when, with which model and sizes.
         parameters: of that model.
         read: tokens a second of prompts, a whole batch at once.
-        answer: new tokens a second, sampled, all sequences of the batch together.
+        answer: new tokens a second of rollouts and searches, sampled, all sequences of the batch together.
+        generate: those of lm-eval's own class, which answers the test examples.
         train: tokens a second, forward and backward, prompt and answer.
         merge: seconds to merge an expert into all matrices and to take it out again.
     """
@@ -35,6 +36,7 @@ class Measured:
     parameters: float
     read: float
     answer: float
+    generate: float
     train: float
     merge: float
 
@@ -42,12 +44,13 @@ class Measured:
 GPU = Measured(
     machine="NVIDIA H200",
     date="November 2026",
-    what="Llama-3-8B's shapes, bfloat16, 64 sequences",
+    what="Llama-3-8B's shapes, bfloat16, rollouts of 256 sequences at once, training in micro batches of 8",
     parameters=8.03e9,
-    read=4096 / 0.113,
-    answer=1850,
-    train=9300,
-    merge=3.3,
+    read=36_000,
+    answer=13_100,
+    generate=2_340,
+    train=11_700,
+    merge=0.14,
 )
 CPU = Measured(
     machine="one thread of an AMD EPYC that others used too",
@@ -56,6 +59,7 @@ CPU = Measured(
     parameters=951_424,
     read=6_300,
     answer=630,
+    generate=630,
     train=1_400,
     merge=0.036,
 )
@@ -67,6 +71,7 @@ class Speeds:
 
     read: float | None
     answer: float | None
+    generate: float | None
     train: float | None
     merge: float
     note: str
@@ -81,10 +86,15 @@ def speeds_of(config: BenchConfig, parameters: int | None) -> Speeds:
     """
     assume, measured = config.assume, GPU if _on_gpu(config) else CPU
     factor = None if parameters is None else measured.parameters / parameters
-    given = {"read": assume.read_speed, "answer": assume.answer_speed, "train": assume.train_speed}
+    given = {
+        "read": assume.read_speed,
+        "answer": assume.answer_speed,
+        "generate": assume.answer_speed,  # the user's own figure stands for both
+        "train": assume.train_speed,
+    }
     found = {name: value or (getattr(measured, name) * factor if factor else None) for name, value in given.items()}
     merge = assume.merge_seconds if assume.merge_seconds is not None else (measured.merge / factor if factor else 0.0)
-    own = [name for name, value in {**given, "merge": assume.merge_seconds}.items() if value is not None]
+    own = [name for name, value in {**given, "merge": assume.merge_seconds}.items() if value is not None and name != "generate"]
     from_file = f"{', '.join(own)} as given" if own else ""
     from_measure = "" if len(own) == 4 or factor is None else f"measured on {measured.machine}, {measured.date} ({measured.what}), by size"
     return Speeds(**found, merge=merge, note="; ".join(part for part in (from_file, from_measure) if part) or "not known")

@@ -40,7 +40,7 @@ _EXPERTS = 3
 """Experts of a library whose benchmark file does not say how many: the paper's."""
 _WEAKEST: tuple[Source, ...] = ("unknown", "assumed", "read", "measured")
 _ACTIVATIONS = 2  # bytes a number that the backward pass needs, as bfloat16
-_LOGITS = 4  # copies of the logits in float32 while a loss is computed
+_LOGITS = 12 * 64 * 2**20  # bytes of logits and what is made of them, a chunk of tokens at a time (`training.likelihood`)
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,17 @@ class _Meter:
         merges: float = 0.0,
         done: bool = False,
         hours: Figure | None = None,
+        generated: Figure | None = None,
     ) -> Work:
-        return Work(name, read, written, trained, hours or self._hours((read, written, trained), merges), Figure(merges, "read"), done)
+        """`generated` is what lm-eval's own class writes, beside what rollouts and searches write."""
+        beside = generated or Figure(0.0, "measured")
+        hours = hours or self._hours((read, written, trained, beside), merges)
+        return Work(name, read, _sum(written, beside) if generated else written, trained, hours, Figure(merges, "read"), done)
 
     def _hours(self, tokens: Sequence[Figure], merges: float) -> Figure:
         speeds = speeds_of(self.config, self.parameters)
         total = merges * speeds.merge / 3600
-        for part, speed in zip(tokens, (speeds.read, speeds.answer, speeds.train), strict=True):
+        for part, speed in zip(tokens, (speeds.read, speeds.answer, speeds.train, speeds.generate), strict=True):
             if part.value is None or (part.value and speed is None):
                 return Figure(None, "unknown", "a size or a speed is not known")
             total += part.value / speed / 3600 if part.value and speed else 0.0
@@ -241,7 +245,8 @@ class _Meter:
             return self.work(name, zero, zero, zero, done=True)
         merges = 0.0 if method == "base" or method not in EXPERT_METHODS else 1.0
         tested = _limited(_tested(task), self.config.limit)
-        read, written = self.answers(task, _times(tested, task.samples))
+        read, generated = self.answers(task, _times(tested, task.samples))
+        written = zero
         if method in ("prompt", "cls"):
             read = _sum(read, _times(tested, self.config.assume.dispatch_tokens))
             merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (method == "cls")
@@ -249,10 +254,13 @@ class _Meter:
             arguments = self.config.model_args.get("fewshot", {})
             searched = self.answers(task, Figure(float(search_answers(arguments)), "read"))
             merges += search_candidates(arguments)
-            read, written = _sum(read, searched[0]), _sum(written, searched[1])
+            read, written = _sum(read, searched[0]), searched[1]
         seconds = [done[cell.key].seconds for cell in cells if cell.key in done]
         measured = Figure(len(left) * sum(seconds) / len(seconds) / 3600, "measured", "as the finished seeds") if seconds else None
-        return self.work(name, _times(read, len(left)), _times(written, len(left)), zero, merges * len(left), hours=measured)
+        more = _times(generated, len(left))
+        return self.work(
+            name, _times(read, len(left)), _times(written, len(left)), zero, merges * len(left), hours=measured, generated=more
+        )
 
     def training(self, job: Job, task: TaskFacts) -> Work:
         """One training run, with its sweep, its validations and its test."""
@@ -347,8 +355,10 @@ def _activations(config: BenchConfig, shape: Shape, runs: Sequence[TrainConfig],
         return Figure(None, "unknown")
     assert shape.layers and shape.hidden and shape.inner and shape.vocabulary
     tokens = max(run.largest_pass for run in runs) * (config.assume.prompt_tokens + longest)
-    kept = shape.layers * (8 * shape.hidden + 4 * shape.inner) * _ACTIVATIONS + _LOGITS * 4 * shape.vocabulary
-    return figure(tokens * kept, shape.source, "assumed", note=f"of {max(run.largest_pass for run in runs)} answers of full length")
+    kept = shape.layers * (8 * shape.hidden + 4 * shape.inner) * _ACTIVATIONS
+    return figure(
+        tokens * kept + _LOGITS, shape.source, "assumed", note=f"of {max(run.largest_pass for run in runs)} answers of full length"
+    )
 
 
 # ---------------------------------------------------------------------- all of it
