@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +25,6 @@ from t2eval.training.config import TrainConfig
 from t2eval.training.record import Comparison
 from t2eval.training.trainable import Trainable
 from t2eval.vision.features import Reader
-
-DEFAULT_NEW_TOKENS = 256
-"""What HFLM generates where a task does not say."""
 
 
 def summarise(outcomes: Sequence[float]) -> Score:
@@ -63,7 +60,8 @@ def answer_settings(environment: Environment) -> GenerationSettings | None:
     """How a task's answers are generated, as lm-eval reads it from the task; None for a task with choices."""
     if environment.kind == "choice":
         return None
-    return GenerationSettings.from_gen_kwargs(environment.generation_kwargs, DEFAULT_NEW_TOKENS)
+    settings = GenerationSettings.from_gen_kwargs(environment.generation_kwargs, environment.max_new_tokens)
+    return replace(settings, max_new_tokens=environment.max_new_tokens)
 
 
 def refuse_no_room(model: Any, tokenizer: Any, environment: Environment) -> None:

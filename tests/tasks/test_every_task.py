@@ -169,14 +169,14 @@ def test_no_yaml_is_left_out() -> None:
 def test_it_trains_an_expert(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, objective: str) -> None:
     monkeypatch.setenv("T2EVAL_CACHE", str(world / "cache"))
     generation = Environment._generation
-    monkeypatch.setattr(Environment, "_generation", lambda self, given: (generation(self, given)[0], SHORT))
+    monkeypatch.setattr(Environment, "_generation", lambda self: (generation(self)[0], SHORT))
     settings: dict[str, Any] = {"steps": 1, "batch_size": 2, "kl": 0.0, "validation_limit": 2, "train_limit": 4, "test": False}
     config = TrainConfig(task=name, model=str(world / "base"), output=tmp_path / "out", objective=objective, **settings)
     result = train_expert(config, progress=False)
     card = json.loads((tmp_path / "out" / "expert.json").read_text(encoding="utf-8"))
     own = raw(name)["metadata"]["t2"]
     assert (card["label"], card["description"]) == (own["label"], own["description"])
-    assert result.steps == 1 and result.record["splits"]["train"] == {"source": raw(name)["training_split"], "n": 4}
+    assert result.steps == 1 and result.record.splits["train"] == {"source": raw(name)["training_split"], "n": 4}
     assert result.scores["after"]["validation"].n == 2
 
 
