@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _SHOWN = 640
 """Characters of names in one message: with its first words, ten lines of a terminal of eighty columns at most."""
@@ -28,6 +29,36 @@ def shown(value: object) -> str:
     """A value as a message shows it: `repr`, cut short however large or deep the value is (nested YAML aliases stand for gigabytes)."""
     text = _SHORT.repr(value)
     return text if len(text) <= 240 else f"{text[:200]} … {text[-30:]}"
+
+
+_WRONG = {
+    "greater_than_equal": "it must be at least {ge:g}",
+    "greater_than": "it must be more than {gt:g}",
+    "less_than_equal": "it must be at most {le:g}",
+    "less_than": "it must be less than {lt:g}",
+    "literal_error": "it must be {expected}",
+    "extra_forbidden": "there is no such setting",
+    "missing": "it is missing",
+    "finite_number": "it must be a finite number",
+    "too_short": "it must hold at least {min_length}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "it must be a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "it must be a mapping"),
+    **dict.fromkeys(("string_type", "path_type"), "it must be text"),
+}
+"""What a value must be, by the type of pydantic's error."""
+
+
+def wrong_value(problem: Mapping[str, Any]) -> str:
+    """What is wrong with a value, in our words.
+
+    Args:
+        problem: one of the `errors()` of pydantic's `ValidationError`.
+    """
+    said = _WRONG.get(str(problem["type"]))
+    return said.format(**problem.get("ctx", {})) if said else str(problem["msg"]).removeprefix("Value error, ").rstrip(".")
 
 
 def near_matches(name: str, available: Iterable[str], limit: int = 3, cutoff: float = 0.5) -> list[str]:

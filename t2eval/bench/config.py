@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from t2eval.basemodel.devices import AUTO, check_dtype
-from t2eval.errors import UsageError, shown, unknown
+from t2eval.errors import UsageError, shown, unknown, wrong_value
 from t2eval.models import registry
 from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
 from t2eval.training import methods as training_methods
@@ -217,4 +217,5 @@ def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> 
         if first["type"] == "extra_forbidden" and above in (["assume"], ["train"]):
             section = Assumptions if above == ["assume"] else TrainSection
             raise unknown(f"key in {above[0]} of {source}", last, section.model_fields) from error
-        raise UsageError(f"{source}: {'.'.join([*above, last])}: {first['msg']} (got {shown(first['input'])}).") from error
+        got = "" if first["type"] == "missing" else f" (got {shown(first['input'])})"
+        raise UsageError(f"{source}: {'.'.join([*above, last])}: {wrong_value(first)}{got}.") from error

@@ -53,7 +53,7 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
     manager = open_tasks(tasks, config.include_path)
     readable = _check_tasks(found, manager, tasks)
     _check_model(found, config.model, config.revision)
-    _check_device(found, config.device)
+    _check_device(found, config.device, "Set `device: cpu`")
     packages = {tool: "report_to" for job in todo for tool in job.config.report_to}
     _check_packages(found, packages | ({"ray": "--executor ray"} if executor == "ray" else {}))
     _check_experts(found, here)
@@ -69,7 +69,7 @@ def check_training(config: TrainConfig) -> list[str]:
     found = Findings()
     _check_tasks(found, open_tasks([config.task], None if config.include_path is None else str(config.include_path)), [config.task])
     _check_model(found, config.for_task().model or EMBEDDED, config.revision)
-    _check_device(found, config.device)
+    _check_device(found, config.device, "Give --device cpu")
     _check_packages(found, dict.fromkeys(config.report_to, "report_to"))
     return found.settled()
 
@@ -137,11 +137,11 @@ def _check_model(found: Findings, model: str, revision: str | None) -> None:
         found.missing("model", reason)
 
 
-def _check_device(found: Findings, device: str | None) -> None:
+def _check_device(found: Findings, device: str | None, remedy: str) -> None:
     if device is not None and (device.startswith("cuda") or device == SPREAD) and not _gpus():
         found.missing(
             "device",
-            f"There is no GPU here that torch can use, and the device is {device!r}. Set `device: cpu`, or run where there is one.",
+            f"There is no GPU here that torch can use, and the device is {device!r}. {remedy}, or run where there is one.",
         )
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from packaging.version import InvalidVersion, Version
 
@@ -148,6 +148,35 @@ def metric_names(task: Any) -> list[str]:
     if (scorers := _scorers(task)) is not None:
         return [metric.name for metric in scorers[0].metrics or []]
     return list(task._metric_fn_list)
+
+
+def registered(kind: Literal["metric", "aggregation"]) -> list[str]:
+    """lm-eval's own metrics or aggregations, by name."""
+    import lm_eval.api.metrics  # noqa: F401 - it fills the registries
+    from lm_eval.api import registry
+
+    return sorted(getattr(registry, f"{kind}_registry").keys())
+
+
+def unknown_scoring(task: Any) -> tuple[Literal["metric", "aggregation"], str] | None:
+    """The first metric or aggregation of a task that is none; None where all are. lm-eval fails with them at the first score."""
+    if (scorers := _scorers(task)) is not None:
+        functions = {metric.name: getattr(metric.fn, "__name__", "") for metric in scorers[0].metrics or []}
+        scored = task.config.process_results is not None or getattr(type(task).process_results, "__module__", "").split(".")[0] != "lm_eval"
+        return next((("metric", name) for name, own in functions.items() if own == "_unregistered_metric_placeholder" and not scored), None)
+    from lm_eval.api.task import ConfigurableTask
+
+    if not isinstance(task, ConfigurableTask):
+        return None  # a class of the task's own scores as it likes
+    own = task.config.process_results is not None or type(task).process_results is not ConfigurableTask.process_results
+    for name, function in task._metric_fn_list.items():
+        if function is None and not own:
+            return "metric", str(name)
+    told = {str(entry.get("metric")): str(entry.get("aggregation")) for entry in task.config.metric_list or []}
+    for name, function in task._aggregation_list.items():
+        if function is None and type(task).aggregation is ConfigurableTask.aggregation:
+            return "aggregation", told.get(str(name), str(name))
+    return None
 
 
 def filter_name(task: Any) -> str:

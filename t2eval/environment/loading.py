@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 
 from t2eval.environment import harness
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.errors import T2Error, UsageError, listed, near_matches, unknown
 from t2eval.paths import tasks_dir
 
 
@@ -130,11 +130,51 @@ def load_task(manager: Any, name: str) -> Any:
         T2Error: its data cannot be had, or are not what its YAML says of them; it names the task's file, and the field or data file.
     """
     try:
-        return harness.load(manager, name)
+        task = harness.load(manager, name)
     except T2Error:
         raise
     except Exception as error:  # a task's own code, jinja2, datasets and the hub's client raise dozens of types
+        _refuse_unregistered(manager, name, error)
         raise T2Error(_explained(manager, name, error)) from error
+    refuse_unknown_scoring(task, harness.yaml_path(manager, name))
+    return task
+
+
+def refuse_unknown_scoring(task: Any, path: Path | None = None) -> None:
+    """Refuse a task with a metric or an aggregation that lm-eval does not know, before anything is generated for it.
+
+    Args:
+        task: lm-eval's task object.
+        path: its YAML, where that is known.
+
+    Raises:
+        T2Error: with the name and those that are near it.
+    """
+    if (found := harness.unknown_scoring(task)) is not None:
+        raise _no_such_scoring(str(task.config.task), path, *found)
+
+
+def _refuse_unregistered(manager: Any, name: str, error: Exception) -> None:
+    """The same where the task did not load by it, which says no more than `KeyError: None`."""
+    config = harness.raw_config(manager, name)
+    if not isinstance(error, (KeyError, TypeError, ValueError)) or config.get("process_results") or "class" in config:
+        return
+    known = harness.registered("metric")
+    for entry in config.get("metric_list") or []:
+        metric = entry.get("metric") if isinstance(entry, dict) else None
+        if isinstance(metric, str) and "/" not in metric and metric not in known and not entry.get("hf_evaluate"):  # a path is a function
+            raise _no_such_scoring(name, harness.yaml_path(manager, name), "metric", metric) from error
+
+
+def _no_such_scoring(task: str, path: Path | None, kind: Literal["metric", "aggregation"], name: str) -> T2Error:
+    known = harness.registered(kind)
+    near = near_matches(name, known)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    where = f" ({path})" if path is not None else ""
+    return T2Error(
+        f"Task {task!r}{where} has the {kind} {name!r}, which lm-eval does not know.{hint} It knows {listed(known)}. Mend the "
+        "YAML's metric_list, or give it a function of your own (`!function utils.score`)."
+    )
 
 
 def _explained(manager: Any, name: str, error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from t2eval.errors import UsageError, unknown
+from t2eval.errors import UsageError, shown, unknown, wrong_value
 from t2eval.strategies.alpha import Form, Granularity
 from t2eval.strategies.fewshot import FewshotConfig
 from t2eval.strategies.search import Method, start_search
@@ -201,7 +201,7 @@ def _readable(kind: type[Options], error: ValidationError) -> UsageError:
     allowed = [choice for choice in _literals(kind.model_fields[name].annotation) if isinstance(choice, str)]
     if allowed and first["type"] == "literal_error":
         return unknown(f"value of model_args {name}", str(value), allowed)
-    return UsageError(f"model_args: {name}={value!r} cannot be used: {first['msg']}.")
+    return UsageError(f"model_args: {name}={shown(value)}: {wrong_value(first)}.")
 
 
 def _literals(annotation: Any) -> list[Any]:

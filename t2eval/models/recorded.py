@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 
 from t2eval.environment import harness, response_cache, runs
+from t2eval.environment.loading import refuse_unknown_scoring
 from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
 from t2eval.generation.usage import Usage
@@ -109,6 +110,7 @@ class Recorded:
 
     def _refuse_run(self, run: runs.Run) -> None:
         self._refuse(run.name, run.kind)
+        refuse_unknown_scoring(run.task)
         if run.arguments.get("cache_requests") and (stale := runs.stale(run)):
             raise UsageError(
                 f"lm-eval's cache of requests (--cache_requests) holds other requests of task {run.name!r} than this run would build: "

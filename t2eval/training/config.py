@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.environment.loading import task_has_images
-from t2eval.errors import UsageError, unknown
+from t2eval.errors import UsageError, unknown, wrong_value
 from t2eval.store import guard
 from t2eval.store.files import read_yaml
 from t2eval.training.methods import METHODS, find_method
@@ -299,4 +299,4 @@ def _explained(error: ValidationError) -> UsageError:
         choices = str(problem.get("ctx", {}).get("expected", "")).replace(" or ", ", ").replace("'", "").split(", ")
         return unknown(name, str(problem["input"]), choices)
     given = f" (given: {problem['input']!r})" if name else ""
-    return UsageError(f"{name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}{given}.")
+    return UsageError(f"{name + ': ' if name else ''}{wrong_value(problem)}{given}.")

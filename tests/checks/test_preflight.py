@@ -201,14 +201,14 @@ def test_experts_that_nobody_makes_are_a_warning(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_the_commands_check_first_and_end_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "b.yaml").write_text("tasks: [embedded_math_seen]\nmethods: [base]\ndevice: cuda\n")
-    commands = [
-        ["bench", str(tmp_path / "b.yaml"), "--output", str(tmp_path / "out")],
-        ["train-expert", "--task", "embedded_math_seen", "--device", "cuda", "--output", str(tmp_path / "out")],
-    ]
-    for command in commands:
+    commands = {
+        "Set `device: cpu`": ["bench", str(tmp_path / "b.yaml"), "--output", str(tmp_path / "out")],
+        "Give --device cpu": ["train-expert", "--task", "embedded_math_seen", "--device", "cuda", "--output", str(tmp_path / "out")],
+    }
+    for remedy, command in commands.items():
         result = CliRunner().invoke(cli.main, command)
         assert result.exit_code == 1, result.output
-        assert "There is no GPU here" in result.stderr
+        assert f"There is no GPU here that torch can use, and the device is 'cuda'. {remedy}," in result.stderr
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
     result = CliRunner().invoke(cli.main, ["demo", "--output", str(tmp_path / "demo")])
     assert (result.exit_code, "apt-get install bubblewrap" in result.stderr) == (1, True)
@@ -226,7 +226,7 @@ def test_the_folder_of_a_single_expert_is_a_library(tmp_path: Path) -> None:
         ({"base": {"shots": 3}}, "Unknown model_args of 'base', which has no options of t2eval's: 'shots'"),
         ({"lora": {"max_lenght": 3}}, "Did you mean 'max_length'"),
         ({"fewshot": {"dispatch": "score"}}, "'dispatch' is an option of t2-prompt and t2-cls"),
-        ({"fewshot": {"shots": 0}}, "shots=0 cannot be used"),
+        ({"fewshot": {"shots": 0}}, "shots=0: it must be at least 1"),
         ({"expert": {"batch_size": 3}}, "'batch_size' is a setting of the benchmark file itself"),
     ],
 )

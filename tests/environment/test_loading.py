@@ -44,6 +44,30 @@ def test_data_errors_name_task_file_and_field(tmp_path: Path, name: str, content
     assert "HF_HOME" not in str(caught.value), "no advice about the hub for a local file"
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("{metric: exact_mach, aggregation: mean, higher_is_better: true}", "the metric 'exact_mach', .* Did you mean 'exact_match'"),
+        ("{metric: exact_mach}", "the metric 'exact_mach', .* Did you mean 'exact_match'"),  # lm-eval then does not load the task
+        ("{metric: exact_match, aggregation: maen, higher_is_better: true}", "the aggregation 'maen', .* Did you mean 'mean'"),
+    ],
+)
+def test_a_metric_that_lm_eval_does_not_know_is_named_before_anything_is_generated(tmp_path: Path, metrics: str, message: str) -> None:
+    (tmp_path / "data.jsonl").write_bytes(GOOD)
+    text = YAML.format(name="slip", file=tmp_path / "data.jsonl", field="question")
+    (tmp_path / "slip.yaml").write_text(f"{text.rpartition('metric_list')[0]}metric_list: [{metrics}]\n")
+    with pytest.raises(T2Error, match=rf"Task 'slip' \(.*slip.yaml\) has {message}"):
+        load_task(make_task_manager(tmp_path, task="slip"), "slip")
+
+
+def test_a_metric_of_the_tasks_own_is_no_slip(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_bytes(GOOD)
+    (tmp_path / "utils.py").write_text("def score(doc, results):\n    return {'mine': 1.0}\n")
+    text = YAML.format(name="own", file=tmp_path / "data.jsonl", field="question").replace("exact_match", "mine")
+    (tmp_path / "own.yaml").write_text(f"{text}process_results: !function utils.score\n")
+    assert load_task(make_task_manager(tmp_path, task="own"), "own").config.task == "own"
+
+
 def test_a_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "good.yaml").write_text(YAML.format(name="good", file="x.jsonl", field="question"))
     refuse_unreadable(tmp_path)

@@ -39,7 +39,7 @@ def test_a_recipe_is_read_and_overridden(tmp_path: Path) -> None:
     [
         ({"rolouts": 2}, "Unknown setting 'rolouts'. Did you mean 'rollouts'"),
         ({"method": "lorra"}, "Unknown method 'lorra'. Did you mean 'lora'"),
-        ({"steps": 0}, "steps: .*greater than or equal to 1.*given: 0"),
+        ({"steps": 0}, r"steps: it must be at least 1 \(given: 0\)"),
         ({"rollouts": 3}, "64 answers cannot be shared by 3 rollouts"),
         ({"baseline": "leave_one_out"}, "rollouts must be 2 or more"),
         ({"lr": [1e-3, -1]}, "lr: values must be above 0"),
