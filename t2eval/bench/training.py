@@ -117,9 +117,12 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
         "label": label,
     }
     try:
-        return Job(name, run_config(section, method, label, seed, decided))
+        settings = run_config(section, method, label, seed, decided)
     except T2Error as error:
         raise UsageError(f"train, {name}: {error}") from error
+    if settings.gguf_file is not None:
+        raise UsageError(f"train, {name}: gguf_file cannot be used here: what is trained on it would be evaluated on another base model.")
+    return Job(name, settings)
 
 
 def _said(section: TrainSection, method: str, label: str) -> dict[str, Any]:

@@ -12,20 +12,23 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
 from t2eval.basemodel.devices import check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
+from t2eval.basemodel.load import check_gguf
 from t2eval.errors import T2Error
 
-_PACKED = ("gguf_file", "autogptq", "gptqmodel", "load_in_", "bnb_", "quant")
+_PACKED = ("autogptq", "gptqmodel", "load_in_", "bnb_", "quant")
 
 
 def placed(pretrained: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """lm-eval's arguments with the device and the dtype that the model is loaded in; as they are for a model in memory.
 
     Raises:
-        UsageError: a device or dtype that does not exist.
+        UsageError: a device, dtype or GGUF file that does not exist.
     """
     dtype = check_dtype(arguments.get("dtype") or "auto")
     if isinstance(pretrained, torch.nn.Module):
         return dict(arguments)
+    if (gguf_file := arguments.get("gguf_file")) is not None:
+        check_gguf(str(pretrained), str(gguf_file))
     asked = arguments.get("device")  # lm-eval's command says cuda:0 where nobody asked for anything
     device = pick_device(None if asked == "cuda:0" and not torch.cuda.is_available() else asked)
     return {**arguments, "device": str(device), "dtype": _dtype(dtype, device, pretrained, arguments)}
@@ -38,10 +41,11 @@ def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping
         return asked
     try:
         revision, trust = arguments.get("revision") or "main", bool(arguments.get("trust_remote_code"))
-        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust)
+        gguf_file = arguments.get("gguf_file")
+        config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust, gguf_file=gguf_file)
     except (OSError, ValueError, HFValidationError):
         return asked  # lm-eval's class will say what is wrong with it
-    if getattr(config, "quantization_config", None) is not None:
+    if gguf_file is None and getattr(config, "quantization_config", None) is not None:
         return asked
     loaded = pick_dtype(asked, device, stored_dtype(config))
     say_widened(str(pretrained), stored_dtype(config), loaded)

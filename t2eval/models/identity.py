@@ -38,6 +38,7 @@ HARMLESS = {
     "max_images": "of requests with images, of which lm-eval's key holds the images themselves",
     # t2eval's
     "experts": "each expert's z, name, label and description are in the identity themselves",
+    "keep_base": "where the base weights wait while z' is merged: the same numbers",
     "include_path": "where tasks are looked for before a model is loaded",
     "allow_basis_mismatch": "whether an expert is refused: those that are used are in the identity themselves",
 }

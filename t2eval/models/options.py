@@ -25,6 +25,8 @@ class Options(BaseModel):
         include_path: a further folder of task YAMLs, where a program that calls `simple_evaluate` with a model's name but without a
             TaskManager has tasks of its own. With `lm_eval --include_path` it is not needed.
         allow_basis_mismatch: use an expert although its basis is not the base's.
+        keep_base: where the base weights wait while z' is merged: `device`, or `host` where the device has no room for them twice. None: on
+            the device, or, of a model that is adapted already, where they wait now.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +36,7 @@ class Options(BaseModel):
     experts: str | Path | Sequence[str | Path] | None = None
     include_path: str | None = None
     allow_basis_mismatch: bool = False
+    keep_base: Literal["device", "host"] | None = None
 
     @field_validator("include_path")
     @classmethod
@@ -141,7 +144,7 @@ class FewshotOptions(Options):
         return config
 
 
-_TEXTS = frozenset({"experts", "include_path", "others_label", "pretrained", "tokenizer", "revision", "subfolder"})
+_TEXTS = frozenset({"experts", "include_path", "others_label", "pretrained", "tokenizer", "revision", "subfolder", "gguf_file"})
 """Arguments that are names or paths, of which lm-eval makes numbers and truth values: `experts=123`, `others_label=true`."""
 
 

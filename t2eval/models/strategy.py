@@ -278,12 +278,14 @@ class Strategy(Recorded):
         self.experts = [expert.remapped(self.model) for expert in self.experts]
         paths = sorted({path for expert in self.experts for path in expert.z})
         known = attached(self.model)  # one scaling a model object, however many lm-eval objects share it
+        keep_base = self.options.keep_base or (known.keep_base if known is not None else "device")
         if known is None or not set(paths) <= set(known.paths):
             if known is not None:
                 known.detach()
                 paths = sorted({*paths, *known.paths})
             attach(self.model, paths=paths)
         self.adapted.set_z(None)
+        self.adapted.keep_base = keep_base
         for expert in self.experts:
             expert.check(self.adapted, self.options.allow_basis_mismatch)
         self.through_hooks = not self.adapted.mergeable

@@ -171,7 +171,10 @@ class Merger:
                     self._merge_one(slot, matrices)
         except torch.OutOfMemoryError as error:
             self.drop()
-            raise T2Error("The device has no room for merged weights beside the base's: attach with keep_base='host'.") from error
+            raise T2Error(
+                "The device has no room for merged weights beside the base's: attach with keep_base='host', in the strategies "
+                "--model_args keep_base=host, in training --set keep_base=host."
+            ) from error
         except BaseException:
             self.drop()
             raise

@@ -34,7 +34,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 _WITH_IMAGES: dict[str, Any] = {"model": "embedded-vlm", "layers": "half", "wrong_reward": -0.1}
 _LENGTH = {"steps", "max_seconds"}
-_MEMORY = {"micro_batch", "checkpoint_activations", "eval_batch_size"}
+_MEMORY = {"micro_batch", "checkpoint_activations", "eval_batch_size", "keep_base"}
 """What may be another after a run that was out of memory: it changes the order of sums only."""
 _MAY_CHANGE = {*_LENGTH, *_MEMORY, "save_every", "keep_checkpoints", "test", "test_limit"}
 
@@ -59,6 +59,7 @@ class TrainConfig(BaseModel):
     dtype: str = Field("auto", description="auto (as stored on a GPU, float32 on a CPU), float32, bfloat16 or float16.")
     device: str = Field("auto", description="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, ….")
     trust_remote_code: bool = Field(False, description="Run code that the model's repository brings.")
+    gguf_file: str | None = Field(None, description="The name of a GGUF file in the model's folder or repository, which holds the model.")
 
     method: str = Field("svf", description=f"What is trained: {', '.join(METHODS)}.")
     objective: Objective = Field(
@@ -70,6 +71,10 @@ class TrainConfig(BaseModel):
     )
     layers: str = Field("all", description="all, half, a range 0-15, or a list 0,3. For a task with images half unless given (Figure 5).")
     parameterisation: Literal["direct", "sigmoid-renorm"] = Field("direct", description="How svf's z is stored: direct or sigmoid-renorm.")
+    keep_base: Literal["device", "host"] = Field(
+        "device",
+        description="svf: where base weights wait while z is merged: device, or host where the device has no room for them twice.",
+    )
     lora_rank: int = Field(16, ge=1, description="The rank of lora and dora (Table 6).")
     lora_alpha: float = Field(32, gt=0, description="The scale α of lora and dora (Table 6).")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="The dropout of lora and dora (Table 6).")

@@ -170,6 +170,7 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
         dtype=config.dtype,
         device=config.device if config.device == SPREAD else pick_device(config.device),
         trust_remote_code=config.trust_remote_code,
+        gguf_file=config.gguf_file,
     )
     environment = Environment(
         config.task,

@@ -138,7 +138,12 @@ class SvfTrainable(Trainable):
     def __init__(self, model: Any, config: TrainConfig) -> None:
         self.model = model
         self.adapted: Adapted = attach(
-            model, config.modules or "all", config.layers, parameterisation=config.parameterisation, cache_dir=cache_dir() / "bases"
+            model,
+            config.modules or "all",
+            config.layers,
+            parameterisation=config.parameterisation,
+            cache_dir=cache_dir() / "bases",
+            keep_base=config.keep_base,
         )
 
     def parameters(self) -> dict[str, nn.Parameter]:

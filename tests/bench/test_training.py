@@ -75,6 +75,7 @@ def test_settings_come_from_recipe_section_method_and_skill_in_this_order(tmp_pa
         ({"skills": {"math": {"task": "embedded_math_seen", "step": 3}}}, "train, math: Unknown setting 'step'. Did you mean 'steps'"),
         ({"skills": {"math": {}}}, "train, math: The setting 'task' is missing"),
         ({"skills": {"math": {"task": "t"}}, "settings": {"model": "x"}}, "'model' is not a setting of a run here"),
+        ({"skills": {"math": {"task": "embedded_math_seen", "gguf_file": "x.gguf"}}}, "train, math: gguf_file cannot be used here"),
         ({"skills": ["math"], "recipe": "{label}.yaml"}, "The recipe .*math.yaml' cannot be read"),
     ],
 )

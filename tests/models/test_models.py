@@ -26,7 +26,7 @@ from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.merge import compose
 from tests.offline_datasets import datasets_cache, hub_rows, write_hub
-from tests.tiny import chat_tokenizer, save_library, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import chat_tokenizer, save_library, save_tiny, save_tiny_gguf, tiny_model, tiny_tokenizer
 
 TASKS = Path(__file__).parents[1] / "fixtures" / "models_tasks"
 LABELS = ("code", "dispatch", "math", "reasoning")
@@ -384,6 +384,32 @@ def test_half_precision_is_widened_on_a_cpu_unless_it_is_asked_for(world: Path, 
     with pytest.warns(UserWarning, match="singular basis"):
         assert t2.T2Prompt(**given, device="cpu").model.dtype == torch.float32
         assert t2.T2Prompt(**given, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_gguf_file_answers_as_the_model_that_it_was_made_of(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    folder = save_tiny_gguf(tmp_path / "packed", "1.gguf")
+    plain = _make("expert", world, experts=str(world / "library" / "e-math"))
+    packed = _make("expert", world, pretrained=str(folder), gguf_file="1.gguf", experts=str(world / "library" / "e-math"), device="cpu")
+    assert packed.model.dtype == torch.float32
+    answers = [lm.generate_until(_requests(), disable_tqdm=True) for lm in (plain, packed)]
+    assert answers[0] == answers[1] and any(answers[0])
+    with pytest.raises(UsageError, match="Unknown GGUF file '2.gguf'. Did you mean '1.gguf'"):
+        _make("expert", world, pretrained=str(folder), gguf_file="2.gguf")
+
+
+def test_the_base_weights_wait_where_it_is_asked(world: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    one = {"pretrained": model, "tokenizer": tokenizer, "experts": str(world / "library" / "e-math")}
+    assert _make("expert", world, **one).adapted.keep_base == "device"
+    waiting = _make("expert", world, **one, keep_base="host")
+    assert waiting.adapted.keep_base == "host"
+    before = _bits(waiting)
+    assert waiting.generate_until(_requests()[:2], disable_tqdm=True)
+    assert _same_bits(waiting, before)
+    assert _make("prompt", world, **{**one, "experts": str(world / "library")}).adapted.keep_base == "host", "nothing was asked for"
+    with pytest.raises(UsageError, match="keep_base.*'hots'.*Did you mean 'host'"):
+        _make("expert", world, keep_base="hots")
 
 
 def test_models_share_one_set_of_hooks(world: Path) -> None:

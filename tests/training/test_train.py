@@ -35,7 +35,7 @@ from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
 from t2eval.training.train import train_expert
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny_gguf, tiny_model, tiny_tokenizer
 from tests.training.conftest import constant_score, one_step
 
 COMBINATIONS = list(itertools.product(["svf", "lora", "ia3", "dora"], ["reinforce", "supervised"], ["all", "mlp", "attention"]))
@@ -94,6 +94,19 @@ def test_a_run_leaves_an_expert_whose_score_lm_eval_reproduces(settings: dict[st
     outcomes = json.loads((output / "test_outcomes.json").read_text())
     assert sum(row["after"] for row in outcomes) / 6 == pytest.approx(result.scores["after"]["test"].score)
     assert train_expert(TrainConfig(**settings, name="copier", resume=True)).record == result.record  # nothing left to do
+
+
+def test_a_gguf_file_is_trained_on_with_the_base_weights_on_the_host(settings: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    short = {**settings, "steps": 1, "test": False, "device": "cpu"}
+    plain = train_expert(TrainConfig(**short), progress=False)
+    folder = save_tiny_gguf(tmp_path / "packed")
+    changes = {"model": str(folder), "gguf_file": "tiny.gguf", "keep_base": "host", "output": tmp_path / "other"}
+    packed = train_expert(TrainConfig(**{**short, **changes}), progress=False)
+    assert packed.scores["before"] == plain.scores["before"] and packed.trainable_parameters == plain.trainable_parameters
+    assert packed.record.hyperparameters["gguf_file"] == "tiny.gguf"
+    adapted = make_trainable(tiny_model(), TrainConfig(**{**short, "keep_base": "host"})).adapted  # type: ignore[attr-defined]
+    assert adapted.keep_base == "host"
 
 
 def test_a_baseline_leaves_a_peft_adapter_and_the_same_record(settings: dict[str, Any], improving: None) -> None:
