@@ -27,6 +27,7 @@ def own_table(hook: Any, name: Callable[[], str]) -> None:
 
     class Table(plain):  # type: ignore[misc, valid-type]
         named_by_t2eval = True
+        tablename: str
 
         def _named(self) -> Any:
             table = name()

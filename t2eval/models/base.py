@@ -53,13 +53,14 @@ def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping
 
 
 @contextlib.contextmanager
-def one_reason(pretrained: Any) -> Iterator[None]:
-    """Inside, a base model or tokenizer that cannot be loaded is a `T2Error` with what to do."""
+def one_reason(pretrained: Any, tokenizer: Any = None) -> Iterator[None]:
+    """Inside, a base model, or the tokenizer that is given beside it, that cannot be loaded is a `T2Error` with what to do."""
     try:
         yield
     except (OSError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
+        beside = f", or the tokenizer {tokenizer!r}," if isinstance(tokenizer, str) else ""
         raise T2Error(
-            f"The base model {pretrained!r} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "
+            f"The base model {pretrained!r}{beside} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "
             "download the model where it can and give its folder, or leave pretrained= out to use the embedded base model."
         ) from error

@@ -95,7 +95,7 @@ class Strategy(Recorded):
             self.experts: list[Expert] = load_library(self._library())
             self.check_library()
             self._given = dict(rest)
-            with one_reason(pretrained):
+            with one_reason(pretrained, rest.get("tokenizer")):
                 super().__init__(pretrained=pretrained, **rest)  # type: ignore[call-arg]
             if self.backend != "causal":
                 raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
