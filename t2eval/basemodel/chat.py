@@ -15,8 +15,8 @@ from typing import Any
 
 import jinja2
 
-from t2eval.errors import T2Error
-from t2eval.vision.images import reads_images, structured
+from t2eval.errors import T2Error, UsageError
+from t2eval.vision.images import reads_images, structured, text_tokenizer
 
 Message = dict[str, Any]
 
@@ -29,10 +29,11 @@ class Chat:
     Args:
         apply: the template: (messages, whether to open the assistant's turn) → text. Where the turn is not opened, the last message is
             one to be continued. It may raise Jinja's `TemplateError`, and may leave the system message out.
+        reader: the tokenizer or processor whose template that is.
     """
 
-    def __init__(self, apply: Callable[[list[Message], bool], str]) -> None:
-        self._apply = apply
+    def __init__(self, apply: Callable[[list[Message], bool], str], reader: Any) -> None:
+        self._template, self._reader = apply, reader
         self._loses: set[tuple[str, ...]] = set()
 
     def __call__(self, history: list[Message], add_generation_prompt: bool = True) -> str:
@@ -43,6 +44,7 @@ class Chat:
             add_generation_prompt: open the assistant's turn; otherwise the last message is left open, to be continued.
 
         Raises:
+            UsageError: there is no template.
             T2Error: the template cannot show these messages.
         """
         shape = (str(add_generation_prompt), *(message["role"] for message in history))
@@ -50,7 +52,7 @@ class Chat:
             return self._rendered(history, add_generation_prompt)
         if shape not in self._loses:
             try:
-                text: str | None = self._apply(copy.deepcopy(history), add_generation_prompt)
+                text: str | None = self._apply(history, add_generation_prompt)
             except jinja2.TemplateError as error:
                 _log.debug("The chat template refuses a system message: %s", error)
                 text = None
@@ -60,9 +62,21 @@ class Chat:
             _log.info("The chat template has no place for the task's instruction: it is put before the first user turn.")
         return self._rendered(folded(history), add_generation_prompt)
 
+    def _apply(self, history: list[Message], add_generation_prompt: bool) -> str:
+        try:
+            return self._template(copy.deepcopy(history), add_generation_prompt)
+        except ValueError as error:  # transformers' text about it is long, names no model, and speaks to programmers
+            if getattr(self._reader, "chat_template", None):
+                raise
+            model = str(getattr(text_tokenizer(self._reader), "name_or_path", "")) or "without a name"
+            raise UsageError(
+                f"The model {model} has no chat template, and prompts in one were asked for. Use its instruction-tuned version, or leave "
+                "apply_chat_template out."
+            ) from error
+
     def _rendered(self, history: list[Message], add_generation_prompt: bool) -> str:
         try:
-            return self._apply(copy.deepcopy(history), add_generation_prompt)
+            return self._apply(history, add_generation_prompt)
         except (jinja2.TemplateError, ValueError) as error:
             roles = ", ".join(message["role"] for message in history)
             raise T2Error(
@@ -98,4 +112,4 @@ def tokenizer_chat(tokenizer: Any, **arguments: Any) -> Chat:
         )
         return text
 
-    return Chat(apply)
+    return Chat(apply, tokenizer)

@@ -34,7 +34,7 @@ class MultimodalLM(HFMultimodalLM):  # type: ignore[misc]
             raise UsageError(
                 "lm-eval's hf-multimodal gives its chat template no arguments: leave chat_template_args and enable_thinking out."
             )
-        self._template = Chat(super().apply_chat_template)
+        self._template = Chat(super().apply_chat_template, self.processor)
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         return self._template(chat_history, add_generation_prompt)

@@ -100,7 +100,7 @@ class Strategy(Recorded):
             if self.backend != "causal":
                 raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
             self._set_ranks()
-            self._renderer = Chat(super().apply_chat_template)  # type: ignore[misc]
+            self._renderer = Chat(super().apply_chat_template, getattr(self, "processor", self.tokenizer))  # type: ignore[misc]
             self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
             self._attach()
             self.prepare()

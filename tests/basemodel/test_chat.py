@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from t2eval.basemodel.chat import tokenizer_chat
-from t2eval.errors import T2Error
-from tests.tiny import chat_tokenizer
+from t2eval.errors import T2Error, UsageError
+from tests.tiny import chat_tokenizer, tiny_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief.\n\n"}
 USER = {"role": "user", "content": "Why?"}
@@ -60,3 +60,15 @@ def test_content_in_parts_is_kept_in_parts() -> None:
 def test_messages_that_a_template_cannot_show_are_one_error() -> None:
     with pytest.raises(T2Error, match=r"cannot show the messages \(user, user\): user and assistant take turns"):
         tokenizer_chat(chat_tokenizer("mistral"))([USER, USER])
+
+
+@pytest.mark.parametrize("history", [[USER], [SYSTEM, USER]])
+def test_a_missing_template_is_one_short_message(history: list[dict[str, str]]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.name_or_path = "someone/base"
+    with pytest.raises(UsageError) as caught:
+        tokenizer_chat(tokenizer)(history)
+    assert str(caught.value) == (
+        "The model someone/base has no chat template, and prompts in one were asked for. Use its instruction-tuned version, or leave "
+        "apply_chat_template out."
+    )
