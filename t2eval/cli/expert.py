@@ -135,14 +135,22 @@ def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) ->
       t2 expert mix runs/math --alphas 0.5 --form offset --output runs/half
     """
     _quiet()
+    from t2eval.expert.card import read_card
     from t2eval.expert.library import save_mix
 
     try:
         numbers = [float(alpha) for alpha in alphas.split(",")]
     except ValueError as error:
         raise UsageError(f"--alphas takes numbers such as 0.7,0.3, not {alphas!r}.") from error
-    save_mix(experts, numbers, output, **options)
-    click.echo(f"Saved in {output}")
+    mixed = save_mix(experts, numbers, output, **options)
+    base = mixed.card.base_model.id
+    click.echo(f"Saved in {output}: an expert of {base}")
+    others = sorted({read_card(path).base_model.id for path in experts} - {base})
+    if others and not options["model"]:
+        click.echo(
+            f"Of the experts some are of {' and '.join(others)}, which has the same language model: the mix has the base of the first one. "
+            "--model names another."
+        )
 
 
 @expert.command("import")

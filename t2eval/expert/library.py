@@ -100,7 +100,7 @@ def save_mix(
     """Mix experts with one α each and save the result as an expert of its own.
 
     Args:
-        experts: expert directories of one base model.
+        experts: expert directories of one base model, or of models of which one contains the other: the mix is of the first one's.
         alphas: as many.
         output: directory of the new expert.
         form: `paper`: z' = Σ α_k z_k; `offset`: z' = 1 + Σ α_k (z_k - 1).
@@ -118,14 +118,15 @@ def save_mix(
     adapted, loaded, _ = adapted_base([Expert.load(path) for path in experts], model)
     recipe = " + ".join(f"{alpha:g} {expert.name}" for alpha, expert in zip(alphas, loaded, strict=True))
     base = loaded[0].card.base_model
+    elsewhere = model if loaded[0].is_remapped else None  # a model that contains the card's, or is contained in it: its revision is another
     mixed = Expert.from_adapted(
         adapted,
         mix(loaded, alphas, form),
         name=name or Path(output).name,
         label=label,
         description=description or f"A mix ({form}): {recipe}.",
-        base_id=model if loaded[0].is_remapped and model else base.id,
-        revision=base.revision,
+        base_id=elsewhere or base.id,
+        revision=None if elsewhere else base.revision,
     )
     mixed.save(output)
     return mixed

@@ -25,6 +25,7 @@ from t2eval.paths import experts_dir
 from t2eval.svf.attachment import attach
 from t2eval.svf.merge import compose
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny_vlm import tiny_processor, tiny_vlm
 
 TOKENS = torch.tensor([[5, 9, 40, 7, 100, 3]])
 
@@ -88,6 +89,30 @@ def test_a_mix_is_an_expert_of_its_own(library: Path, tmp_path: Path, form: str)
     assert "0.7 math + 0.2 code" in mixed.description
     adapted, _, _ = adapted_base([mixed])
     mixed.check(adapted)
+
+
+def test_a_mix_of_a_language_and_a_vision_models_experts_says_whose_it_is(library: Path, base: Path, tmp_path: Path) -> None:
+    """The vision-language model contains the language model; the mix is of the first expert's base."""
+    folder = tmp_path / "vlm"
+    seeing = tiny_vlm(backbone=load_base(str(base))[0])
+    seeing.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    adapted = attach(seeing)
+    z = {path: torch.full((basis.rank,), 1.5) for path, basis in adapted.bases.items()}
+    expert = Expert.from_adapted(adapted, z, name="pictures", label="pictures", description="", base_id=str(folder), revision="one")
+    pictures = expert.save(tmp_path / "pictures")
+    for first, second, own, other in ((library / "math", pictures, base, folder), (pictures, library / "math", folder, base)):
+        output = tmp_path / f"{first.name}-{second.name}"
+        done = invoke("expert", "mix", first, second, "--alphas", "0.5,0.5", "--output", output)
+        assert done.exit_code == 0, done.output
+        said = " ".join(done.output.split())
+        assert f"Saved in {output}: an expert of {own}" in said
+        assert f"some are of {other}, which has the same language model: the mix has the base of the first one" in said
+        mixed = Expert.load(output)
+        assert mixed.card.base_model.id == str(own)
+        mixed.check(adapted_base([mixed])[0])
+    named = save_mix([pictures], [1.0], tmp_path / "named", model=str(base)).card.base_model
+    assert (named.id, named.revision) == (str(base), None), "the revision is the other model's"
 
 
 def test_mixing_needs_one_alpha_an_expert(library: Path, tmp_path: Path) -> None:
