@@ -127,7 +127,7 @@ def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:
 
 def _said(section: TrainSection, method: str, label: str) -> dict[str, Any]:
     """The settings that a `train:` section gives to one run; what comes later wins."""
-    return {**section.settings, **section.methods.get(method, {}), **section.skills.get(label, {})}  # type: ignore[call-overload]
+    return {**section.settings, **section.methods.get(method, {}), **section.skills.get(label, {})}
 
 
 def run_config(section: TrainSection, method: str, label: str, seed: int, decided: Mapping[str, Any]) -> TrainConfig:

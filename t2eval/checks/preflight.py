@@ -22,7 +22,9 @@ from t2eval.checks.arguments import check_arguments
 from t2eval.checks.check import Findings, installed
 from t2eval.environment.loading import checked_config
 from t2eval.errors import T2Error, UsageError
-from t2eval.forecast.forecast import Figure, Forecast, forecast, task_data
+from t2eval.forecast.facts import task_data
+from t2eval.forecast.figures import Figure
+from t2eval.forecast.forecast import Forecast, forecast
 from t2eval.paths import EMBEDDED, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
 

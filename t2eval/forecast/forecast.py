@@ -1,6 +1,6 @@
 """Forecast: what a benchmark will take, said before anything is loaded: cells, trainings, data, downloads, memory, tokens, hours.
 
-Every figure has a source (`shape.Source`); one that is computed from several has the weakest of theirs. A forecast reads YAML files,
+Every figure has a source (`figures.Figure`); one that is computed from several has the weakest of theirs. A forecast reads YAML files,
 caches and finished rows. It counts as follows:
 
 - An answer reads its prompt (`assume.prompt_tokens`) and writes `assume.answer_tokens`, or the task's limit where that is less. A choice
@@ -15,7 +15,6 @@ caches and finished rows. It counts as follows:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,11 +25,10 @@ from t2eval.bench import rows
 from t2eval.bench.config import EXPERT_METHODS, BenchConfig
 from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.bench.training import Job, jobs, settle
-from t2eval.environment.harness import is_known
-from t2eval.environment.loading import checked_config, load_task
-from t2eval.environment.splits import split_roles
 from t2eval.forecast.constants import speeds_of
-from t2eval.forecast.shape import Shape, Source, model_shape
+from t2eval.forecast.facts import TaskFacts, task_facts
+from t2eval.forecast.figures import Figure, figure, limited, times, total
+from t2eval.forecast.shape import Shape, model_shape
 from t2eval.paths import is_embedded
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
@@ -38,42 +36,8 @@ from t2eval.training.config import TrainConfig
 _CHOICES = 4
 _EXPERTS = 3
 """Experts of a library whose benchmark file does not say how many: the paper's."""
-_WEAKEST: tuple[Source, ...] = ("unknown", "assumed", "read", "measured")
 _ACTIVATIONS = 2  # bytes a number that the backward pass needs, as bfloat16
 _LOGITS = 12 * 64 * 2**20  # bytes of logits and what is made of them, a chunk of tokens at a time (`training.likelihood`)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number and where it is from; None where it is not known. `note` says how it came about."""
-
-    value: float | None
-    source: Source
-    note: str = ""
-
-
-def figure(value: float | None, *sources: Source, note: str = "") -> Figure:
-    """A figure with the weakest of its sources."""
-    return Figure(value, "unknown" if value is None else min(sources, key=_WEAKEST.index), note)
-
-
-@dataclass(frozen=True)
-class TaskFacts:
-    """What a task's YAML and the caches say of it.
-
-    Attributes:
-        name: of the task.
-        examples: by role: train, validation, test.
-        longest: tokens of an answer at most; None: a choice.
-        samples: answers to each test example.
-        data: its data sets.
-    """
-
-    name: str
-    examples: Mapping[str, Figure]
-    longest: int | None
-    samples: int
-    data: tuple[hub.HubData, ...]
 
 
 @dataclass(frozen=True)
@@ -134,60 +98,17 @@ class Forecast:
     def needed(self, training: bool) -> Figure:
         """Bytes that evaluation or training takes in all."""
         parts = [part for name, part in self.memory.items() if name != ("cache" if training else "activations")]
-        known = [part.value for part in parts if part.value is not None]
-        return figure(sum(known) if len(known) == len(parts) else None, *(part.source for part in parts))
+        return total(*parts)
 
     def hours(self) -> Figure:
         """Of all work that is left."""
-        left = [work.hours for work in (*self.trainings, *self.evaluations) if not work.done]
-        known = [part.value for part in left if part.value is not None]
-        return figure(sum(known) if len(known) == len(left) else None, *(part.source for part in left), "measured")
+        return total(*(work.hours for work in (*self.trainings, *self.evaluations) if not work.done))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         plain = asdict(self)
         plain["memory"] |= {"evaluation": asdict(self.needed(False)), "training": asdict(self.needed(True)) if self.trainings else None}
         return {**plain, "hours": asdict(self.hours())}
-
-
-# ---------------------------------------------------------------------- facts
-def task_facts(manager: Any, name: str) -> TaskFacts:
-    """What can be said of a task without a download.
-
-    Raises:
-        T2Error: its programs would run unprotected.
-    """
-    config = checked_config(manager, name)
-    own: Mapping[str, Any] = (config.get("metadata") or {}).get("t2") or {}
-    data = task_data(manager, config)
-    splits = {role: split for role, split in split_roles(config, own).items() if role != "adaptation"}
-    sizes = {split: Figure(float(count), "read", "stated in the task's YAML") for split, count in (own.get("sizes") or {}).items()}
-    if not sizes and not data:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # each load tells how a custom data set takes arguments: no news here
-        loaded = load_task(manager, name).dataset
-        sizes = {split: Figure(float(len(loaded[split])), "measured", "counted") for split in loaded}
-    if not sizes and len(data) == 1 and (found := hub.cached_data(data[0])) is not None:
-        sizes = {split: Figure(float(count), "read", "stated in the cache") for split, count in found.sizes.items()}
-    unknown = Figure(None, "unknown", "in the data set, which is not on this machine")
-    generates = config.get("output_type", "generate_until") == "generate_until"
-    return TaskFacts(
-        name,
-        {role: sizes.get(str(split), unknown) for role, split in splits.items() if split},
-        int((config.get("generation_kwargs") or {}).get("max_gen_toks") or 256) if generates else None,
-        int((config.get("metadata") or {}).get("n") or config.get("repeats") or 1),
-        data,
-    )
-
-
-def task_data(manager: Any, config: Mapping[str, Any]) -> tuple[hub.HubData, ...]:
-    """The data sets of a task, with those of the tasks whose questions it is made of (`dataset_kwargs.tasks`: dispatch)."""
-    others = (config.get("dataset_kwargs") or {}).get("tasks") or []
-    theirs = [data for name in others if is_known(manager, name) for data in hub.hub_data(checked_config(manager, name))]
-    return tuple(dict.fromkeys([*hub.hub_data(config), *theirs]))
-
-
-def _limited(count: Figure, limit: int | None) -> Figure:
-    return count if count.value is None or limit is None else Figure(min(count.value, limit), count.source, count.note)
 
 
 # ---------------------------------------------------------------------- work
@@ -212,16 +133,16 @@ class _Meter:
         """`generated` is what lm-eval's own class writes, beside what rollouts and searches write."""
         beside = generated or Figure(0.0, "measured")
         hours = hours or self._hours((read, written, trained, beside), merges)
-        return Work(name, read, _sum(written, beside) if generated else written, trained, hours, Figure(merges, "read"), done)
+        return Work(name, read, total(written, beside) if generated else written, trained, hours, Figure(merges, "read"), done)
 
     def _hours(self, tokens: Sequence[Figure], merges: float) -> Figure:
         speeds = speeds_of(self.config, self.parameters)
-        total = merges * speeds.merge / 3600
+        hours = merges * speeds.merge / 3600
         for part, speed in zip(tokens, (speeds.read, speeds.answer, speeds.train, speeds.generate), strict=True):
             if part.value is None or (part.value and speed is None):
                 return Figure(None, "unknown", "a size or a speed is not known")
-            total += part.value / speed / 3600 if part.value and speed else 0.0
-        return figure(total, "assumed", *(part.source for part in tokens))
+            hours += part.value / speed / 3600 if part.value and speed else 0.0
+        return figure(hours, "assumed", *(part.source for part in tokens))
 
     def answers(self, task: TaskFacts, count: Figure, longest: int | None = None) -> tuple[Figure, Figure]:
         """Tokens read and written for so many answers."""
@@ -244,23 +165,21 @@ class _Meter:
         if not left:
             return self.work(name, zero, zero, zero, done=True)
         merges = 0.0 if method == "base" or method not in EXPERT_METHODS else 1.0
-        tested = _limited(_tested(task), self.config.limit)
-        read, generated = self.answers(task, _times(tested, task.samples))
+        tested = limited(_tested(task), self.config.limit)
+        read, generated = self.answers(task, times(tested, task.samples))
         written = zero
         if method in ("prompt", "cls"):
-            read = _sum(read, _times(tested, self.config.assume.dispatch_tokens))
+            read = total(read, times(tested, self.config.assume.dispatch_tokens))
             merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (method == "cls")
         elif method == "fewshot":
             arguments = self.config.model_args.get("fewshot", {})
             searched = self.answers(task, Figure(float(search_answers(arguments)), "read"))
             merges += search_candidates(arguments)
-            read, written = _sum(read, searched[0]), searched[1]
+            read, written = total(read, searched[0]), searched[1]
         seconds = [done[cell.key].seconds for cell in cells if cell.key in done]
         measured = Figure(len(left) * sum(seconds) / len(seconds) / 3600, "measured", "as the finished seeds") if seconds else None
-        more = _times(generated, len(left))
-        return self.work(
-            name, _times(read, len(left)), _times(written, len(left)), zero, merges * len(left), hours=measured, generated=more
-        )
+        more = times(generated, len(left))
+        return self.work(name, times(read, len(left)), times(written, len(left)), zero, merges * len(left), hours=measured, generated=more)
 
     def training(self, job: Job, task: TaskFacts) -> Work:
         """One training run, with its sweep, its validations and its test."""
@@ -271,18 +190,18 @@ class _Meter:
         runs = len(config.points)
         answers = Figure(float(runs * config.steps * config.batch_size), "read", f"{runs} × {config.steps} steps of {config.batch_size}")
         read, written = self.answers(task, answers, config.max_new_tokens)
-        trained = _sum(read, written)
+        trained = total(read, written)
         penalised = config.objective == "reinforce" and any(config.sweep_values("kl"))
-        validation = _limited(_validation(task), config.validation_limit)
+        validation = limited(_validation(task), config.validation_limit)
         checks = runs * (1 + config.steps // config.validate_every)
-        checked = self.answers(task, _times(validation, checks))
-        tested = self.answers(task, _times(_limited(_tested(task), config.test_limit), 2)) if config.test else (zero, zero)
+        checked = self.answers(task, times(validation, checks))
+        tested = self.answers(task, times(limited(_tested(task), config.test_limit), 2)) if config.test else (zero, zero)
         rollouts = config.objective == "reinforce" and task.longest is not None
         parts = [checked[0], tested[0], *([read] if rollouts else []), *([trained] if penalised else [])]
         outputs = [checked[1], tested[1], *([written] if rollouts else [])]
         steps = runs * config.steps if rollouts else 0
         merges = float(steps + checks + 2 * config.test) if config.method == "svf" else 0.0
-        return self.work(job.name, _sum(*parts), _sum(*outputs), trained, merges)
+        return self.work(job.name, total(*parts), total(*outputs), trained, merges)
 
 
 def search_answers(arguments: Mapping[str, Any]) -> int:
@@ -299,20 +218,11 @@ def search_candidates(arguments: Mapping[str, Any]) -> int:
 
 def _validation(task: TaskFacts) -> Figure:
     """The validation split, or the half of the training split that stands for it."""
-    return task.examples.get("validation") or _times(task.examples.get("train", Figure(None, "unknown")), 0.5)
+    return task.examples.get("validation") or times(task.examples.get("train", Figure(None, "unknown")), 0.5)
 
 
 def _tested(task: TaskFacts) -> Figure:
     return task.examples.get("test", Figure(None, "unknown"))
-
-
-def _times(count: Figure, factor: float) -> Figure:
-    return Figure(None if count.value is None else count.value * factor, count.source, count.note)
-
-
-def _sum(*parts: Figure) -> Figure:
-    known = [part.value for part in parts if part.value is not None]
-    return figure(sum(known) if len(known) == len(parts) else None, *(part.source for part in parts))
 
 
 # ---------------------------------------------------------------------- memory

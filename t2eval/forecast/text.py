@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from t2eval.forecast.forecast import Figure, Forecast, Work
+from t2eval.forecast.figures import Figure
+from t2eval.forecast.forecast import Forecast, Work
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

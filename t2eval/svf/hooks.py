@@ -184,7 +184,7 @@ class Scaler:
             if not torch.is_grad_enabled():
                 return None
             z = self._of_parameter() + 1
-            return lambda y: ReadOff.apply(y, self._factor(y), z.to(y.device))  # type: ignore[no-any-return, no-untyped-call]
+            return lambda y: ReadOff.apply(y, self._factor(y), z.to(y.device))  # type: ignore[no-untyped-call]
         delta = self.delta()
         return None if delta is None else functools.partial(self.scale, delta=delta)
 
