@@ -202,6 +202,10 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
     file = job.output / SETTINGS
     if not file.is_file():
         return
+    from t2eval.training.claim import to_lose
+
+    if not job.finished and not to_lose(job.output):
+        return  # it failed before its first step, and begins anew
     before = read_json(file, what="settings of a training", remedy=f"Remove {job.output} to train it anew.")
     if not isinstance(before, dict):
         raise T2Error(f"{file} holds no settings. Remove {job.output} to train it anew.")

@@ -40,12 +40,14 @@ def claim(config: TrainConfig) -> RunRecord | None:
     """
     output = config.output
     held = [name for name in _OWN if (output / name).exists()]
-    if held and config.overwrite:
+    if held and (config.overwrite or not to_lose(output)):
         for name in held:
             shutil.rmtree(output / name) if (output / name).is_dir() else (output / name).unlink()
         held = []
     if held and not config.resume:
-        raise UsageError(f"{output} already holds a training run ({held[0]}). Resume it, overwrite it, or give another output directory.")
+        raise UsageError(
+            f"{output} already holds a training run ({to_lose(output)[0]}). Resume it, overwrite it, or give another output directory."
+        )
     if held and (output / SETTINGS).is_file():
         before, now = (
             read_json(output / SETTINGS, what="settings", remedy="Give another output directory, or overwrite."),
@@ -59,6 +61,14 @@ def claim(config: TrainConfig) -> RunRecord | None:
         if (output / RECORD).is_file():
             return RunRecord.read(output)
     return None
+
+
+def to_lose(output: Path) -> list[str]:
+    """What a folder holds of a run that took time: a checkpoint, a row of the log, a record, an expert. The settings and inputs of a run
+    that failed before its first step are none of these, nor are empty files and folders."""
+    names = (name for name in _OWN if name not in (SETTINGS, INPUTS))
+    files = {name: [output / name] if (output / name).is_file() else (output / name).rglob("*") for name in names}
+    return [name for name, found in files.items() if any(file.is_file() and file.stat().st_size for file in found)]
 
 
 def check_folder(output: Path) -> None:

@@ -112,6 +112,16 @@ def test_what_is_finished_is_not_repeated_but_compared(tmp_path: Path, monkeypat
     training.check_settings(todo)  # a run that is not finished may go on for longer
 
 
+def test_a_run_that_failed_before_its_first_step_does_not_bind_the_benchmark_file(tmp_path: Path) -> None:
+    (todo,) = jobs(plan_of(tmp_path))
+    (todo.output / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    (todo.output / "settings.json").write_text(json.dumps({**todo.config.hyperparameters, "lr": 0.125}))
+    training.check_settings(todo)
+    (todo.output / "checkpoints" / "checkpoint-1" / "progress.json").write_text("{}")
+    with pytest.raises(UsageError, match="was trained with lr = 0.125"):
+        training.check_settings(todo)
+
+
 def test_a_wrong_task_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "train", lambda *_: pytest.fail("trained"))
     plan = plan_of(tmp_path, tasks=["embedded_math_seen"], train={"skills": {"math": {"task": "embedded_maths"}}})

@@ -241,6 +241,24 @@ def test_an_output_in_use_is_refused_and_other_settings_too(settings: dict[str, 
     shutil.rmtree(output)
 
 
+def test_a_run_that_failed_before_its_first_step_holds_nothing(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are no training: the next command begins, with or without resume, with other settings too."""
+
+    def bad(*_: Any) -> Any:
+        raise ValueError("a document without an answer")
+
+    for later in ({}, {"resume": True}, {"lr": 0.01}, {"lr": 0.02, "resume": True}):
+        with monkeypatch.context() as patched, pytest.raises(ValueError, match="without an answer"):
+            patched.setattr("t2eval.training.scores.Validator.outcomes", bad)
+            train_expert(TrainConfig(**settings), progress=False)
+        assert sorted(path.name for path in settings["output"].iterdir()) == ["inputs.json", "settings.json"]
+        config = TrainConfig(**{**settings, "steps": 1, "test": False, **later})
+        assert train_expert(config, progress=False).record.hyperparameters["lr"] == config.lr
+        with pytest.raises(UsageError, match=r"already holds a training run \(training.json\)"):
+            train_expert(TrainConfig(**settings), progress=False)
+        shutil.rmtree(settings["output"])
+
+
 def test_a_task_without_a_training_split_is_told(settings: dict[str, Any]) -> None:
     with pytest.raises(T2Error, match="no training split"):
         train_expert(TrainConfig(**{**settings, "task": "letters_untrained"}), progress=False)
