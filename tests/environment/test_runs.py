@@ -23,13 +23,14 @@ dataset_kwargs: {{data_files: {{train: {folder}/train.jsonl, test: {folder}/test
 {splits}
 output_type: {kind}
 doc_to_text: "Q: {{{{q}}}}\\nA:"
-doc_to_target: "{{{{a}}}}"
 {rest}
 metadata: {{version: 1.0, t2: {{label: math}}}}
 """
-GENERATED = """generation_kwargs: {until: ["\\n\\n"], do_sample: false, max_gen_toks: 5}
+GENERATED = """doc_to_target: "{{w}}"
+generation_kwargs: {until: ["\\n\\n"], do_sample: false, max_gen_toks: 5}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]"""
-CHOSEN = """doc_to_choice: ["1", "2", "3"]
+CHOSEN = """doc_to_target: "{{a}}"
+doc_to_choice: ["1", "2", "3"]
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]"""
 
 
@@ -41,8 +42,8 @@ def _recording() -> None:
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     """Tasks over six test and forty training rows, with worked examples from either."""
-    test = [{"q": f"What is {i} + 1?", "a": f"{i % 3}"} for i in range(1, 7)]
-    train = [{"q": f"What is {i} + 2?", "a": f"{i % 3}"} for i in range(20, 60)]
+    test = [{"q": f"What is {i} + 1?", "a": f"{i % 3}", "w": f"it is {i + 1}"} for i in range(1, 7)]
+    train = [{"q": f"What is {i} + 2?", "a": f"{i % 3}", "w": f"it is {i + 2}"} for i in range(20, 60)]
     for name, rows in (("test", test), ("train", train)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name, kind, rest in (("made", "generate_until", GENERATED), ("picked", "multiple_choice", CHOSEN)):
