@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from t2eval.environment.environment import Example
 from t2eval.errors import T2Error
@@ -29,6 +28,7 @@ from t2eval.store.files import append_line, write_text
 from t2eval.training import checkpoints
 from t2eval.training.checkpoints import Progress, room_for
 from t2eval.training.config import TrainConfig
+from t2eval.training.objective import Objective
 from t2eval.training.processes import Processes
 from t2eval.training.progress import Report, Say, log_remark
 from t2eval.training.trainable import Trainable
@@ -36,24 +36,6 @@ from t2eval.training.trainable import Trainable
 LOG = "log.jsonl"
 _EARLY = 3
 """Steps after which equal rewards are worth a word."""
-Gather = Callable[[Tensor], Tensor]
-
-
-class Objective(Protocol):
-    """What a step learns: `Reinforce` or `Supervised`."""
-
-    @property
-    def prompts(self) -> int:
-        """Examples a step, over all processes."""
-
-    def sample(self, trainable: Trainable, examples: Sequence[Example], seed: int, first: int) -> Any:
-        """Answers to this process's examples, without gradients; the draws depend on (seed, first + place)."""
-
-    def reward(self, plays: Any, gather: Gather) -> None:
-        """Reward them, and weigh each among those of all processes; `gather` puts the rows of all under one another."""
-
-    def learn(self, trainable: Trainable, plays: Any, backward: Callable[[Tensor], Any]) -> dict[str, float]:
-        """Hand this process's parts of the loss to `backward`; returns the step's figures, the same on all processes."""
 
 
 def _silent(_: str) -> None:
@@ -78,7 +60,7 @@ class Loop:
     def __init__(
         self,
         trainable: Trainable,
-        objective: Objective,
+        objective: Objective[Any],
         examples: Sequence[Example],
         validate: Callable[[], Score],
         config: TrainConfig,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from t2eval.training.advantages import advantages, disagreeing
 from t2eval.training.chosen import ChosenAnswers
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy
+from t2eval.training.objective import Backward, Gather, Objective, alone
 from t2eval.training.parts import Parts
 from t2eval.training.readout import Readout
 from t2eval.training.scores import nan_message
@@ -39,15 +40,8 @@ from t2eval.training.trainable import Trainable
 from t2eval.training.written import WrittenAnswers
 from t2eval.vision.features import Reader
 
-Backward = Callable[[Tensor], Any]
-Gather = Callable[[Tensor], Tensor]
 _RIGHT = 0.5
 _log = logging.getLogger("t2eval.training")
-
-
-def alone(rows: Tensor) -> Tensor:
-    """`gather` where there is one process."""
-    return rows
 
 
 def policy_loss(log_probs: Tensor, advantage: Tensor, penalty: Tensor, coefficient: float) -> Tensor:
@@ -81,7 +75,7 @@ class Plays:
     gather: Gather = alone
 
 
-class Reinforce:
+class Reinforce(Objective[Plays]):
     """The objective of one run.
 
     Args:
@@ -116,21 +110,6 @@ class Reinforce:
                 policy = Policy(readout, temperature, self.config.kl_direction, never)
                 self._answers = WrittenAnswers(self.environment, self.tokenizer, self.config, self.reader, policy, penalised)
         return self._answers
-
-    def step(
-        self,
-        trainable: Trainable,
-        examples: Sequence[Example],
-        seed: int,
-        backward: Backward,
-        *,
-        gather: Gather = alone,
-        first: int = 0,
-    ) -> dict[str, float]:
-        """Sample answers, reward them, and accumulate the gradient of −J: `sample`, `reward` and `learn` in one."""
-        plays = self.sample(trainable, examples, seed, first)
-        self.reward(plays, gather)
-        return self.learn(trainable, plays, backward)
 
     def sample(self, trainable: Trainable, examples: Sequence[Example], seed: int, first: int = 0) -> Plays:
         """Answers to examples, without gradients.

@@ -19,10 +19,10 @@ from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy, pad
+from t2eval.training.objective import Backward, Gather, Objective, alone
 from t2eval.training.parts import Parts
 from t2eval.training.reading import PairReader, read_example
 from t2eval.training.readout import Readout
-from t2eval.training.reinforce import Backward, Gather, alone
 from t2eval.training.trainable import Trainable
 from t2eval.vision.features import Features, Reader, within
 
@@ -44,7 +44,7 @@ class Lessons:
     gather: Gather = alone
 
 
-class Supervised:
+class Supervised(Objective[Lessons]):
     """The objective of one run.
 
     Args:
@@ -69,21 +69,6 @@ class Supervised:
     def prompts(self) -> int:
         """How many examples a step draws, over all processes."""
         return self.config.batch_size
-
-    def step(
-        self,
-        trainable: Trainable,
-        examples: Sequence[Example],
-        seed: int,
-        backward: Backward,
-        *,
-        gather: Gather = alone,
-        first: int = 0,
-    ) -> dict[str, float]:
-        """Accumulate the gradient of the mean negative log-likelihood: `sample`, `reward` and `learn` in one."""
-        lessons = self.sample(trainable, examples, seed, first)
-        self.reward(lessons, gather)
-        return self.learn(trainable, lessons, backward)
 
     def sample(self, trainable: Trainable, examples: Sequence[Example], seed: int, first: int = 0) -> Lessons:
         """The gold answers, which nobody has to draw.

@@ -111,6 +111,8 @@ def test_small_updates_are_learnt_in_bfloat16() -> None:
 def test_a_few_steps_of_1e_3_in_bfloat16_raise_the_reward(letters: Callable[[str], Environment], monkeypatch: pytest.MonkeyPatch) -> None:
     environment = letters("letters_generate")
     monkeypatch.setattr(environment, "score_many", lambda pairs: [float("a" <= text[:1] <= "m") for _, text in pairs])
+    # answers come from merged weights; learnt from hooks, so that rounding comes between the two
+    monkeypatch.setattr("t2eval.training.trainable.learning_from_merged_is_cheaper", lambda *_: False)
     config = one_step(batch_size=256, rollouts=256, max_new_tokens=1, kl=0.0, eval_batch_size=256, micro_batch=256, lr=1e-3)
     model = tiny_model().to(torch.bfloat16)
     with torch.no_grad():
