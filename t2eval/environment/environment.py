@@ -149,11 +149,9 @@ class Environment:
         return self.kind == "generate"
 
     def _generation(self) -> tuple[list[str], int]:
-        from lm_eval.models.utils import normalize_gen_kwargs
-
         if not self.generates:
             return [], 0
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(self.generation_kwargs), _DEFAULT_NEW_TOKENS))
+        settings = harness.generation_settings(self.generation_kwargs, _DEFAULT_NEW_TOKENS)
         until = settings.get("until") or []
         return ([until] if isinstance(until, str) else [str(item) for item in until]), int(settings["max_gen_toks"])
 

@@ -232,6 +232,20 @@ def answer_prefix(task: Any, doc: Mapping[str, Any]) -> str | None:
     return None if found is None else str(found)
 
 
+def generation_settings(given: Mapping[str, Any], new_tokens: int = 256) -> dict[str, Any]:
+    """`generation_kwargs` as lm-eval's models read them: one name for the limit of new tokens (`max_gen_toks`), `until`, `do_sample`."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return dict(normalize_gen_kwargs(dict(given), new_tokens))
+
+
+def read_argument(text: str) -> Any:
+    """What lm-eval makes of one value of `--model_args`: a number or truth value, where it looks like one."""
+    from lm_eval.utils import handle_arg_string
+
+    return handle_arg_string(text)
+
+
 # ---------------------------------------------------------------------- requests and their scores
 def make_request(task: Any, kind: str, doc: Any, arguments: tuple[Any, ...], doc_id: int) -> Any:
     """A request of a task as lm-eval makes it."""

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.utils import normalize_gen_kwargs
 
-from t2eval.environment.harness import answers_of, as_filtered, set_only_filter
+from t2eval.environment.harness import answers_of, as_filtered, generation_settings, set_only_filter
 from t2eval.errors import UsageError
 from t2eval.grading.pass_at_k import scores
 from t2eval.sandbox.programs import pass_many
@@ -76,7 +75,7 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         Raises:
             UsageError: several answers a problem are asked for, and decoding is greedy.
         """
-        if self._n > 1 and not normalize_gen_kwargs(self.config.generation_kwargs or {}).get("do_sample"):
+        if self._n > 1 and not generation_settings(self.config.generation_kwargs or {}).get("do_sample"):
             raise UsageError(
                 f"{self.config.task}: n={self._n} answers a problem, but decoding is greedy, so all would be the same. "
                 "Add `--gen_kwargs do_sample=true,temperature=0.8`, or the same in the YAML's generation_kwargs."

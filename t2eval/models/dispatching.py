@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from t2eval.environment import harness
@@ -154,7 +153,7 @@ class Dispatching(Strategy):
 
     def _row(self, request: Any) -> tuple[int, ...]:
         context, settings = request.args
-        room = self.max_length - int(normalize_gen_kwargs(settings, self.max_gen_toks)["max_gen_toks"])
+        room = self.max_length - int(harness.generation_settings(settings, self.max_gen_toks)["max_gen_toks"])
         ids, _ = self.tok_batch_encode([context], left_truncate_len=room, truncation=self.truncation)
         return tuple(ids[0].tolist())
 

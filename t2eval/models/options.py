@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from t2eval.environment import harness
 from t2eval.errors import UsageError, shown, unknown, wrong_value
 from t2eval.strategies.alpha import Form, Granularity
 from t2eval.strategies.fewshot import FewshotConfig
@@ -155,10 +156,9 @@ def _as_given(value: Any) -> Any:
     """
     if not isinstance(value, (bool, int, float)):
         return value
-    from lm_eval.utils import handle_arg_string
 
     def same(name: str) -> bool:
-        read = handle_arg_string(name)
+        read = harness.read_argument(name)
         return type(read) is type(value) and read == value
 
     plain = str(value).lower() if isinstance(value, bool) else str(value)
