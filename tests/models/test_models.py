@@ -318,7 +318,7 @@ def test_one_alpha_a_matrix_answers_as_its_mix(world: Path) -> None:
         ("fewshot", {"granularity": "lair"}, "Did you mean 'layer'"),
         ("fewshot", {"shotz": 3}, r"option in model_args 'shotz'. Did you mean 'shots'"),
         ("prompt", {"shots": 3}, "'shots' is an option of t2-fewshot, not of t2-prompt"),
-        ("fewshot", {"shots": "many"}, "shots='many' cannot be used"),
+        ("fewshot", {"shots": "many"}, "shots='many': it must be a whole number"),
         ("expert", {"alphas": "a+b"}, "alphas="),
         ("expert", {"experts": None}, "needs experts="),
         ("fewshot", {"include_path": "/nowhere"}, "not a folder"),
