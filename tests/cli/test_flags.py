@@ -22,7 +22,19 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _T2 = re.compile(r"\bt2((?: [a-z][a-z-]*)+)")
 _LM_EVAL = re.compile(r"\blm[_-]eval\b")
 _PIP = frozenset({"--force-reinstall", "--no-deps", "--target", "--extra-index-url"})
-_LAUNCHERS = frozenset({"--standalone", "--nproc_per_node", "--nnodes", "--num_processes", "--cpu", "--multi_gpu", "--config_file"})
+_LAUNCHERS = frozenset(
+    {
+        "--standalone",
+        "--no-python",
+        "--nproc-per-node",
+        "--nproc_per_node",
+        "--nnodes",
+        "--num_processes",
+        "--cpu",
+        "--multi_gpu",
+        "--config_file",
+    }
+)
 """Of torchrun and `accelerate launch`."""
 
 

@@ -213,9 +213,9 @@ def test_table6(lab):
 
 
 def test_a_preset_that_strays_from_table6_is_seen(lab, monkeypatch):
-    from t2eval.training import config
+    from t2eval.training.methods import METHODS
 
-    monkeypatch.setitem(config._PAPER_SVF, "lr", 1e-3)
+    monkeypatch.setitem(METHODS["svf"].paper, "lr", 1e-3)
     wrong = [claim.text for claim in item("table6").run(lab).claims if not claim.holds]
     assert wrong == ["preset=paper has Table 6's SVF: learning rate"]
 
@@ -316,8 +316,8 @@ def test_figure8_counts_the_tokens_of_the_prompt_and_of_the_solution(lab):
 
 
 def test_figure8_sees_a_prompt_that_carries_loss(lab, monkeypatch):
-    from t2eval.training import supervised
+    from t2eval.training.supervised import Supervised
 
-    plain = supervised.encode_pair
-    monkeypatch.setattr(supervised, "encode_pair", lambda tokenizer, context, answer: ([0], sum(plain(tokenizer, context, answer), [])))
+    plain = Supervised.encoded
+    monkeypatch.setattr(Supervised, "encoded", lambda self, example, config: ([0], sum(plain(self, example, config), [])))
     assert not any(claim.holds for claim in item("figure8").run(lab).claims)

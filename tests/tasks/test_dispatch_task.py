@@ -11,10 +11,11 @@ from typing import Any
 import datasets
 import pytest
 
+from t2eval.environment import runs
 from t2eval.environment.documents import question_of
 from t2eval.environment.environment import Environment, Split
 from t2eval.errors import T2Error
-from t2eval.models.questions import Questions
+from t2eval.models.questions import question_text
 from t2eval.strategies.dispatch import Dispatcher, paper_format
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset, write_hub
 from tests.tasks.names import MANAGER, raw
@@ -88,13 +89,13 @@ def test_the_prompt_is_the_one_that_the_strategies_ask(environment: Callable[[st
 
 
 def test_the_first_pass_reads_the_question_that_the_task_was_made_of(environment: Callable[[str], Environment]) -> None:
-    questions = Questions(None, plain=False)
+    runs.record()
     for name in [*SEEN.values(), "t2_math", "t2_humaneval", "t2_arc_challenge"]:
         one = environment(name)
-        example = one.examples("test", limit=1)[0]
-        request = type("Request", (), {"doc": example.doc, "task_name": name, "args": (example.prompt, {})})
-        text = questions.text(request)
-        assert text == question_of(one.task, example.doc) and not text.startswith(("Question:", "Problem:"))
+        one.task.build_all_requests(limit=1, rank=0, world_size=1)
+        request = one.task.instances[0]
+        text = question_text(request, plain=False)
+        assert text == question_of(one.task, request.doc) and not text.startswith(("Question:", "Problem:"))
 
 
 @pytest.mark.parametrize(
