@@ -150,9 +150,10 @@ def metric_names(task: Any) -> list[str]:
     return list(task._metric_fn_list)
 
 
-def registered(kind: Literal["metric", "aggregation"]) -> list[str]:
-    """lm-eval's own metrics or aggregations, by name."""
-    import lm_eval.api.metrics  # noqa: F401 - it fills the registries
+def registered(kind: Literal["metric", "aggregation", "model"]) -> list[str]:
+    """lm-eval's metrics, aggregations or models, by name (the models with those of plug-ins)."""
+    import lm_eval.api.metrics  # fills the registries
+    import lm_eval.models  # noqa: F401 - fills the third
     from lm_eval.api import registry
 
     return sorted(getattr(registry, f"{kind}_registry").keys())

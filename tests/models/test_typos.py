@@ -24,6 +24,12 @@ def test_what_is_meant_is_named(error: Exception, said: str) -> None:
     assert said in (typo_message(error) or "")
 
 
+def test_an_unknown_models_message_lists_lm_evals_own_models_too() -> None:
+    said = typo_message(ValueError("Attempted to load model 't2-nonsense', but no model for this name found!")) or ""
+    assert "'t2-nonsense'" in said
+    assert "hf" in said.split("lm-eval's own: ")[1].split(", ")
+
+
 @pytest.mark.parametrize("error", [ValueError("shapes differ"), RuntimeError("Tasks not found: x"), ValueError()])
 def test_other_errors_are_not_explained_away(error: Exception) -> None:
     assert typo_message(error) is None
