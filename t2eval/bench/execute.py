@@ -16,8 +16,9 @@ from typing import Protocol
 from t2eval.bench import rows
 from t2eval.bench.config import BenchConfig, parse_config
 from t2eval.bench.inputs import files_of
-from t2eval.bench.manifest import Neighbours, checked
+from t2eval.bench.manifest import checked
 from t2eval.bench.manifest import write as write_manifest
+from t2eval.bench.neighbours import Neighbours
 from t2eval.bench.plan import Cell, Plan, check_executor, make_plan
 from t2eval.bench.rows import Row
 from t2eval.bench.training import LOG as TRAINING_LOG

@@ -1,4 +1,4 @@
-"""Manifest: what the rows of one folder have in common, and the refusal of rows that do not belong beside them.
+"""Manifest: what the rows of one folder have in common, and the refusal to add others (`neighbours` compares the rows themselves).
 
 `manifest.json` has the benchmark file's settings, the cells, the digests of experts, adapters and tasks, and the versions of the
 libraries, as they were when the first row was written. Methods, tasks and seeds may be added to; what changes the score of a cell may not.
@@ -6,12 +6,11 @@ libraries, as they were when the first row was written. Methods, tasks and seeds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from t2eval.bench.plan import Plan
-from t2eval.bench.rows import ROWS, Row
 from t2eval.errors import T2Error, UsageError
 from t2eval.store.files import read_json, write_json
 from t2eval.store.guard import refuse_other_settings
@@ -89,54 +88,3 @@ def limit_of(folder: Path) -> int | None:
         return None
     limit: int | None = _read(folder)["config"].get("limit")
     return limit
-
-
-# ---------------------------------------------------------------------- rows beside each other
-class Neighbours:
-    """The finished rows of one folder, none of which may have been made with other inputs than another.
-
-    Rows of older releases have fewer hashes, and what they lack is not compared.
-
-    Args:
-        folder: that holds them.
-        rows: those that are there.
-
-    Raises:
-        UsageError: two differ; the message names what differs, and both cells.
-    """
-
-    def __init__(self, folder: Path, rows: Iterable[Row] = ()) -> None:
-        self._folder = folder
-        self._seen: dict[tuple[Any, ...], tuple[Any, Row]] = {}
-        for row in rows:
-            self.admit(row)
-
-    def admit(self, row: Row) -> None:
-        """Take one more row in. Raises as the class does."""
-        if row.status != "ok":
-            return
-        for key, (value, what) in _inputs(row).items():
-            known, first = self._seen.setdefault(key, (value, row))
-            if known != value:
-                both = "" if len(str(known)) > 40 else f" ({known} and {value})"
-                raise UsageError(
-                    f"{self._folder} holds rows that do not belong together: {first.cell} and {row.cell} were made with {what}{both}. "
-                    f"Remove the older one's line from {ROWS} and run the benchmark again, or start in a new folder."
-                )
-
-
-def _inputs(row: Row) -> dict[tuple[Any, ...], tuple[Any, str]]:
-    """What a row was made with: key → value, and the words for two that differ."""
-    hashes = row.hashes
-    found: dict[tuple[Any, ...], tuple[Any, str]] = {}
-    for package, version in row.versions.items():
-        found["version", package] = version, f"two versions of {package}"
-    if "task" in hashes:
-        found["task", row.task] = hashes["task"], f"two versions of the task {row.task}"
-    if "prompts" in hashes:
-        found["prompts", row.task] = hashes["prompts"], f"other prompts or documents of {row.task}"
-    for name, digest in (hashes.get("experts") or {}).items():
-        found["expert", name, row.seed] = digest, f"two experts named {name} (seed {row.seed})"
-    for name, digest in (hashes.get("adapter") or {}).items():
-        found["adapter", row.method, name, row.seed] = digest, f"two adapters named {name} (seed {row.seed})"
-    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t2eval.bench.manifest import Neighbours
+from t2eval.bench.neighbours import Neighbours
 from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
 from t2eval.errors import UsageError
 from t2eval.stats.means import average_seeds, mean_stderr
