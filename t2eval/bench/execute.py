@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from t2eval.bench import rows
+from t2eval.bench import commits, rows
 from t2eval.bench.config import BenchConfig, parse_config
 from t2eval.bench.inputs import files_of
 from t2eval.bench.manifest import checked
@@ -228,6 +228,7 @@ def _run_locked(
                 # Written with the first row: a plan with a wrong name in it leaves no trace that would be in the way of the right one.
                 if not written:
                     write_manifest(output, manifest)
+                    commits.note(output)
                     written = True
                 neighbours.admit(row)
                 rows.append(output, row)

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,8 @@ from t2eval.store.files import DiskError
 ROWS = "rows.jsonl"
 SAMPLES = "samples"
 REMEDY = "Every finished row is intact. Free some space, then run the same command again: it continues."
+_AGAIN = f"Remove its row from {ROWS} and run the benchmark again."
+Line = TypeVar("Line", bound=BaseModel)
 _BYTES = 2 << 30  # ten thousand rows take some 100 MB, the examples of one cell less
 
 
@@ -64,7 +66,13 @@ class Sample(BaseModel):
     """One example of a cell.
 
     `doc_hash` is lm-eval's; `score` is None where the metric has no value for a single example, and where that value is not a number
-    (`undefined`); `dispatch` is the label that the example was given, where the method dispatches.
+    (`undefined`); `response` is what was graded: the answer after the task's filter, or the choices' log-likelihoods.
+
+    Attributes:
+        raw: the answer as the model wrote it, where the filter made another of it.
+        metrics: every metric of the task for this example, where there are several.
+        why: what the grader says beside the score, such as how a program ended; written in part by the model.
+        dispatch: the label that the example was given, where the method dispatches. probabilities: of all labels, as dispatch saw them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +83,10 @@ class Sample(BaseModel):
     undefined: bool = False
     response: str
     dispatch: str | None = None
+    raw: str | None = None
+    metrics: dict[str, float] | None = None
+    why: str | None = None
+    probabilities: dict[str, float] | None = None
 
 
 def disk_error(directory: Path, error: OSError) -> DiskError:
@@ -175,16 +187,24 @@ def read_samples(directory: Path, row: Row) -> list[Sample]:
     """
     if row.samples is None:
         return []
-    path, remedy = directory / row.samples, f"Remove its row from {ROWS} and run the benchmark again."
-    packed = files.read_bytes(path, what=f"file of cell {row.cell}'s examples", remedy=remedy, limit=_BYTES)
+    return read_lines(directory / row.samples, Sample, what=f"examples of cell {row.cell}", remedy=_AGAIN)
+
+
+def read_lines(path: Path, kind: type[Line], *, what: str, remedy: str) -> list[Line]:
+    """The lines of a packed file, each a record.
+
+    Raises:
+        T2Error: the file is missing or damaged.
+    """
+    packed = files.read_bytes(path, what=what, remedy=remedy, limit=_BYTES)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             text = file.read(_BYTES + 1)
         if len(text) > _BYTES:
-            raise ValueError(f"they take more than {_BYTES:,} bytes")
-        return [Sample.model_validate_json(line) for line in text.split(b"\n") if line]
+            raise ValueError(f"it takes more than {_BYTES:,} bytes")
+        return [kind.model_validate_json(line) for line in text.split(b"\n") if line]
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise T2Error(f"Cannot read the examples of cell {row.cell} in {path}: {error}. {remedy}") from error
+        raise T2Error(f"Cannot read the {what} in {path}: {error}. {remedy}") from error
 
 
 def scores_by_example(samples: Sequence[Sample], without: Container[int] = ()) -> dict[str, float] | None:

@@ -9,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from t2eval.bench.documents import write_documents
 from t2eval.bench.rows import Sample, write_samples
 from t2eval.environment.harness import metric_names
 from t2eval.errors import T2Error
@@ -52,7 +53,8 @@ def scored(folder: Path, cell: str, task: Any, outcome: Mapping[str, Any], label
     name = next(iter(outcome["results"]))
     results, logged = outcome["results"][name], outcome["samples"][name]
     metric, chosen = main_metric(task, results)
-    samples = _samples(logged, metric, chosen, labels)
+    samples = _samples(task, logged, (metric, chosen), labels)
+    write_documents(folder, prompts_digest(outcome, name), logged)
     undefined = [sample.doc_id for sample in samples if sample.undefined]
     values = [sample.score for sample in samples if sample.score is not None]
     if undefined and not values:
@@ -83,25 +85,54 @@ def prompts_digest(outcome: Mapping[str, Any], name: str) -> str:
     return object_digest([[doc, *asked[doc]] for doc in sorted(asked)])
 
 
-def _samples(logged: Sequence[Mapping[str, Any]], metric: str, chosen: str, labels: Mapping[int, str]) -> list[Sample]:
+def _samples(task: Any, logged: Sequence[Mapping[str, Any]], ranked: tuple[str, str], labels: Mapping[int, str]) -> list[Sample]:
+    """The samples of the filter that the task is ranked by.
+
+    Args:
+        task: lm-eval's; one that knows why an answer has its score (`why`) is asked.
+        logged: lm-eval's samples.
+        ranked: metric and filter.
+        labels: document → label.
+    """
+    metric, chosen = ranked
     samples = []
+    why = getattr(task, "why", None)
     for sample in logged:
         if sample["filter"] != chosen:
             continue
         value, doc = sample.get(metric), sample["doc_id"]
         score = float(value) if isinstance(value, Real) else None
         undefined = score is not None and not math.isfinite(score)
+        response = _response(sample)
         samples.append(
             Sample(
                 doc_id=doc,
                 doc_hash=sample["doc_hash"],
                 score=None if undefined else score,
                 undefined=undefined,
-                response=_response(sample),
+                response=response,
                 dispatch=labels.get(doc),
+                raw=_raw(sample, response),
+                metrics=_metrics(sample),
+                why=why(sample["doc"], sample["filtered_resps"]) if why else None,
+                probabilities=(sample.get("t2") or {}).get("probabilities"),
             )
         )
     return samples
+
+
+def _metrics(sample: Mapping[str, Any]) -> dict[str, float] | None:
+    """Every metric of one example that is a finite number; None where there is only one metric."""
+    names = sample.get("metrics") or ()
+    found = {str(name): sample[name] for name in names if isinstance(sample.get(name), Real) and math.isfinite(sample[name])}
+    return {name: float(value) for name, value in found.items()} if len(names) > 1 else None
+
+
+def _raw(sample: Mapping[str, Any], response: str) -> str | None:
+    """The model's own text, where one answer was asked for and the filter made another of it."""
+    given = sample.get("resps") or ()
+    first = given[0][0] if len(given) == 1 and isinstance(given[0], (list, tuple)) and len(given[0]) == 1 else None
+    return first if isinstance(first, str) and first != response else None
 
 
 def _response(sample: Mapping[str, Any]) -> str:

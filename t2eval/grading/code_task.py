@@ -5,7 +5,7 @@ A task's YAML names a subclass by `class:`; what it and its test are for one doc
 the first metric, so that training, search and benchmarks take it whatever else is asked for.
 
 lm-eval hands answers over document by document. The task's one filter sees them all at once: it leaves them as they are, but runs
-their programs side by side, and `process_results` finds the outcomes there. Without the filter it runs its document's programs itself.
+their programs side by side, and `process_results` finds the verdicts there. Without the filter it runs its document's programs itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lm_eval.api.task import ConfigurableTask
 from t2eval.environment.harness import answers_of, as_filtered, generation_settings, set_only_filter
 from t2eval.errors import UsageError
 from t2eval.grading.pass_at_k import scores
-from t2eval.sandbox.programs import pass_many
+from t2eval.sandbox.programs import judge_many
+from t2eval.sandbox.run import Verdict
 
 SECONDS = 5.0
 """Wall-clock time of one program."""
@@ -37,7 +38,7 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
             UsageError: n or k makes no sense.
             T2Error: a row of the data cannot be graded.
         """
-        self._outcomes: dict[tuple[str, str], bool] = {}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
         self._n, self._ks = _sampling(str(config["task"]), config.get("metadata") or {})
 
         def run_programs(resps: Iterable[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -47,9 +48,9 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
 
         def pass_at_k(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
             pairs = [self.program(doc, answer) for answer in answers_of(results)]
-            if missing := [pair for pair in pairs if pair not in self._outcomes]:
+            if missing := [pair for pair in pairs if pair not in self._verdicts]:
                 self._run(missing)
-            return scores([self._outcomes[pair] for pair in pairs], self._ks)
+            return scores([self._verdicts[pair].passed for pair in pairs], self._ks)
 
         own = {key: value for key, value in config.items() if key != "class"}
         own["repeats"] = self._n
@@ -64,10 +65,24 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
         """The program that an answer makes, and the test that it must pass; both Python text."""
         raise NotImplementedError
 
+    def why(self, doc: Mapping[str, Any], results: Sequence[Any]) -> str | None:
+        """Why the answers to a document have their score: how the program of each ended, in one line.
+
+        Args:
+            doc: of the last batch that was scored.
+            results: its answers, as `process_results` got them.
+
+        Returns:
+            Text that the programs wrote in part; None where they were not of that batch.
+        """
+        found = [self._verdicts.get(self.program(doc, answer)) for answer in answers_of(results)]
+        told = [f"{verdict.status}: {verdict.detail}" if verdict.detail else verdict.status for verdict in found if verdict is not None]
+        return "; ".join(told) if told and len(told) == len(found) else None
+
     def _run(self, pairs: Sequence[tuple[str, str]]) -> None:
-        """Run programs, equal ones once; only these outcomes are kept."""
+        """Run programs, equal ones once; only these verdicts are kept."""
         different = list(dict.fromkeys(pairs))
-        self._outcomes = dict(zip(different, pass_many(different, timeout=SECONDS), strict=True))
+        self._verdicts = dict(zip(different, judge_many(different, timeout=SECONDS), strict=True))
 
     def build_all_requests(self, **options: Any) -> None:
         """lm-eval's own, unless n answers would all be the same.

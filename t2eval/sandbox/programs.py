@@ -15,7 +15,7 @@ import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from t2eval.sandbox import run_programs
+from t2eval.sandbox import Verdict, run_programs
 
 _LONGEST = 1 << 16
 _OPENING = re.compile(r"(?P<before>[^`~]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[\w+#.-]*)$")  # of a line without the space at its end
@@ -282,8 +282,8 @@ def complete(prompt: str, answer: str, entry_point: str) -> str:
     return _future_first((prompt[: start.start()] if start else prompt) + extract_code(answer, entry_point))
 
 
-def pass_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers: int | None = None) -> list[bool]:
-    """Whether each program passes its test, run side by side in the sandbox.
+def judge_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers: int | None = None) -> list[Verdict]:
+    """How each program ended on its test, run side by side in the sandbox.
 
     Args:
         pairs: programs and tests (Python text, run after the program).
@@ -293,8 +293,12 @@ def pass_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers
     Raises:
         T2Error: programs cannot be isolated on this machine.
     """
-    verdicts = run_programs([f"{program}\n{test}\n" for program, test in pairs], timeout=timeout, workers=workers)
-    return [verdict.passed for verdict in verdicts]
+    return run_programs([f"{program}\n{test}\n" for program, test in pairs], timeout=timeout, workers=workers)
+
+
+def pass_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers: int | None = None) -> list[bool]:
+    """Whether each program passes its test. See `judge_many`."""
+    return [verdict.passed for verdict in judge_many(pairs, timeout=timeout, workers=workers)]
 
 
 def passes(program: str, test: str, timeout: float = 5.0) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -33,14 +34,43 @@ def git_commit(package: Path | None = None) -> str | None:
         package: the folder of the package, by default t2eval's own.
     """
     checkout = (package or paths.package_dir()).parent
-    if not (checkout / ".git").exists():  # git would find the repository around an environment that t2eval is installed in
+    # git would find the repository around an environment that t2eval is installed in
+    return repository_commit(checkout) if (checkout / ".git").exists() else None
+
+
+def repository_commit(folder: Path) -> str | None:
+    """The commit of the repository around a folder, as `git_commit` writes it; None where there is none."""
+    head = _git(folder, "rev-parse", "HEAD")
+    changes = None if head is None else _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if head is None or changes is None else head[:12] + ("+changes" if changes else "")
+
+
+def commits_between(folder: Path, first: str, last: str, most: int = 200) -> list[dict[str, str]] | None:
+    """The commits after one and up to another, newest first.
+
+    Args:
+        folder: inside a repository.
+        first, last: commits as `repository_commit` writes them.
+        most: no more than these.
+
+    Returns:
+        `commit`, `date` and `subject` of each; None where the repository does not know both.
+    """
+    names = [name.removesuffix("+changes") for name in (first, last)]
+    if not all(re.fullmatch("[0-9a-f]{7,40}", name) for name in names):
         return None
+    said = _git(folder, "log", f"--max-count={most}", "--format=%h%x00%cs%x00%s", f"{names[0]}..{names[1]}")
+    if said is None:
+        return None
+    return [dict(zip(("commit", "date", "subject"), line.split("\0", 2), strict=True)) for line in said.split("\n") if line]
 
-    def answer(*command: str) -> str:
-        asked = subprocess.run(["git", "-C", str(checkout), *command], capture_output=True, text=True, timeout=10, check=True)
-        return asked.stdout.strip()
 
+def _git(folder: Path, *command: str) -> str | None:
+    """What git says about the repository around a folder; None where it cannot."""
     try:
-        return answer("rev-parse", "HEAD")[:12] + ("+changes" if answer("status", "--porcelain", "--untracked-files=no") else "")
+        asked = subprocess.run(
+            ["git", "-C", str(folder), *command], capture_output=True, text=True, errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    return asked.stdout.strip()

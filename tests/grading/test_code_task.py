@@ -134,13 +134,13 @@ def test_too_few_answers_for_k_is_no_silent_score(folder: Path) -> None:
 
 def test_all_programs_run_in_one_batch_and_equal_ones_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    plain = module.pass_many
+    plain = module.judge_many
 
-    def counting(pairs: Any, **options: Any) -> list[bool]:
+    def counting(pairs: Any, **options: Any) -> list[Any]:
         batches.append(len(pairs))
         return plain(pairs, **options)
 
-    monkeypatch.setattr(module, "pass_many", counting)
+    monkeypatch.setattr(module, "judge_many", counting)
     _evaluate(folder, "sums_n4")
     assert batches == [24]
     environment = Environment("sums", include_path=folder)
@@ -179,9 +179,9 @@ def test_environment_and_benchmark_take_pass_at_1(folder: Path, tmp_path: Path) 
 
 
 def test_without_a_sandbox_nothing_is_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> list[bool]:
+    def refuse(*_: Any, **__: Any) -> list[Any]:
         raise T2Error("Programs are not run here")
 
-    monkeypatch.setattr(module, "pass_many", refuse)
+    monkeypatch.setattr(module, "judge_many", refuse)
     with pytest.raises(T2Error, match="not run here"):
         _evaluate(folder, "sums")
