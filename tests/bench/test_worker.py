@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from t2eval.bench.base import state
 from t2eval.bench.config import METHODS, BenchConfig
+from t2eval.bench.documents import read_documents
 from t2eval.bench.execute import run
 from t2eval.bench.inputs import expert_of
 from t2eval.bench.plan import Cell, make_plan
@@ -128,6 +129,29 @@ def test_row_reports_passes_parameters_and_hashes(done, settings):
     assert set(prompt.hashes["experts"]) == {"math", "code"}
     assert list(rows["lora", "bench_choice"].hashes["adapter"]) == ["lora-math"]
     assert rows["fewshot", "bench_choice"].t2["adaptation"].keys() == {"bench_choice"}
+
+
+def test_documents_are_kept_once_a_task_with_prompts_choices_and_gold_answers(done):
+    worker, _, rows, _ = done
+    assert len(list((worker.output / "samples").glob("documents-*"))) == 2
+    for task, choices in (("bench_generate", False), ("bench_choice", True)):
+        found = [read_documents(worker.output, rows[method, task]) for method in METHODS]
+        assert all(each == found[0] for each in found) and len(found[0]) == 8
+        loaded = worker._task(task)
+        for doc_id, document in found[0].items():
+            doc = loaded.eval_docs[doc_id]
+            assert document.prompt.endswith(loaded.doc_to_text(doc)) and document.target == str(loaded.doc_to_target(doc))
+            assert [choice.strip() for choice in document.choices] == (loaded.doc_to_choice(doc) if choices else [])
+    assert read_documents(worker.output, rows["base", "bench_choice"].model_copy(update={"hashes": {}})) is None
+    elsewhere = rows["base", "bench_choice"].model_copy(update={"hashes": {"prompts": "../../../etc/passwd"}})
+    assert read_documents(worker.output, elsewhere) is None
+
+
+def test_samples_have_the_probabilities_of_the_labels(done):
+    worker, _, rows, _ = done
+    for sample in read_samples(worker.output, rows["prompt", "bench_choice"]):
+        assert max(sample.probabilities, key=sample.probabilities.get) == sample.dispatch
+        assert sum(sample.probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_samples_say_which_label_each_example_was_given(done):

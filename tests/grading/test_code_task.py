@@ -185,3 +185,11 @@ def test_without_a_sandbox_nothing_is_run(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "judge_many", refuse)
     with pytest.raises(T2Error, match="not run here"):
         _evaluate(folder, "sums")
+
+
+def test_a_task_says_how_each_program_ended(folder: Path) -> None:
+    task = TaskManager(include_path=str(folder), include_defaults=False).load(["sums"])["tasks"]["sums"]
+    doc = task.eval_docs[0]
+    task.process_results(doc, ["def f(): return 0 / 0"])
+    assert "ZeroDivisionError" in str(task.why(doc, ["def f(): return 0 / 0"]))
+    assert task.why(doc, ["def f(): return 1"]) is None, "it was not run"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import t2eval
-from t2eval.store.versions import git_commit, versions
+from t2eval.store.versions import commits_between, git_commit, repository_commit, versions
 
 
 def _git(folder: Path, *command: str) -> str:
@@ -51,3 +51,18 @@ def test_versions_name_what_is_missing() -> None:
     assert found["t2eval"] == t2eval.__version__ and found["no-such-package"] == "unknown"
     assert set(found) == {"t2eval", "python", "torch", "no-such-package"}
     assert found["torch"].startswith("2.")
+
+
+def test_commits_between_two_are_named_newest_first(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "--quiet")
+    for subject in ("one", "two", "a\x1f | <b> and \u2028 more"):
+        _git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", subject)
+    first, last = _git(tmp_path, "rev-parse", "HEAD~2")[:12], _git(tmp_path, "rev-parse", "HEAD")[:12]
+    found = commits_between(tmp_path, f"{first}+changes", last)
+    assert found is not None and [commit["subject"] for commit in found] == ["a\x1f | <b> and \u2028 more", "two"]
+    assert set(found[0]) == {"commit", "date", "subject"} and last.startswith(found[0]["commit"])
+    assert commits_between(tmp_path, last, last) == []
+    assert commits_between(tmp_path, first, "0" * 12) is None, "a commit that the repository does not know"
+    assert commits_between(tmp_path, "--output=x", last) is None, "what is no commit is not asked for"
+    (tmp_path / "inside").mkdir()
+    assert repository_commit(tmp_path / "inside") == last
