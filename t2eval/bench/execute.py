@@ -52,7 +52,7 @@ class Progress:
         where = f"[{self.done}/{self.total}] {row.method} on {row.task}, seed {row.seed}"
         if row.status == "failed" or row.score is None:
             return f"{where}: FAILED: {row.error}"
-        error = "" if row.stderr is None else f" ± {row.stderr:.3f}"
+        error = f" ± {row.stderr:.3f}" if row.stderr is not None else " ± N/A" if 1 in (row.n, row.clusters) else ""
         return f"{where}: {row.score:.3f}{error} (n={row.n}, {row.seconds:.1f} s)"
 
 

@@ -32,7 +32,8 @@ class Row(BaseModel):
     """One finished cell. Scores are in the task's own unit (most often 0 to 1), times in seconds, memory in bytes.
 
     `stderr` is the standard error of the mean over examples; None for a single one, and where a metric is no mean over examples. `n` is the
-    number of examples that the score is of; `undefined` are the documents beside them for which the metric is not a number (NaN, infinite).
+    number of examples that the score is of, `clusters` that of the groups of dependent ones among them, which `stderr` takes into account
+    (None where examples are independent); `undefined` are the documents beside them for which the metric is not a number (NaN, infinite).
     `samples` is relative to the benchmark's folder. `seed` 0 of the base is shared by all seeds: the base does not depend on one.
     """
 
@@ -50,6 +51,7 @@ class Row(BaseModel):
     score: float | None = None
     stderr: float | None = None
     n: int = 0
+    clusters: int | None = None
     undefined: list[int] = []
     seconds: float = 0.0
     first_pass_seconds: float | None = None
@@ -73,6 +75,7 @@ class Sample(BaseModel):
         metrics: every metric of the task for this example, where there are several.
         why: what the grader says beside the score, such as how a program ended; written in part by the model.
         dispatch: the label that the example was given, where the method dispatches. probabilities: of all labels, as dispatch saw them.
+        cluster: what the example shares with others, where its task says so (`metadata.t2.cluster`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +90,7 @@ class Sample(BaseModel):
     metrics: dict[str, float] | None = None
     why: str | None = None
     probabilities: dict[str, float] | None = None
+    cluster: str | None = None
 
 
 def disk_error(directory: Path, error: OSError) -> DiskError:
@@ -217,12 +221,20 @@ def scores_by_example(samples: Sequence[Sample], without: Container[int] = ()) -
     Returns:
         Key → score, or None where an example has no score of its own.
     """
-    seen: dict[str, int] = {}
     scores: dict[str, float] = {}
-    for sample in sorted(samples, key=lambda sample: sample.doc_id):
+    for key, sample in by_key(samples).items():
         if sample.score is None and not sample.undefined:
             return None
-        repeat = seen[sample.doc_hash] = seen.get(sample.doc_hash, -1) + 1
         if sample.score is not None and sample.doc_id not in without:
-            scores[f"{sample.doc_hash}#{repeat}"] = sample.score
+            scores[key] = sample.score
     return scores
+
+
+def by_key(samples: Sequence[Sample]) -> dict[str, Sample]:
+    """A cell's examples under the keys of `scores_by_example`, by document."""
+    seen: dict[str, int] = {}
+    found: dict[str, Sample] = {}
+    for sample in sorted(samples, key=lambda sample: sample.doc_id):
+        repeat = seen[sample.doc_hash] = seen.get(sample.doc_hash, -1) + 1
+        found[f"{sample.doc_hash}#{repeat}"] = sample
+    return found

@@ -11,8 +11,10 @@ from typing import Any
 
 from t2eval.bench.documents import write_documents
 from t2eval.bench.rows import Sample, write_samples
+from t2eval.environment.documents import cluster_of
 from t2eval.environment.harness import metric_names
 from t2eval.errors import T2Error
+from t2eval.stats.clusters import clustered_stderr
 from t2eval.stats.means import mean_stderr
 from t2eval.store.digests import object_digest
 
@@ -56,12 +58,16 @@ def scored(folder: Path, cell: str, task: Any, outcome: Mapping[str, Any], label
     samples = _samples(task, logged, (metric, chosen), labels)
     write_documents(folder, prompts_digest(outcome, name), logged)
     undefined = [sample.doc_id for sample in samples if sample.undefined]
-    values = [sample.score for sample in samples if sample.score is not None]
+    kept = [sample for sample in samples if sample.score is not None]
+    values = [sample.score for sample in kept if sample.score is not None]
     if undefined and not values:
         raise T2Error(f"The metric {metric!r} is not a number for any document of {name} (NaN or infinite): its score says nothing.")
     # A corpus-level metric (perplexity, BLEU) is no mean over examples: it has a score but no error bar of this kind.
     averaged = len(values) + len(undefined) == len(samples) and bool(values)
     score, stderr = mean_stderr(values) if averaged else (float(results[f"{metric},{chosen}"]), None)
+    clusters = [sample.cluster for sample in kept if sample.cluster is not None]
+    if averaged and clusters:
+        stderr = clustered_stderr(values, clusters)
     if not math.isfinite(score):
         raise T2Error(f"The metric {metric!r} of {name} is {score}, which is no score.{_unscored(samples, values)}")
     return {
@@ -70,6 +76,7 @@ def scored(folder: Path, cell: str, task: Any, outcome: Mapping[str, Any], label
         "score": score,
         "stderr": stderr,
         "n": len(values) if averaged else len(samples),
+        "clusters": len(set(clusters)) if averaged and clusters else None,
         "undefined": undefined,
         "samples": write_samples(folder, cell, samples),
     }
@@ -116,6 +123,7 @@ def _samples(task: Any, logged: Sequence[Mapping[str, Any]], ranked: tuple[str, 
                 metrics=_metrics(sample),
                 why=why(sample["doc"], sample["filtered_resps"]) if why else None,
                 probabilities=(sample.get("t2") or {}).get("probabilities"),
+                cluster=cluster_of(task, sample["doc"]),
             )
         )
     return samples

@@ -129,3 +129,28 @@ def question_of(task: Any, doc: Row) -> str:
             f"{', '.join(doc)}."
         )
     return str(doc[field]).strip()
+
+
+def cluster_of(task: Any, doc: Row) -> str | None:
+    """What a document shares with others, such as its picture, its passage or its subject: those of one cluster are not independent.
+
+    The field that `metadata: {t2: {cluster: …}}` names; None where the task names none, whose documents are taken to be independent.
+
+    Args:
+        task: lm-eval's task object.
+        doc: one of its documents.
+
+    Raises:
+        T2Error: the document does not have that field as text or a whole number.
+    """
+    metadata = task.config.metadata
+    field = ((metadata.get("t2") or {}) if isinstance(metadata, Mapping) else {}).get("cluster")
+    if field is None:
+        return None
+    value = doc.get(field) if isinstance(field, str) else None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise T2Error(
+            f"Task {task.config.task!r}: metadata.t2.cluster names {field!r}, which a document does not have as text or a whole number; it "
+            f"has: {', '.join(doc)}. Name another field, or remove the key where documents are independent."
+        )
+    return str(value)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from t2eval.bench.neighbours import Neighbours
-from t2eval.bench.rows import ROWS, Row, read, read_samples, scores_by_example
+from t2eval.bench.rows import ROWS, Row, Sample, by_key, read, read_samples, scores_by_example
 from t2eval.errors import UsageError
+from t2eval.stats.clusters import clustered_stderr
 from t2eval.stats.means import average_seeds, mean_stderr
 
 
@@ -40,12 +41,14 @@ class Group:
         rows: at least one.
         scores: of each seed: example → score, without the documents that are left out; None where the metric has no score for an example.
         adapted: documents of the test split on which the method adapted, of any seed. undefined: those whose metric is not a number.
+        clusters: example → what it shares with others; empty where examples are independent.
     """
 
     rows: tuple[Row, ...]
     scores: tuple[dict[str, float], ...] | None
     adapted: tuple[int, ...]
     undefined: tuple[int, ...]
+    clusters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def examples(self) -> dict[str, float] | None:
@@ -71,9 +74,21 @@ class Group:
 
     @property
     def stderr(self) -> float | None:
-        """Over examples, of seed-averaged scores; without examples, the mean of the rows' own."""
+        """Over examples (of seed-averaged scores), in their clusters; without examples, the mean of the rows' own."""
         examples = self.examples
-        return mean_stderr(list(examples.values()))[1] if examples else mean([row.stderr for row in self.rows])
+        if not examples:
+            return mean([row.stderr for row in self.rows])
+        if self.clusters:
+            return clustered_stderr(list(examples.values()), [self.clusters[key] for key in examples])
+        return mean_stderr(list(examples.values()))[1]
+
+    @property
+    def cluster_count(self) -> int | None:
+        """Clusters that the examples of the score are of; None where examples are independent."""
+        examples = self.examples
+        if not examples:
+            return self.rows[0].clusters
+        return len({self.clusters[key] for key in examples}) if self.clusters else None
 
     @property
     def n(self) -> int:
@@ -95,11 +110,23 @@ def groups_of(directory: str | Path, rows: Sequence[Row]) -> dict[tuple[str, str
 
 
 def _group(folder: Path, rows: Sequence[Row]) -> Group:
-    runs = [scores_by_example(read_samples(folder, row), _adapted(row)) if row.samples else None for row in rows]
+    samples = [read_samples(folder, row) for row in rows]
+    runs = [scores_by_example(found, _adapted(row)) if row.samples else None for found, row in zip(samples, rows, strict=True)]
     scores = tuple(run for run in runs if run is not None)
     adapted = sorted({doc for row in rows for doc in _adapted(row)})
     undefined = sorted({doc for row in rows for doc in row.undefined})
-    return Group(tuple(rows), scores if len(scores) == len(rows) else None, tuple(adapted), tuple(undefined))
+    return Group(tuple(rows), scores if len(scores) == len(rows) else None, tuple(adapted), tuple(undefined), _clusters(samples))
+
+
+def _clusters(runs: Sequence[Sequence[Sample]]) -> dict[str, str]:
+    """Example → cluster; empty where not every example of every seed has one (a task gives one to all of its documents, or to none)."""
+    found: dict[str, str] = {}
+    for samples in runs:
+        for key, sample in by_key(samples).items():
+            if sample.cluster is None:
+                return {}
+            found[key] = sample.cluster
+    return found
 
 
 def _adapted(row: Row) -> frozenset[int]:

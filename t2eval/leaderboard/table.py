@@ -23,7 +23,9 @@ class Entry:
     `stderr` is over examples (of seed-averaged scores; None for one example), `seed_std` the standard deviation between the seeds' scores
     (None for one seed), `gain` the difference to the base in the direction in which more is better. `p` is Holm-adjusted. `adapted` are
     the test documents on which the method adapted, and `undefined` those for which the metric is not a number: both are left out of the
-    score and of both sides of the test. `whole` says that no document was left out on either side.
+    score and of both sides of the test. `whole` says that no document was left out on either side. `clusters` is the number of groups of
+    dependent examples that the score is of (None where they are independent; `stderr` and the test take them into account), `smallest` the
+    smallest true difference to the base that so many examples would show, four times in five at 5% before the correction (None: none).
     """
 
     method: str
@@ -47,6 +49,8 @@ class Entry:
     high: float | None = None
     p: float | None = None
     test: str | None = None
+    clusters: int | None = None
+    smallest: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -104,7 +108,21 @@ class Leaderboard:
         for method in self.methods:
             found = [self.entry(method, task) for task in self.tasks]
             lines.append(_line([method, *(_cell(entry) for entry in found), *_totals([entry for entry in found if entry], found)]))
-        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+        return "\n".join([*lines, "", *self._comparisons(), *(f"- {note}" for note in self.notes)]) + "\n"
+
+    def _comparisons(self) -> list[str]:
+        """What each method gains over the base, and what so many examples could show."""
+        tested = [entry for entry in self.entries if entry.p is not None]
+        if not tested:
+            return []
+        header = ["against the base", "task", "gain", "95% interval", "p", "could show"]
+        lines = [_line(header), _line(["---", "---", *["---:"] * (len(header) - 2)])]
+        for entry in tested:
+            gain = f"**{entry.gain:+.3f}**" if entry.better else f"{entry.gain:+.3f}"
+            interval = "N/A" if entry.low is None else f"{entry.low:+.3f} to {entry.high:+.3f}"
+            smallest = "nothing" if entry.smallest is None else f"{entry.smallest:.3f}"
+            lines.append(_line([entry.method, entry.task, gain, interval, f"{entry.p:.2g}", smallest]))
+        return [*lines, ""]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -115,8 +133,9 @@ def _cell(entry: Entry | None) -> str:
     if entry is None:
         return "–"
     score = f"**{entry.score:.3f}**" if entry.better else f"{entry.score:.3f}"
-    error = f" ± {entry.stderr:.3f}" if entry.stderr is not None else " ± N/A" if entry.n == 1 else ""
-    return f"{score}{error} (n={entry.n})"
+    error = f" ± {entry.stderr:.3f}" if entry.stderr is not None else " ± N/A" if 1 in (entry.n, entry.clusters) else ""
+    clusters = "" if entry.clusters is None else f" in {entry.clusters}"
+    return f"{score}{error} (n={entry.n}{clusters})"
 
 
 def _totals(entries: Sequence[Entry], found: Sequence[Entry | None]) -> list[str]:

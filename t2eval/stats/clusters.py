@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from t2eval.errors import T2Error
 from t2eval.stats.means import mean_stderr
-from t2eval.stats.paired import DRAWS, Paired, sign_flips
+from t2eval.stats.paired import DRAWS, Paired, paired, sign_flips
+from t2eval.stats.power import could_show
 
 
 def clustered_stderr(scores: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
@@ -59,7 +61,7 @@ def paired_clusters(
 
     Returns:
         The difference `first - second`, its Student interval with clustered error (None with one cluster), and the p of flipped clusters;
-        or None where they share no example.
+        or None where they share no example. Where no two examples share a cluster they are independent, and it is `paired`'s.
 
     Raises:
         T2Error: an example without a cluster.
@@ -69,16 +71,20 @@ def paired_clusters(
         return None
     if missing := [key for key in keys if key not in clusters]:
         raise T2Error(f"Example {missing[0]!r} has no cluster ({len(missing)} have none). Give every document the field of the clusters.")
+    if (number := len({clusters[key] for key in keys})) == len(keys):
+        found = paired(first, second, draws, seed)
+        return found and replace(found, clusters=number)
     differences = [first[key] - second[key] for key in keys]
     sums: dict[Hashable, float] = {}
     for key, difference in zip(keys, differences, strict=True):
         sums[clusters[key]] = sums.get(clusters[key], 0.0) + difference
     mean, error = math.fsum(differences) / len(keys), clustered_stderr(differences, [clusters[key] for key in keys])
     low = high = None
-    if error is not None:
+    if error:  # with no spread at all, that on other examples is not known
         from scipy.stats import t
 
-        half = float(t.ppf(0.975, len(sums) - 1)) * error
+        half = float(t.ppf(0.975, number - 1)) * error
         low, high = mean - half, mean + half
     p = sign_flips(np.array(list(sums.values())), draws, seed)
-    return Paired(mean, low, high, len(keys), p, f"paired sign flips of {len(sums)} clusters")
+    test = f"paired sign flips of {number} clusters"
+    return Paired(mean, low, high, len(keys), p, test, clusters=number, smallest=could_show(error, number))

@@ -6,6 +6,7 @@ small n too; for large n it is Miller's formula (arXiv 2411.00640, section 5), Î
 
 from __future__ import annotations
 
+import functools
 import math
 
 from t2eval.errors import UsageError
@@ -28,11 +29,41 @@ def smallest_difference(spread: float, n: int, *, power: float = POWER, level: f
         UsageError: a power or level that is no chance, or a negative spread.
     """
     _check(spread, power, level)
-    if n < 2:
-        return None
+    return None if n < 2 else _effect(n, power, level) * spread
+
+
+@functools.lru_cache(maxsize=4096)
+def _effect(n: int, power: float, level: float) -> float:
+    """The smallest difference in units of the spread; a table asks for few numbers of examples, and for each of them often."""
+    from scipy.optimize import brentq  # these two take half a second to import: not for those who only read rows
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().solve_power(effect_size=None, nobs=n, alpha=level, power=power)) * spread
+    # Its own solve_power ends at a negative effect, or at none, for one number of examples in thirty. The tail on the other side of zero
+    # is left out: at four times in five it is less than a millionth, and scipy has no number for it where effects are large.
+    def missing(effect: float) -> float:
+        return float(TTestPower().power(effect, n, level / 2, alternative="larger")) - power
+
+    above = 1 / math.sqrt(n)
+    while missing(above) < 0:
+        above *= 2
+    return float(brentq(missing, 0.0, above, xtol=1e-12))
+
+
+def could_show(error: float | None, units: int, *, power: float = POWER, level: float = LEVEL) -> float | None:
+    """The smallest true difference that a comparison with this standard error finds with the given chance.
+
+    Args:
+        error: the standard error of the mean difference; None where it is not known.
+        units: what is independent of each other: examples, or their clusters.
+        power, level: as in `smallest_difference`.
+
+    Returns:
+        In the scores' unit; None where there is none: with no error known, where nothing differs on any example (so that the spread is not
+        known), and where units are so few that the exact tests reject nothing (of five examples that all got better, p is 0.0625).
+    """
+    if not error or 2.0 ** (1 - units) > level:
+        return None
+    return smallest_difference(error * math.sqrt(units), units, power=power, level=level)
 
 
 def examples_needed(difference: float, spread: float, *, power: float = POWER, level: float = LEVEL) -> int:

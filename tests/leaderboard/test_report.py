@@ -8,15 +8,22 @@ from t2eval.errors import UsageError
 from t2eval.leaderboard.comparison import compare
 from t2eval.leaderboard.gate import fail_on_regression
 from t2eval.leaderboard.report import LATENT_SKILL, leaderboard
+from t2eval.stats.clusters import clustered_stderr
 from t2eval.stats.corrections import holm
+from t2eval.stats.means import stdev
 from t2eval.stats.paired import mcnemar
+from t2eval.stats.power import smallest_difference
 
 
 def put(folder, method, scores, task="t", seed=0, model="m", **changes):
     """A finished row with given scores by example."""
     folder.mkdir(exist_ok=True)
     cell = Cell(model, method, task, seed)
-    samples = [Sample(doc_id=i, doc_hash=f"{task}{i}", score=float(score), response="") for i, score in enumerate(scores)]
+    clusters = changes.pop("in_clusters", None) or [None] * len(scores)
+    samples = [
+        Sample(doc_id=i, doc_hash=f"{task}{i}", score=float(score), response="", cluster=cluster)
+        for i, (score, cluster) in enumerate(zip(scores, clusters, strict=True))
+    ]
     fields = {
         "status": "ok", "score": sum(scores) / len(scores), "stderr": 0.01, "n": len(scores), "metric": "acc", "seconds": 2.0,
         "trainable_parameters": 1200, "samples": write_samples(folder, cell.key, samples),
@@ -44,6 +51,57 @@ def test_bold_only_for_a_significant_gain(tmp_path):
     assert "McNemar exact" in text
     assert "3 comparisons" in text
     assert LATENT_SKILL not in text
+
+
+def test_clustered_examples_are_tested_by_their_clusters_and_said(tmp_path):
+    # Twelve pictures of ten questions. Seven pictures are gained whole, none lost: by questions p is 2/2^70, by pictures 2/2^7.
+    pictures = [f"picture {i // 10}" for i in range(120)]
+    for folder, clusters in ((tmp_path / "clusters", pictures), (tmp_path / "plain", None)):
+        put(folder, "base", ones(30, 120), in_clusters=clusters)
+        put(folder, "cls", ones(100, 120), in_clusters=clusters)
+    entry, plain = (leaderboard(tmp_path / name).entry("cls", "t") for name in ("clusters", "plain"))
+    assert (entry.clusters, plain.clusters, entry.gain) == (12, None, plain.gain)
+    assert entry.p == pytest.approx(2 / 2**7) and plain.p < 1e-9
+    assert entry.test == "paired sign flips of 12 clusters" and plain.test == "McNemar exact"
+    assert entry.stderr == pytest.approx(clustered_stderr(ones(100, 120), pictures))
+    assert entry.stderr > 2.5 * plain.stderr and entry.smallest > 2.5 * plain.smallest
+    board = leaderboard(tmp_path / "clusters")
+    assert "(n=120 in 12)" in board.to_markdown()
+    assert "errors and tests are over their clusters: t (120 examples in 12)." in board.to_markdown()
+    assert json.loads(board.to_json())["entries"][1]["clusters"] == 12
+    (comparison,) = compare(tmp_path / "clusters", "cls", "base")
+    assert (comparison.clusters, comparison.p) == (12, entry.p) and "n=120 in 12 clusters" in str(comparison)
+    put(tmp_path / "main", "cls", ones(100, 120), in_clusters=pictures)
+    put(tmp_path / "change", "cls", ones(30, 120), in_clusters=pictures)
+    (worse,) = fail_on_regression(tmp_path / "change", tmp_path / "main").worse
+    assert (worse.clusters, worse.p) == (12, pytest.approx(2 / 2**7))
+
+
+def test_one_cluster_says_nothing_of_others(tmp_path):
+    for method, right in (("base", 20), ("cls", 90)):
+        put(tmp_path, method, ones(right), in_clusters=["algebra"] * 100)
+    entry = leaderboard(tmp_path).entry("cls", "t")
+    assert (entry.stderr, entry.low, entry.p, entry.smallest, entry.better) == (None, None, 1.0, None, False)
+    text = leaderboard(tmp_path).to_markdown()
+    assert "0.900 ± N/A (n=100 in 1)" in text and "| cls | t | +0.700 | N/A | 1 | nothing |" in text
+
+
+def test_beside_each_comparison_stands_what_so_many_examples_could_show(tmp_path):
+    put(tmp_path, "base", ones(50))
+    put(tmp_path, "prompt", ones(80))
+    put(tmp_path, "cls", ones(50))
+    board = leaderboard(tmp_path)
+    spread = stdev([0.0] * 50 + [1.0] * 30 + [0.0] * 20)
+    assert board.entry("prompt", "t").smallest == pytest.approx(smallest_difference(spread, 100))
+    assert board.entry("cls", "t").smallest is None, "no difference was seen, so that the spread is not known"
+    assert "| prompt | t | **+0.300** | +0.209 to +0.391 | 3.7e-09 | 0.130 |" in board.to_markdown()
+    assert "| cls | t | +0.000 | N/A | 1 | nothing |" in board.to_markdown()
+    assert "Could show: the smallest true difference" in board.to_markdown()
+    (comparison,) = compare(tmp_path, "prompt", "base")
+    assert str(comparison).endswith("; 0.130 could show")
+    put(tmp_path / "few", "base", ones(0, 5))
+    put(tmp_path / "few", "cls", ones(4, 5))
+    assert leaderboard(tmp_path / "few").entry("cls", "t").smallest is None
 
 
 def test_holm_spans_the_whole_table(tmp_path):
@@ -196,7 +254,11 @@ def test_adaptation_examples_that_were_test_items_are_left_out_of_both_sides(tmp
     assert "| fewshot | 1.000 ± 0.000 (n=97)" in text and "| cls | **1.000** ± 0.000 (n=100)" in text
     assert "fewshot on t: adapted on documents 2, 3, 6 of the test split, left out of the score and of both sides" in text
     (comparison,) = compare(tmp_path, "fewshot", "cls")
-    assert comparison.n == 97
+    assert comparison.n == 97 and str(comparison).endswith("; 3 adaptation documents left out of both sides")
+    put(tmp_path / "main", "fewshot", [1] * 100)
+    put(tmp_path / "new", "fewshot", [0] * 100, t2={"adaptation": adaptation})
+    (worse,) = fail_on_regression(tmp_path / "new", tmp_path / "main").worse
+    assert (worse.n, worse.left_out) == (97, 3)
 
 
 def test_rows_that_do_not_belong_together_are_refused(tmp_path):

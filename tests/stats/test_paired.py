@@ -118,7 +118,8 @@ def test_a_small_samples_interval_is_students():
 
 def test_no_difference_at_all_is_not_significant():
     scores = {str(i): 0.25 for i in range(10)}
-    assert paired(scores, scores).p == 1.0
+    result = paired(scores, scores)
+    assert (result.p, result.low, result.high, result.smallest) == (1.0, None, None, None), "10 differences of 0 have no known spread"
 
 
 def test_paired_draws_has_both_variances():
