@@ -175,21 +175,65 @@ def import_(file: Path, output: Path, **options: Any) -> None:
 
 
 @expert.command()
-@click.argument("path", type=FOLDER)
-@click.option("--merged", is_flag=True, required=True, help="Merge it into the weights (the only form so far).")
+@click.argument("path")
+@click.option("--merged", is_flag=True, help="Merge it into the weights: exact, a whole model.")
+@click.option("--lora", "rank", type=int, metavar="RANK", help="A LoRA adapter of this rank: the best approximation there is.")
+@click.option("--energy", type=float, metavar="SHARE", help="The same, of the smallest rank that keeps this share.")
 @click.option("--output", required=True, type=FOLDER, help="A new folder.")
 @click.option("--model", help="The base model.  [default: the one on the expert's card]")
-def export(path: Path, merged: bool, output: Path, model: str | None) -> None:
-    """Write the base model with the expert merged in: a plain Hugging Face model for vLLM, SGLang or transformers.
+@click.option("--check", "task", metavar="TASK", help="Score the base, the whole expert and the adapter on this lm-eval task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Documents of the task.  [default: all]")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(min=1), help="For --check.")
+@click.option("--include-path", type=FOLDER, help="For --check: a folder of task YAMLs.")
+@click.option("--apply-chat-template", is_flag=True, help="For --check.")
+@click.option("--json", "as_json", is_flag=True, help="Print what an adapter keeps and scores as JSON.")
+def export(path: str, merged: bool, output: Path, model: str | None, as_json: bool, **options: Any) -> None:
+    """Write the expert in PATH for other programs: merged into its base model, or as a PEFT LoRA adapter.
+
+    A merged model is exact, and a plain Hugging Face model for vLLM, SGLang or transformers. A LoRA adapter is an approximation, for servers
+    that take one adapter a request; PATH may then be a library, of which each expert becomes a folder of OUTPUT. What an adapter keeps, and
+    the servers' command lines, are printed.
 
     \b
-    Example:
+    Examples:
       t2 expert export runs/math --merged --output runs/math-model
+      t2 expert export runs/math --lora 16 --output runs/math-lora --check t2_gsm8k --limit 200
+      t2 expert export runs/library --energy 0.9 --output runs/adapters
     """
     _quiet()
+    rank, energy, task = options.pop("rank"), options.pop("energy"), options.pop("task")
+    if sum((merged, rank is not None, energy is not None)) != 1:
+        raise UsageError("Give one of --merged, --lora RANK and --energy SHARE.")
+    if task is None and any(options[name] for name in ("limit", "include_path", "apply_chat_template")):
+        raise UsageError("--limit, --include-path and --apply-chat-template are about --check TASK, which is not given.")
+    if not merged:
+        _export_lora(path, output, {"rank": rank, "energy": energy, "model": model}, task, options, as_json)
+        return
+    if task is not None or as_json:
+        raise UsageError("--check and --json are about LoRA adapters: a merged model is exact.")
     from t2eval.expert.export import export_merged
 
     click.echo(f"Saved in {export_merged(path, output, model=model)}")
+
+
+def _export_lora(path: str, output: Path, wanted: dict[str, Any], task: str | None, options: dict[str, Any], as_json: bool) -> None:
+    from t2eval.cli.exported import lora_lines, lora_summary
+    from t2eval.expert.lora import export_lora
+
+    if task is not None:
+        from t2eval.bench.adapter_check import check_adapter
+        from t2eval.environment.loading import checked_config, make_task_manager
+
+        checked_config(make_task_manager(options["include_path"], task=task), task)  # before anything is written
+    made = export_lora(path, output, **wanted)
+    checks: list[Any] = []
+    if task is not None:
+        checks = [check_adapter(each.expert, each.folder, task, model=wanted["model"], **options) for each in made]
+    if as_json:
+        click.echo(json.dumps(lora_summary(made, checks, wanted["model"]), indent=2))
+        return
+    for line in lora_lines(made, checks, wanted["model"]):
+        click.echo(line)
 
 
 @expert.command()

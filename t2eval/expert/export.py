@@ -39,9 +39,7 @@ def export_merged(expert: str | Path, output: str | Path, *, model: str | None =
         UsageError: `output` holds something already.
         T2Error: the expert does not fit the model, the model is quantised, or the folder cannot be written.
     """
-    folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is not an empty folder.")
+    folder = new_folder(output)
     loaded = Expert.load(expert)
     base = loaded.card.base_model
     dtype = checkpoint_dtype(model or base.id, None if model else base.revision)
@@ -53,6 +51,18 @@ def export_merged(expert: str | Path, output: str | Path, *, model: str | None =
         reader.save_pretrained(staging)
         card = merged_model_card(without_paths(loaded.card), loaded.sha256)
         (staging / README).write_text(card, encoding="utf-8")
+    return folder
+
+
+def new_folder(output: str | Path) -> Path:
+    """The folder of an export.
+
+    Raises:
+        UsageError: it holds something already, or is a file.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not an empty folder.")
     return folder
 
 

@@ -75,6 +75,33 @@ def merged_model_card(card: Any, sha256: str) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def lora_model_card(card: Any, sha256: str, rank: int, full_rank: int, energy: float, error: float) -> str:
+    """The README.md of an expert's LoRA adapter.
+
+    Args:
+        card: the expert's `ExpertCard`.
+        sha256: of the expert's file.
+        rank: of the adapter. full_rank: at which it would be exact.
+        energy, error: what of W' - W is in it, and how far it is off, as shares.
+
+    Returns:
+        Markdown with the Hub's YAML header.
+    """
+    base = card.base_model.id
+    data = ModelCardData(base_model=_hub_id(base), library_name="peft", tags=["t2eval", "svf", "lora", card.label])
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {card.name}, as a LoRA adapter of rank {rank}",
+        f"{card.description}",
+        f"The best approximation of rank {rank} of what the t2eval expert `{card.name}` (skill `{card.label}`, sha256 `{sha256}`) changes "
+        f"in `{base}`: {_what(card)}. It keeps {energy:.1%} of the squared norm of W' - W and is off by {error:.1%} of its norm; at rank "
+        f"{full_rank} it would be exact.",
+        "The scores below are the whole expert's, not this adapter's." if card.training and card.training.scores else "",
+        *_training(card.training),
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
 def _hub_id(base: str) -> str | None:
     return base if base.count("/") == 1 and not base.startswith(("/", ".", "~")) else None
 
