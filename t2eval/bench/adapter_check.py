@@ -70,7 +70,7 @@ def check_adapter(
     whole = expert if isinstance(expert, Expert) else Expert.load(expert)
     adapted, (fitting,), reader = adapted_base([whole], model)
 
-    def scores(scored: Any) -> tuple[str, Score, dict[int, float]]:
+    def scores(scored: Any) -> tuple[str, Score, dict[str, float]]:
         return _scores(plain_model(scored, reader, batch_size=batch_size), loaded, manager, **settings)
 
     with _taken_off(adapted):
@@ -93,7 +93,7 @@ def _taken_off(adapted: Any) -> Iterator[None]:
         adapted.detach()
 
 
-def _scores(lm: Any, task: Any, manager: Any, **settings: Any) -> tuple[str, Score, dict[int, float]]:
+def _scores(lm: Any, task: Any, manager: Any, **settings: Any) -> tuple[str, Score, dict[str, float]]:
     """The main metric, its score, and each document's.
 
     Raises:
@@ -105,6 +105,6 @@ def _scores(lm: Any, task: Any, manager: Any, **settings: Any) -> tuple[str, Sco
     values = {sample["doc_id"]: sample.get(metric) for sample in outcome["samples"][name] if sample["filter"] == chosen}
     if missing := [document for document, value in values.items() if not isinstance(value, Real)]:
         raise T2Error(f"The metric {metric!r} of {name} is no number for document {missing[0]}: give a task that scores each document.")
-    outcomes = {document: float(value) for document, value in values.items() if isinstance(value, Real)}
+    outcomes = {str(document): float(value) for document, value in values.items() if isinstance(value, Real)}
     mean, stderr = mean_stderr(list(outcomes.values()))
     return metric, Score(score=mean, stderr=stderr, n=len(outcomes)), outcomes
