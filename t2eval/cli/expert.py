@@ -191,8 +191,8 @@ def export(path: str, merged: bool, output: Path, model: str | None, as_json: bo
     """Write the expert in PATH for other programs: merged into its base model, or as a PEFT LoRA adapter.
 
     A merged model is exact, and a plain Hugging Face model for vLLM, SGLang or transformers. A LoRA adapter is an approximation, for
-    servers that take one adapter a request; PATH may then be a library, of which each expert becomes a folder of OUTPUT. What an adapter keeps, and
-    the servers' command lines, are printed.
+    servers that take one adapter a request; PATH may then be a library, of which each expert becomes a folder of OUTPUT. What an
+    adapter keeps, and the servers' command lines, are printed.
 
     \b
     Examples:
