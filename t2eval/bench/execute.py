@@ -21,6 +21,7 @@ from t2eval.bench.manifest import write as write_manifest
 from t2eval.bench.neighbours import Neighbours
 from t2eval.bench.plan import Cell, Plan, check_executor, make_plan
 from t2eval.bench.rows import Row
+from t2eval.bench.shards import parse_shard, shard_of
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
 from t2eval.bench.worker import Worker
@@ -150,7 +151,8 @@ def _narrow(plan: Plan, limit: int | None, seeds: Sequence[int] | None) -> Plan:
     changes = {key: value for key, value in (("limit", limit), ("seeds", seeds)) if value is not None}
     if not changes:
         return plan
-    return make_plan(parse_config({**plan.config.model_dump(), **changes}))
+    narrowed = make_plan(parse_config({**plan.config.model_dump(), **changes}))
+    return narrowed if plan.shard is None else shard_of(narrowed, parse_shard(plan.shard))
 
 
 def run(
@@ -221,7 +223,9 @@ def _run_locked(
     trained = train_missing(here, pending, pool, say, output / TRAINING_LOG)
     manifest = checked(output, plan, files_of(here.config), tasks, grows=grows)
     report(Progress(done, total, None, time.perf_counter() - started))
-    written = False
+    written = not plan.cells  # a shard without cells says so by its manifest: else it would be missed
+    if written:
+        write_manifest(output, manifest)
     try:
         with contextlib.closing(_rows(pool, here, output, pending, factory)) as found:
             for row in found:

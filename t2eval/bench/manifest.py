@@ -17,7 +17,8 @@ from t2eval.store.guard import refuse_other_settings
 from t2eval.store.versions import versions
 
 MANIFEST = "manifest.json"
-_GROWS = frozenset({"name", "methods", "tasks", "seeds", "assume"})
+_CELLS = frozenset({"methods", "tasks", "seeds"})
+_GROWS = frozenset({"name", "assume"}) | _CELLS
 _BYTES = 256 << 20  # a thousand seeds of a thousand tasks
 _ANEW = "Choose another --output, or remove {folder} to begin anew."
 
@@ -41,6 +42,7 @@ def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[s
         "name": plan.config.name,
         "config": plan.config.model_dump(mode="json"),
         "cells": [cell.key for cell in plan.cells],
+        "shard": plan.shard,
         "inputs": dict(files),
         "tasks": dict(tasks),
         "versions": versions(),
@@ -50,7 +52,12 @@ def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[s
     before = _read(folder)
     anew = _ANEW.format(folder=folder)
     settings = {key: value for key, value in before["config"].items() if key in now["config"]}
-    refuse_other_settings(folder, settings, now["config"], may_change=_GROWS, remedy=f"Give the same settings. {anew}")
+    # Which cells a shard has follows from all methods, tasks and seeds: with others, cells would change their shard, or be in none.
+    may_change = _GROWS if plan.shard is None else _GROWS - _CELLS
+    refuse_other_settings(folder, settings, now["config"], may_change=may_change, remedy=f"Give the same settings. {anew}")
+    if before["shard"] != plan.shard:
+        then, this = ("all cells" if name is None else f"shard {name}" for name in (before["shard"], plan.shard))
+        raise UsageError(f"{folder} was begun for {then}, and this is {this}. Give the same --shard. {anew}")
     for what, verb in (("inputs", "would mix two experts"), ("tasks", "would mix two tasks of one name")):
         for name, digest in now[what].items():
             if before[what].get(name, digest) != digest:
@@ -68,13 +75,22 @@ def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[s
     return now
 
 
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none: rows may have been copied without it.
+
+    Raises:
+        T2Error: it is damaged.
+    """
+    return _read(folder) if (folder / MANIFEST).exists() else None
+
+
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     found = read_json(path, what="benchmark's manifest", remedy="Choose another --output.", limit=_BYTES)
     shape = {"config": dict, "inputs": dict, "cells": list}
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in shape.items()):
         raise T2Error(f"{path} is damaged: it is not what a benchmark writes. Choose another --output.")
-    return {"tasks": {}, "versions": {}, **found}
+    return {"tasks": {}, "versions": {}, "shard": None, **found}
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -84,7 +100,6 @@ def write(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def limit_of(folder: Path) -> int | None:
     """The number of test examples a task that a folder's rows are of; None: all, or not known."""
-    if not (folder / MANIFEST).exists():
-        return None
-    limit: int | None = _read(folder)["config"].get("limit")
+    found = read(folder)
+    limit: int | None = None if found is None else found["config"].get("limit")
     return limit

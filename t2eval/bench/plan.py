@@ -44,10 +44,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark file's contents and its cells, base first, then method by method and seed by seed."""
+    """A benchmark file's contents and its cells, base first, then method by method and seed by seed; of a shard, its part of them."""
 
     config: BenchConfig
     cells: tuple[Cell, ...]
+    shard: str | None = None
 
 
 def _slug(name: str) -> str:

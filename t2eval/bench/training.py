@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def settle(plan: Plan, output: Path) -> Plan:
     folder = output.resolve()
     places = {"experts": folder / "experts" / "seed-{seed}", "baselines": folder / "baselines" / "seed-{seed}" / "{method}-{label}"}
     missing = {field: str(place) for field, place in places.items() if getattr(config, field) is None}
-    return Plan(config.model_copy(update=missing), plan.cells)
+    return replace(plan, config=config.model_copy(update=missing))
 
 
 def jobs(plan: Plan, cells: Iterable[Cell] | None = None) -> list[Job]:

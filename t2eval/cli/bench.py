@@ -23,6 +23,7 @@ GATE = 3
 @click.option("--assume", multiple=True, metavar="KEY=VALUE", help="A figure for --plan, such as answer_speed=900. Repeatable.")
 @click.option("--executor", default="local", show_default=True, help="Where cells run.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; each loads the base model once.")
+@click.option("--shard", metavar="I/N", help="Run part I of N into a folder of its own inside --output; `slurm`: this array task's part.")
 @click.option("--limit", type=click.IntRange(min=1), help="Test examples a task, instead of the file's.")
 @click.option("--seeds", help="Comma-separated seeds, instead of the file's.")
 @click.option("--methods", help="Comma-separated methods, instead of the file's.")
@@ -41,13 +42,20 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
       t2 bench paper-llama3-8b --plan
       t2 bench paper-llama3-8b --plan --assume answer_speed=2000 --json
       t2 bench configs/paper-llama3-8b.yaml --methods base,expert
+      t2 bench embedded --output runs/embedded --shard 2/8
     """
     from t2eval.bench.plan import check_executor, find_file, load_plan
+    from t2eval.bench.shards import parse_shard, shard_of, unsharded_task
 
     seeds, methods = parse_seeds(options["seeds"]), parse_names("--methods", options["methods"])
     assumed = {"assume": parse_settings("--assume", assume)} if assume else {}
     plan = load_plan(find_file(file), {"limit": options["limit"], "seeds": seeds, "methods": methods, **assumed})
     output = output or Path("runs") / find_file(file).stem
+    if options["shard"] is not None:
+        shard = parse_shard(options["shard"])
+        plan, output = shard_of(plan, shard), output / shard.folder
+    elif (warning := unsharded_task()) is not None:
+        click.echo(f"Note: {warning}", err=True)
     check_executor(options["executor"])
     if only_plan:
         from t2eval.forecast.forecast import forecast
@@ -77,7 +85,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
 
 
 @click.command(epilog="Exit code: 0, or 3 where --fail-on-regression found a significant one.")
-@click.argument("directory", type=click.Path(path_type=Path), required=False)
+@click.argument("directories", metavar="DIRECTORY...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True, help="Of the output.")
 @click.option("--compare", "pair", nargs=2, metavar="A B", help="Test method A against method B on every task instead.")
 @click.option(
@@ -94,16 +102,18 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     metavar="DIR",
     help="Write a GitHub Actions workflow and its shell form into a repository's folder instead.",
 )
-def leaderboard(directory: Path | None, form: str, pair: tuple[str, str] | None, other: Path | None, ci: Path | None) -> int:
+def leaderboard(directories: tuple[Path, ...], form: str, pair: tuple[str, str] | None, other: Path | None, ci: Path | None) -> int:
     """Print a benchmark's scores, errors and tests.
 
-    DIRECTORY is the --output of `t2 bench`.
+    DIRECTORY is the --output of `t2 bench`, or the folder of one of its shards. Several are merged: a cell that lies in two of
+    them with equal results counts once, one with different results is refused, and shards and cells that are missing are said.
 
     \b
     Examples:
       t2 leaderboard runs/embedded
       t2 leaderboard runs/embedded --format json
       t2 leaderboard runs/embedded --compare fewshot lora
+      t2 leaderboard runs/shard-1-of-2 other/shard-2-of-2
       t2 leaderboard runs/new --fail-on-regression runs/main
       t2 leaderboard --init-ci .
     """
@@ -116,18 +126,18 @@ def leaderboard(directory: Path | None, form: str, pair: tuple[str, str] | None,
         for path in write_ci(ci):
             click.echo(f"wrote {path}")
         return 0
-    if directory is None:
+    if not directories:
         raise UsageError("Which benchmark? Give the --output folder of `t2 bench`.")
     if pair:
         from t2eval.leaderboard.comparison import compare
 
-        _tell(compare(directory, *pair), form)
+        _tell(compare(directories, *pair), form)
         return 0
     if other is not None:
-        return _gate(directory, other, form)
+        return _gate(directories, other, form)
     from t2eval.leaderboard.report import leaderboard as table
 
-    board = table(directory)
+    board = table(directories)
     click.echo(board.to_json() if form == "json" else board.to_markdown(), nl=form == "json")
     return 0
 
@@ -140,10 +150,10 @@ def _tell(found: Sequence[Any], form: str) -> None:
         click.echo("\n".join(map(str, found)), nl=bool(found))
 
 
-def _gate(directory: Path, other: Path, form: str) -> int:
+def _gate(directories: tuple[Path, ...], other: Path, form: str) -> int:
     from t2eval.leaderboard.gate import fail_on_regression
 
-    gate = fail_on_regression(directory, other)
+    gate = fail_on_regression(directories, other)
     for note in gate.notes:
         click.echo(f"Note: {note}", err=True)
     _tell(gate.worse, form)

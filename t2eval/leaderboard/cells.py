@@ -8,29 +8,49 @@ from pathlib import Path
 
 import numpy as np
 
-from t2eval.bench.neighbours import Neighbours
+from t2eval.bench.merge import Merged, merged, parts_of
 from t2eval.bench.rows import ROWS, Row, Sample, by_key, read, read_samples, scores_by_example
-from t2eval.errors import UsageError
+from t2eval.errors import UsageError, listed
 from t2eval.stats.clusters import clustered_stderr
 from t2eval.stats.means import average_seeds, mean_stderr
 
+Where = str | Path | Sequence[str | Path]
+"""A benchmark's folder (with the folders of its shards in it), or the several folders in which its parts lie."""
 
-def rows_of(directory: str | Path) -> list[Row]:
-    """The rows of a benchmark's folder.
+
+def folders(where: Where) -> list[Path]:
+    """The folders that are meant."""
+    return [Path(where)] if isinstance(where, str | Path) else [Path(folder) for folder in where]
+
+
+def merged_rows(where: Where) -> Merged:
+    """The rows of a benchmark.
 
     Raises:
-        UsageError: no finished cells, cells of several base models, or rows that do not belong beside each other.
+        UsageError: no finished cells, cells of several base models, rows that do not belong beside each other, or a cell with two results.
         T2Error: damaged rows.
     """
-    folder = Path(directory)
-    rows = read(folder)
-    if not rows:
-        raise UsageError(f"{directory} holds no finished cells (no {ROWS}). Run `t2 bench FILE.yaml --output {directory}`.")
-    models = sorted({row.model for row in rows})
+    places = folders(where)
+    for place in places if len(places) > 1 else ():  # a folder that is named in vain is a slip, and its rows would be missed
+        if not any(read(folder) for folder in parts_of(place)):
+            raise _nothing_in(place)
+    found = merged(places)
+    named = listed(map(str, places))
+    if not found.rows:
+        raise _nothing_in(places[0])
+    models = sorted({row.model for row in found.rows})
     if len(models) > 1:
-        raise UsageError(f"{directory} mixes base models ({', '.join(models)}): a leaderboard is of one.")
-    Neighbours(folder, rows)
-    return rows
+        raise UsageError(f"{named} mixes base models ({', '.join(models)}): a leaderboard is of one.")
+    return found
+
+
+def _nothing_in(place: Path) -> UsageError:
+    return UsageError(f"{place} holds no finished cells (no {ROWS}). Run `t2 bench FILE.yaml --output {place}`.")
+
+
+def rows_of(where: Where) -> list[Row]:
+    """The rows alone. Raises as `merged_rows`."""
+    return list(merged_rows(where).rows)
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ class Group:
         return len(examples) if examples else self.rows[0].n
 
 
-def groups_of(directory: str | Path, rows: Sequence[Row]) -> dict[tuple[str, str], Group]:
+def groups_of(where: Where, rows: Sequence[Row]) -> dict[tuple[str, str], Group]:
     """Finished rows by method and task.
 
     Raises:
@@ -106,7 +126,8 @@ def groups_of(directory: str | Path, rows: Sequence[Row]) -> dict[tuple[str, str
     found: dict[tuple[str, str], list[Row]] = {}
     for row in sorted((row for row in rows if row.status == "ok"), key=lambda row: row.seed):
         found.setdefault((row.method, row.task), []).append(row)
-    return {key: _group(Path(directory), group) for key, group in found.items()}
+    folder = folders(where)[0]  # of several, each row's samples are an absolute path
+    return {key: _group(folder, group) for key, group in found.items()}
 
 
 def _group(folder: Path, rows: Sequence[Row]) -> Group:

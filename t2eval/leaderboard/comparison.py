@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from t2eval.errors import unknown
-from t2eval.leaderboard.cells import Group, groups_of, rows_of
+from t2eval.errors import listed, unknown
+from t2eval.leaderboard.cells import Group, Where, folders, groups_of, rows_of
 from t2eval.stats.clusters import paired_clusters
 from t2eval.stats.corrections import holm
 from t2eval.stats.paired import Paired, paired, unpaired
@@ -101,11 +100,11 @@ def adjusted(found: Sequence[tuple[str, str, Group, Group]]) -> list[Comparison]
     ]
 
 
-def compare(directory: str | Path, first: str, second: str) -> list[Comparison]:
+def compare(where: Where, first: str, second: str) -> list[Comparison]:
     """Test one method against another on every task that both have.
 
     Args:
-        directory: the benchmark's folder.
+        where: the benchmark's folder, or several.
         first: a method.
         second: another.
 
@@ -115,10 +114,10 @@ def compare(directory: str | Path, first: str, second: str) -> list[Comparison]:
     Raises:
         UsageError: a method that the benchmark does not have.
     """
-    groups = groups_of(directory, rows_of(directory))
+    groups = groups_of(where, rows_of(where))
     present = {method for method, _ in groups}
     for method in (first, second):
         if method not in present:
-            raise unknown(f"method in {directory}", method, present)
+            raise unknown(f"method in {listed(map(str, folders(where)))}", method, present)
     tasks = sorted(task for method, task in groups if method == first and (second, task) in groups)
     return adjusted([(f"{first} against {second}", task, groups[first, task], groups[second, task]) for task in tasks])

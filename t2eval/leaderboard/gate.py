@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2eval.bench.manifest import limit_of
+from t2eval.bench.merge import parts_of
 from t2eval.bench.rows import ROWS, read
-from t2eval.errors import UsageError
-from t2eval.leaderboard.cells import Group, groups_of, rows_of
+from t2eval.errors import UsageError, listed
+from t2eval.leaderboard.cells import Group, Where, folders, groups_of, rows_of
 from t2eval.leaderboard.comparison import Comparison, adjusted
 from t2eval.stats.corrections import LEVEL
 
@@ -31,21 +32,22 @@ class Gate:
     notes: tuple[str, ...]
 
 
-def fail_on_regression(directory: str | Path, other: str | Path) -> Gate:
+def fail_on_regression(where: Where, other: str | Path) -> Gate:
     """Hold one benchmark against another. Cells that only one of the two has are not judged.
 
     Args:
-        directory: the new benchmark.
+        where: the new benchmark, in one folder or several.
         other: the one that it is held against. Where it has no rows yet there is nothing to become worse than: the first run passes.
 
     Raises:
         UsageError: the two share no cell.
         T2Error: damaged rows or samples.
     """
-    rows = rows_of(directory)
-    if not read(Path(other)):
+    rows = rows_of(where)
+    directory = listed(map(str, folders(where)))
+    if not any(read(folder) for folder in parts_of(Path(other))):
         return Gate((), (f"No baseline: {other} has no {ROWS} yet. Keep {directory} there, and the next run is held against it.",))
-    new, old = groups_of(directory, rows), groups_of(other, rows_of(other))
+    new, old = groups_of(where, rows), groups_of(other, rows_of(other))
     shared = sorted(new.keys() & old.keys())
     failed = {(row.method, row.task): row for row in rows if row.status == "failed"}
     broken = [
@@ -56,7 +58,9 @@ def fail_on_regression(directory: str | Path, other: str | Path) -> Gate:
     if not found and not broken:
         raise UsageError(f"{directory} and {other} share no cell that can be compared.")
     worse = [item for item in found if item.p is not None and item.p < LEVEL and (item.gain or 0.0) < 0]
-    notes = _differences({key: new[key] for key in shared}, old, limit_of(Path(directory)), limit_of(Path(other)))
+    notes = _differences(
+        {key: new[key] for key in shared}, old, *(limit_of(parts_of(place)[0]) for place in (folders(where)[0], Path(other)))
+    )
     return Gate((*broken, *worse), notes)
 
 

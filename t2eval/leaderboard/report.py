@@ -12,7 +12,7 @@ from pathlib import Path
 from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.manifest import MANIFEST
 from t2eval.errors import T2Error
-from t2eval.leaderboard.cells import Group, groups_of, mean, rows_of
+from t2eval.leaderboard.cells import Group, Where, groups_of, mean, merged_rows
 from t2eval.leaderboard.comparison import tested
 from t2eval.leaderboard.table import Entry, Failure, Leaderboard
 from t2eval.paths import is_embedded
@@ -28,21 +28,22 @@ LATENT_SKILL = (
 _SHOWN = 10
 
 
-def leaderboard(directory: str | Path) -> Leaderboard:
-    """The table of a benchmark's folder.
+def leaderboard(where: Where) -> Leaderboard:
+    """The table of a benchmark.
 
     Args:
-        directory: with `rows.jsonl` and `samples/`.
+        where: a folder with `rows.jsonl` and `samples/` (or with those of shards in it), or several that are merged.
 
     Returns:
         Methods in the order of `METHODS`, tasks by name (workers may finish in any order), one test per method and task.
 
     Raises:
-        UsageError: no finished cells, cells of several base models, or rows made with different inputs.
+        UsageError: no finished cells, cells of several base models, rows made with different inputs, or a cell with two results.
         T2Error: damaged rows or samples.
     """
-    rows = rows_of(directory)
-    groups = groups_of(directory, rows)
+    found = merged_rows(where)
+    rows, directory = found.rows, found.folders[0]
+    groups = groups_of(where, rows)
     tasks = tuple(sorted({row.task for row in rows}))
     methods = tuple(method for method in METHODS if any(row.method == method for row in rows))
     entries, tests = [], []
@@ -60,7 +61,8 @@ def leaderboard(directory: str | Path) -> Leaderboard:
     )
     complete = _with_tests(entries, tests)
     model = rows[0].model
-    return Leaderboard(_title(Path(directory), model), model, methods, tasks, complete, failures, _notes(model, groups, complete, failures))
+    notes = (*_notes(model, groups, complete, failures), *found.notes)
+    return Leaderboard(_title(directory, model), model, methods, tasks, complete, failures, notes)
 
 
 def _title(folder: Path, model: str) -> str:

@@ -33,9 +33,10 @@ _LAUNCHERS = frozenset(
         "--cpu",
         "--multi_gpu",
         "--config_file",
+        "--array",
     }
 )
-"""Of torchrun and `accelerate launch`."""
+"""Of torchrun, `accelerate launch` and `sbatch`."""
 
 
 def commands(command: click.Command = main, path: str = "t2") -> dict[str, set[str]]:
