@@ -57,7 +57,8 @@ class Assumptions(BaseModel):
     The shape of the base model, in the words of its `config.json`, stands in where the model is not on this machine; `parameters` where
     its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together, and
     `merge_seconds` is what it takes to merge an expert into the base and out of it again. Speeds that are not given are measured ones
-    (`t2eval.forecast.constants`), for the model's size.
+    (`t2eval.forecast.constants`), for the model's size. `score` and `agreement` are for the smallest difference that the examples could show:
+    what both sides of a comparison are expected to score, and how their scores correlate over the examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +79,8 @@ class Assumptions(BaseModel):
     answer_speed: float | None = Field(default=None, gt=0)
     train_speed: float | None = Field(default=None, gt=0)
     merge_seconds: float | None = Field(default=None, ge=0)
+    score: float = Field(default=0.5, gt=0, lt=1)
+    agreement: float = Field(default=0.5, ge=-1, lt=1)
 
 
 class BenchConfig(BaseModel):

@@ -24,6 +24,7 @@ class TaskFacts:
         longest: tokens of an answer at most; None: a choice.
         samples: answers to each test example.
         data: its data sets.
+        cluster: the field by which its documents depend on each other; None: they do not.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TaskFacts:
     longest: int | None
     samples: int
     data: tuple[hub.HubData, ...]
+    cluster: str | None = None
 
 
 def task_facts(manager: Any, name: str) -> TaskFacts:
@@ -58,6 +60,7 @@ def task_facts(manager: Any, name: str) -> TaskFacts:
         int((config.get("generation_kwargs") or {}).get("max_gen_toks") or 256) if generates else None,
         int((config.get("metadata") or {}).get("n") or config.get("repeats") or 1),
         data,
+        own.get("cluster"),
     )
 
 

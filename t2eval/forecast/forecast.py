@@ -28,6 +28,7 @@ from t2eval.bench.training import Job, jobs, settle
 from t2eval.forecast.constants import speeds_of
 from t2eval.forecast.facts import TaskFacts, task_facts
 from t2eval.forecast.figures import Figure, figure, limited, times, total
+from t2eval.forecast.power import Detectable, detectable
 from t2eval.forecast.shape import Shape, model_shape
 from t2eval.paths import is_embedded
 from t2eval.strategies.search import SearchConfig
@@ -73,6 +74,7 @@ class Forecast:
         trainings, evaluations: the work, one entry a training run, and one a method and task (over its seeds).
         disk: bytes: `download` (weights that are not on this machine) and `bases`.
         speeds: what the hours are counted with: measured where and when, or given.
+        power: the smallest differences that the examples could show.
         memory: bytes on the device, by what takes them: `weights`, `bases`, `cache` and, for training, `activations`.
     """
 
@@ -94,6 +96,7 @@ class Forecast:
     memory: Mapping[str, Figure]
     assumed: Mapping[str, Any] = field(default_factory=dict)
     speeds: str = ""
+    power: tuple[Detectable, ...] = ()
 
     def needed(self, training: bool) -> Figure:
         """Bytes that evaluation or training takes in all."""
@@ -318,6 +321,7 @@ def forecast(plan: Plan, output: str | Path) -> Forecast:
         disk=_disk(config, shape, adapted),
         assumed=config.assume.model_dump(exclude_none=True),
         speeds=speeds_of(config, shape.parameters).note,
+        power=detectable(config, facts),
     )
 
 

@@ -12,7 +12,7 @@ _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def render(found: Forecast) -> str:
     """A page for a terminal."""
-    parts = [_head(found), _trainings(found), _evaluations(found), _data(found), _memory(found), _end(found)]
+    parts = [_head(found), _trainings(found), _evaluations(found), _data(found), _power(found), _memory(found), _end(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -88,6 +88,23 @@ def _data(found: Forecast) -> str:
         where = f"in the cache, {shown(data.bytes, 'B')}" if data.cached else "not in the cache"
         lines.append(f"  {data.name}: {where}; for {', '.join(data.tasks)}")
     return "\n".join(lines if found.data else [*lines, "  none"])
+
+
+def _power(found: Forecast) -> str:
+    if not found.power:
+        return ""
+    comparisons = found.power[0].comparisons
+    rows: list[tuple[str, ...]] = [("task", "examples", "at 5%", f"at 5% over {comparisons} comparisons")]
+    rows += [(task.task, shown(task.examples), _difference(task.alone), _difference(task.corrected)) for task in found.power]
+    lines = [f"Smallest difference that the examples show four times in five, of scores of 0 and 1 of one seed\n{_table(rows)}"]
+    clustered = [f"{task.task} by {task.cluster}" for task in found.power if task.cluster]
+    if clustered:
+        lines.append(f"  Where examples share something they show less, by how many share it: {', '.join(clustered)}")
+    return "\n".join(lines)
+
+
+def _difference(part: Figure) -> str:
+    return f"{part.value:.3f}" if part.value is not None else part.note if part.note.endswith("no difference") else "unknown"
 
 
 def _memory(found: Forecast) -> str:

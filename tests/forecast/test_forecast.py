@@ -20,6 +20,7 @@ from t2eval.forecast.constants import CPU, GPU, speeds_of
 from t2eval.forecast.forecast import Forecast, forecast, search_answers
 from t2eval.forecast.shape import model_shape
 from t2eval.forecast.text import render, shown
+from t2eval.stats.power import smallest_difference
 from t2eval.svf.attachment import attach
 from t2eval.svf.selection import target_paths
 from tests.bench.fakes import fake_row, write_record
@@ -276,3 +277,22 @@ def test_measured_speeds_stand_in_for_those_that_are_not_given(tmp_path: Path) -
     assert speeds.note.startswith("answer as given; measured on NVIDIA H200")
     assert speeds_of(own.model_copy(update={"device": "cpu"}), CPU.parameters).train == CPU.train
     assert speeds_of(own, None).read is None, "of a model that is not known nothing is known"
+
+
+def test_the_plan_says_what_its_examples_could_show(tmp_path: Path) -> None:
+    plan = load_plan("paper-llama3-8b", {"methods": ["base", "expert", "prompt"]})
+    found = forecast(plan, tmp_path)
+    power = {each.task: each for each in found.power}
+    comparisons = 2 * len(plan.config.tasks)
+    math = power["t2_math"]
+    assert (math.examples.value, math.comparisons, math.cluster, math.alone.source) == (4990, comparisons, "type", "assumed")
+    assert math.alone.value == pytest.approx(smallest_difference(0.5, 4990))
+    assert math.corrected.value == pytest.approx(smallest_difference(0.5, 4990, level=0.05 / comparisons))
+    text = render(found)
+    assert f"{math.alone.value:.3f}" in text and f"at 5% over {comparisons} comparisons" in text and "t2_math by type" in text
+    json.dumps(found.as_dict(), allow_nan=False)
+    surer = forecast(load_plan("paper-llama3-8b", {"methods": ["base", "expert"], "assume": {"agreement": 0.9}}), tmp_path)
+    assert surer.power[0].alone.value < found.power[0].alone.value
+    few = forecast(load_plan("paper-llama3-8b", {"methods": ["base", "expert"], "limit": 5}), tmp_path)
+    assert few.power[0].alone.value is None and "5 examples show no difference" in render(few)
+    assert forecast(load_plan("paper-llama3-8b", {"methods": ["base"]}), tmp_path).power == ()
