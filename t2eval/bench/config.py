@@ -57,8 +57,8 @@ class Assumptions(BaseModel):
     The shape of the base model, in the words of its `config.json`, stands in where the model is not on this machine; `parameters` where
     its architecture is not one that is counted. Tokens are means an example; speeds are tokens a second, of all processes together, and
     `merge_seconds` is what it takes to merge an expert into the base and out of it again. Speeds that are not given are measured ones
-    (`t2eval.forecast.constants`), for the model's size. `score` and `agreement` are for the smallest difference that the examples could show:
-    what both sides of a comparison are expected to score, and how their scores correlate over the examples.
+    (`t2eval.forecast.constants`), for the model's size. `score` and `agreement` are for the smallest difference that the examples could
+    show: what both sides of a comparison are expected to score, and how their scores correlate over the examples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
