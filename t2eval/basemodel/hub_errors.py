@@ -84,4 +84,4 @@ def _status(error: BaseException) -> int | None:
 
 def _of_http_library(error: BaseException) -> bool:
     """The HTTP library's own errors, whichever it is in this release of huggingface_hub."""
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "urllib3")
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from t2eval.basemodel.devices import AUTO, check_dtype
 from t2eval.errors import UsageError, shown, unknown, wrong_value
+from t2eval.expert.hub import located_all
+from t2eval.expert.location import is_hub
 from t2eval.models import registry
 from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
 from t2eval.training import methods as training_methods
@@ -86,10 +88,11 @@ class Assumptions(BaseModel):
 class BenchConfig(BaseModel):
     """What a benchmark file says.
 
-    `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds; `baselines` the folder of
-    one adapter, with `{seed}`, `{method}` and `{label}`. Either may be several, joined by `+`: what lies in a later one takes the
-    place of what has its name in an earlier one, and what is trained goes into the last. Left out, they are the embedded model's.
-    `limit` is the number of test examples a task. `model_args` adds lm-eval model_args by method, `labels` gives task → skill label.
+    `experts` is the folder of the expert library, with `{seed}` in it where there are several seeds, or its place on the hub
+    (`hf://owner/name[@revision][/folder]`); `baselines` the folder of one adapter, with `{seed}`, `{method}` and `{label}`. Either may be
+    several, joined by `+`: what lies in a later one takes the place of what has its name in an earlier one, and what is trained goes into
+    the last. Left out, they are the embedded model's. `limit` is the number of test examples a task. `model_args` adds lm-eval model_args
+    by method, `labels` gives task → skill label.
     `train` says how experts and baselines are made where they are missing, `assume` what a forecast takes for granted.
     """
 
@@ -127,6 +130,13 @@ class BenchConfig(BaseModel):
     def _chosen_here(cls, value: Any) -> Any:
         return AUTO if value is None else value
 
+    @field_validator("baselines", "include_path")
+    @classmethod
+    def _folders_here(cls, value: str | None) -> str | None:
+        if value is not None and any(map(is_hub, joined(value))):
+            raise ValueError("only experts are read from the hub. Download it, and give the folder")
+        return value
+
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, value: str) -> str:
@@ -155,7 +165,7 @@ class BenchConfig(BaseModel):
             UsageError: the benchmark file names none, and the model is not an embedded one with experts of its own.
         """
         if self.experts is not None:
-            return [Path(part) for part in joined(self.experts.replace("{seed}", str(seed)))]
+            return located_all(self.experts.replace("{seed}", str(seed)))
         if self.model in (EMBEDDED, EMBEDDED_VLM):
             from t2eval.basemodel.load import embedded_libraries
 

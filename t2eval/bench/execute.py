@@ -15,7 +15,7 @@ from typing import Protocol
 
 from t2eval.bench import commits, rows
 from t2eval.bench.config import BenchConfig, parse_config
-from t2eval.bench.inputs import files_of
+from t2eval.bench.inputs import files_of, pinned_config
 from t2eval.bench.manifest import checked
 from t2eval.bench.manifest import write as write_manifest
 from t2eval.bench.neighbours import Neighbours
@@ -206,6 +206,7 @@ def run(
 def _run_locked(
     plan: Plan, output: Path, pool: Pool, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
 ) -> RunResult:
+    plan = Plan(pinned_config(plan.config), plan.cells)
     here = settle(plan, output)
     tasks = factory.tasks(plan.config)
     before = rows.read(output)

@@ -9,7 +9,9 @@ from typing import Any
 
 from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, STRATEGIES, BenchConfig
 from t2eval.errors import T2Error, unknown
-from t2eval.paths import experts_in, joined
+from t2eval.expert.hub import located_all, pinned
+from t2eval.expert.location import source_of
+from t2eval.paths import experts_in
 from t2eval.store.digests import file_digest, object_digest
 from t2eval.store.files import read_json
 
@@ -30,7 +32,7 @@ def cards(library: str | Path) -> dict[str, dict[str, Any]]:
         T2Error: no folder, no expert in it, or a damaged card.
     """
     found = {}
-    for part in map(Path, joined(str(library))):
+    for part in located_all(str(library)):
         for folder in experts_in([part]):
             remedy = "Train the expert again, or copy it again."
             found[str(folder)] = read_json(folder / "expert.json", what="expert's card", remedy=remedy, limit=_CARD_BYTES)
@@ -85,11 +87,13 @@ def expert_facts(method: str, spec: str) -> dict[str, Any]:
     }
     files = {folder: Path(folder) / _EXPERT for folder in used}
     names = {folder: str(card["name"]) for folder, card in used.items()}
+    sources = {names[folder]: str(source) for folder in used if (source := source_of(folder)) is not None}
     return {
         "trainable_parameters": sum(parameter_count(file) for file in files.values()),
         "hashes": {
             "experts": {names[folder]: file_digest(file) for folder, file in files.items()},
             "basis": {names[folder]: object_digest(card.get("basis_fingerprint")) for folder, card in used.items()},
+            **({"sources": sources} if sources else {}),
         },
     }
 
@@ -115,6 +119,22 @@ def files_of(config: BenchConfig) -> dict[str, str]:
             files += [folder / "adapter_model.safetensors" for folder in config.adapters(method, seed)]
         found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
     return found
+
+
+def pinned_config(config: BenchConfig) -> BenchConfig:
+    """A benchmark in which the experts of the hub have the commit that they stand for now, so that every worker reads the same ones.
+
+    Raises:
+        T2Error: the hub does not give them.
+    """
+    if not EXPERT_METHODS & set(config.methods):
+        return config
+    arguments = {
+        method: {**given, "experts": pinned(str(given["experts"]))} if "experts" in given else given
+        for method, given in config.model_args.items()
+    }
+    experts = None if config.experts is None else pinned(config.experts)
+    return config.model_copy(update={"experts": experts, "model_args": arguments})
 
 
 def task_digest(manager: Any, name: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from t2eval.bench.config import METHODS, BenchConfig, parse_config
 from t2eval.environment import harness
 from t2eval.errors import T2Error, UsageError, listed, unknown
+from t2eval.expert.location import is_hub
 from t2eval.paths import configs_dir, experts_dir, is_embedded, joined
 from t2eval.store.files import read_yaml
 
@@ -67,9 +68,13 @@ def make_plan(config: BenchConfig) -> Plan:
 
 
 def _anchor(value: str, folder: Path) -> str:
-    """A path of a benchmark file, or several joined by `+`, relative to that file."""
-    paths = [Path(part).expanduser() for part in joined(value)]
-    return "+".join(str(path if path.is_absolute() else (folder / path).resolve()) for path in paths)
+    """A path of a benchmark file, or several joined by `+`, relative to that file. A place on the hub stays as it is."""
+
+    def anchored(part: str) -> str:
+        path = Path(part).expanduser()
+        return part if is_hub(part) else str(path if path.is_absolute() else (folder / path).resolve())
+
+    return "+".join(map(anchored, joined(value)))
 
 
 def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

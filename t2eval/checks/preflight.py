@@ -173,7 +173,13 @@ def _check_experts(found: Findings, plan: Plan) -> None:
         return
     for seed in config.seeds:
         if EXPERT_METHODS & set(config.methods):
-            libraries = config.libraries(seed)
+            try:
+                libraries = config.libraries(seed)
+            except UsageError:
+                raise
+            except T2Error as error:  # of the hub
+                found.missing("experts", str(error))
+                continue
             if absent := [library for library in libraries if not library.is_dir()] if config.experts is not None else []:
                 found.missing("experts", f"experts: {absent[0]} is not a folder. Mend the path, train them, or give a `train:` section.")
             elif not config.expert_folders(seed):

@@ -1,4 +1,4 @@
-"""Commands about experts: list, show, mix, import, export, push."""
+"""Commands about experts: list, show, mix, import, export, push, pull."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def expert() -> None:
 @click.argument("library", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the experts as JSON.")
 def list_(library: str | None, as_json: bool) -> None:
-    """List the experts of a LIBRARY (a directory, or experts joined by +).  [default: the embedded base's]
+    """List the experts of a LIBRARY (a directory, a place on the hub, or experts joined by +).  [default: the embedded base's]
 
     \b
     Examples:
       t2 expert list
       t2 expert list runs/library --json
       t2 expert list runs/math+runs/code
+      t2 expert list hf://someone/experts
     """
     from t2eval.basemodel.load import embedded_library_dir
 
@@ -239,16 +240,93 @@ def _export_lora(path: str, output: Path, wanted: dict[str, Any], task: str | No
 @expert.command()
 @click.argument("path", type=FOLDER)
 @click.argument("repository")
-@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--private", is_flag=True, help="Make the repository private, if it is made now.")
+@click.option("--revision", help="A branch, made if it does not exist.  [default: the main one]")
 @click.option("--base-model", help="The base model's name on the Hub, for the card.  [default: as the expert has it, without folders]")
-def push(path: Path, repository: str, private: bool, base_model: str | None) -> None:
-    """Upload an expert to a REPOSITORY (owner/name) on the Hugging Face hub.
+@click.option("--include-path", help="A further folder of task YAMLs, in which to look for the data sets of the experts' tasks.")
+@click.option("--dry-run", is_flag=True, help="Only print the files and their sizes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the files, and where they went, as JSON.")
+def push(
+    path: Path,
+    repository: str,
+    private: bool,
+    revision: str | None,
+    base_model: str | None,
+    include_path: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upload an expert, or a library, to a REPOSITORY (owner/name) on the Hugging Face hub.
+
+    The cards lose every path of this machine. A library is one repository, with a folder an expert. Nothing is ever
+    deleted on the hub.
 
     \b
-    Example:
+    Examples:
       t2 expert push runs/math someone/math-expert --private
+      t2 expert push runs/library someone/experts --dry-run
+      t2 expert push runs/library someone/experts --revision v2 --base-model someone/base
     """
     _quiet()
-    from t2eval.expert.export import push as upload
+    from t2eval.environment.hub_tasks import hub_data_of
+    from t2eval.expert.upload import pack, tasks_of
+    from t2eval.expert.upload import push as upload
 
-    click.echo(f"Uploaded to {upload(path, repository, private=private, base_model=base_model)}")
+    parcel = pack(path, repository, base_model=base_model, data=hub_data_of(tasks_of(path), include_path))
+    files = {name: len(content) for name, content in sorted(parcel.files.items())}
+    for remark in parcel.remarks:
+        click.echo(f"Note: {remark}", err=True)
+    if not as_json:
+        _tell_files(files, "Would upload" if dry_run else "Uploading")
+    if dry_run:
+        click.echo(json.dumps({"files": files}, indent=2), nl=True) if as_json else None
+        return
+    done = upload(parcel, repository, private=private, revision=revision)
+    if done.others:
+        click.echo(f"Note: {repository} holds other experts too, which stay: {', '.join(done.others)}.", err=True)
+    if as_json:
+        click.echo(json.dumps({"files": files, "place": str(done.location), "others": done.others}, indent=2))
+    else:
+        click.echo(f"Uploaded: experts={done.location}")
+
+
+@expert.command()
+@click.argument("place")
+@click.option("--output", type=FOLDER, help="A new folder for a copy.  [default: they stay in the hub's cache]")
+@click.option("--dry-run", is_flag=True, help="Only print the files and their sizes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the files, or the folder and the place with its commit, as JSON.")
+def pull(place: str, output: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Download an expert, or a library, from a PLACE on the hub (hf://owner/name[@revision][/folder]).
+
+    Only files of experts are downloaded, and each expert is checked. `experts=` takes a place as well: it need not be
+    pulled first.
+
+    \b
+    Examples:
+      t2 expert pull hf://someone/experts
+      t2 expert pull hf://someone/experts@v2/math --output runs/math
+      t2 expert pull hf://someone/experts --dry-run
+    """
+    _quiet()
+    from t2eval.expert import hub
+
+    if dry_run:
+        remote, source = hub.listing(place)
+        files = {file.path: file.size for file in remote}
+        if as_json:
+            click.echo(json.dumps({"place": str(source), "files": files}, indent=2))
+        else:
+            _tell_files(files, f"{source}: would download")
+        return
+    folder, source = hub.pull(place, output)
+    if as_json:
+        click.echo(json.dumps({"place": str(source), "folder": str(folder)}, indent=2))
+    else:
+        click.echo(f"{source}\nis in {folder}")
+
+
+def _tell_files(files: dict[str, int], verb: str) -> None:
+    width = max(map(len, files))
+    click.echo(f"{verb} {len(files)} files of {sum(files.values()):,} bytes:")
+    for name, size in files.items():
+        click.echo(f"  {name:<{width}}  {size:>12,}")

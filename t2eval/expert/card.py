@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.errors import T2Error
+from t2eval.expert.folder import CARD, README, TENSORS, is_plain, no_directory
 from t2eval.store.files import parse_json, read_bytes, read_json
 from t2eval.svf.bases import Side
 from t2eval.svf.fingerprint import PROBES
 
 FORMAT_VERSION = 1
 _LARGEST_CARD, _LARGEST = 64 * 2**20, 2**30  # bytes: far beyond a mixture of experts with thousands of matrices
-TENSORS, CARD, README = "expert.safetensors", "expert.json", "README.md"
+
+__all__ = ["CARD", "FORMAT_VERSION", "README", "TENSORS", "ExpertCard", "is_plain", "no_directory", "read_card", "read_part"]
 
 
 class _Record(BaseModel):
@@ -167,17 +167,3 @@ def refuse_adapter(folder: Path) -> None:
         f"{folder} is a {kind} adapter, not an expert: it has weights of its own, and no z. Evaluate it with lm_eval's own class "
         f"(lm_eval --model hf --model_args pretrained=BASE,peft={folder}), or name it under `baselines:` in a benchmark file."
     )
-
-
-def is_plain(name: str) -> bool:
-    """Whether a name is a plain file name: letters, digits, `.`, `_` and `-`, not hidden."""
-    return re.fullmatch(r"[\w.-]+", name) is not None and not name.startswith(".")
-
-
-def no_directory(path: Path) -> str:
-    if path.exists():
-        return f"{path} is not a directory."
-    siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
-    return f"There is no directory {path}.{hint}"

@@ -43,6 +43,7 @@ from t2eval.expert.card import (
     read_card,
     read_part,
 )
+from t2eval.expert.location import source_of
 from t2eval.expert.model_card import model_card
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.fingerprint import fingerprint_difference
@@ -71,12 +72,14 @@ class Expert:
         z: (r,) float32 on the CPU, by matrix path.
         card: what `expert.json` holds.
         is_remapped: whether `remapped` gave its matrices other paths than its file has.
+        source: the place on the hub that it was loaded from, with its commit (`hf://owner/name@commit/folder`); None for any other folder.
     """
 
     z: dict[str, Tensor]
     card: ExpertCard
     _content: bytes = field(repr=False)
     is_remapped: bool = False
+    source: str | None = None
 
     def __repr__(self) -> str:
         return f"Expert(name={self.name!r}, label={self.label!r}, matrices={len(self.z)}, sha256={self.sha256[:12]!r})"
@@ -215,7 +218,8 @@ class Expert:
             raise T2Error(f"{folder / TENSORS} holds the tensor {extra[0]}, which {CARD} does not list ({len(extra)} extra in all).")
         for name, tensor in tensors.items():
             check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
-        return cls({name: tensors[name] for name in card.modules}, card, content)
+        source = source_of(folder)
+        return cls({name: tensors[name] for name in card.modules}, card, content, source=None if source is None else str(source))
 
     def remapped(self, model: Any) -> Expert:
         """This expert with the module paths of a model that contains its base model, or that its base model contains.

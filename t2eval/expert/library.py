@@ -10,8 +10,9 @@ import torch
 
 from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.card import CARD, TENSORS, no_directory, refuse_adapter
+from t2eval.expert.card import CARD, TENSORS, refuse_adapter
 from t2eval.expert.expert import Expert, mix, model_name
+from t2eval.expert.hub import located, missing
 from t2eval.paths import joined
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.attachment import attach
@@ -20,6 +21,8 @@ from t2eval.svf.matrices import all_matrices
 
 def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
     """The experts of a directory of experts, of one expert directory, of a `+`-joined list of either, or of a sequence of either.
+
+    A directory may lie on the hub: `hf://owner/name[@revision][/folder]`.
 
     Returns:
         Experts sorted by name.
@@ -33,9 +36,9 @@ def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
         parts = [spec] if isinstance(spec, Path) else list(spec)
     folders: list[Path] = []
     for part in parts:
-        folder = Path(part)
+        folder = located(part)
         if not folder.is_dir():
-            raise T2Error(no_directory(folder))
+            raise T2Error(missing(folder))
         if (folder / CARD).exists():
             folders.append(folder)
             continue

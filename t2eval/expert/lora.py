@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import CARD, README
 from t2eval.expert.expert import Expert
-from t2eval.expert.export import new_folder, without_paths
+from t2eval.expert.export import new_folder
 from t2eval.expert.library import adapted_base, load_library
+from t2eval.expert.machine_paths import without_paths
 from t2eval.expert.model_card import lora_model_card
 from t2eval.store.files import staged_folder
 from t2eval.svf.adapted import Adapted

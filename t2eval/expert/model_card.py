@@ -2,54 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from t2eval.basemodel.probe import HubData
 from t2eval.vision.images import is_multimodal
 
 
-def model_card(card: Any) -> str:
+def model_card(card: Any, place: str = "PATH_OF_THIS_FOLDER", data: Mapping[str, HubData] | None = None) -> str:
     """The README.md of an expert.
 
     Args:
         card: the expert's `ExpertCard`.
+        place: what `experts=` has to be for it: `hf://owner/name`, once it is on the hub.
+        data: the data set of the hub that a task's test split is of, by the task's name; scores on others are of the task.
 
     Returns:
         Markdown with the Hub's YAML header.
     """
     training = card.training
-    after = training.scores.get("after", {}) if training else {}
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=training.task,
-            dataset_name=training.task,
-            dataset_split=split,
-            metric_type=training.metric or "score",
-            metric_value=score.score,
-        )
-        for split, score in after.items()
-    ]
+    results = _results(card, data or {})
     base = card.base_model.id
-    model = "t2-expert-vlm" if is_multimodal(card.base_model.architecture) else "t2-expert"
-    data = ModelCardData(
+    header = ModelCardData(
         base_model=_hub_id(base),
+        base_model_relation="adapter" if _hub_id(base) else None,
         library_name="t2eval",
         tags=["t2eval", "svf", "self-adaptive", card.label],
         model_name=card.name if results else None,
         eval_results=results or None,
     )
     lines = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{header.to_yaml()}\n---",
         f"# {card.name}",
         f"{card.description}",
         f"A t2eval expert for the skill `{card.label}`: {_what(card)}.",
-        f"```bash\nlm_eval --model {model} --model_args pretrained={base},experts=PATH_OF_THIS_FOLDER --tasks "
-        f"{training.task if training else 'TASK'}\n```",
+        _command(card, "expert", place, training.task if training else "TASK"),
     ]
     lines += _training(training)
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def library_card(cards: Mapping[str, Any], repository: str, data: Mapping[str, HubData]) -> str:
+    """The README.md of a repository that holds experts.
+
+    Args:
+        cards: an `ExpertCard` by the expert's folder in the repository.
+        repository: `owner/name`.
+        data: as in `model_card`.
+
+    Returns:
+        Markdown with the Hub's YAML header, in which the scores of all experts are.
+    """
+    results = [result for name, card in cards.items() for result in _results(card, data, name)]
+    bases = sorted({card.base_model.id for card in cards.values()})
+    known = [base for base in map(_hub_id, bases) if base]
+    header = ModelCardData(
+        base_model=known or None,
+        base_model_relation="adapter" if known else None,
+        library_name="t2eval",
+        tags=["t2eval", "svf", "self-adaptive", *sorted({card.label for card in cards.values()})],
+        model_name=repository.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    first = next(iter(cards.values()))
+    table = ["| expert | skill | what for | test score |", "|---|---|---|---|"]
+    table += [f"| [{name}]({name}) | `{card.label}` | {_cell(card.description)} | {_test_score(card)} |" for name, card in cards.items()]
+    lines = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {repository.rpartition('/')[2]}",
+        f"{len(cards)} t2eval experts of {' and '.join(f'`{base}`' for base in bases)}.",
+        "\n".join(table),
+        _command(first, "fewshot", f"hf://{repository}", first.training.task if first.training else "TASK"),
+    ]
+    return "\n\n".join(lines) + "\n"
 
 
 def merged_model_card(card: Any, sha256: str) -> str:
@@ -104,6 +131,44 @@ def lora_model_card(card: Any, sha256: str, rank: int, full_rank: int, energy: f
 
 def _hub_id(base: str) -> str | None:
     return base if base.count("/") == 1 and not base.startswith(("/", ".", "~")) else None
+
+
+def _results(card: Any, data: Mapping[str, HubData], expert: str | None = None) -> list[EvalResult]:
+    """The scores after training, for a `model-index`; `expert` names the one of several that they are of."""
+    training = card.training
+    if not training:
+        return []
+    of = data.get(training.task)
+    metric = training.metric or "score"
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=of.name if of and split == "test" else training.task,
+            dataset_config=of.config if of and split == "test" else None,
+            dataset_name=training.task,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=f"{metric} of {expert}" if expert else None,
+            metric_value=score.score,
+        )
+        for split, score in training.scores.get("after", {}).items()
+    ]
+
+
+def _command(card: Any, strategy: str, place: str, task: str) -> str:
+    model = f"t2-{strategy}{'-vlm' if is_multimodal(card.base_model.architecture) else ''}"
+    return f"```bash\nlm_eval --model {model} --model_args pretrained={card.base_model.id},experts={place} --tasks {task}\n```"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _test_score(card: Any) -> str:
+    score = card.training.scores.get("after", {}).get("test") if card.training else None
+    if score is None:
+        return "–"
+    return f"{score.score:.3f}{'' if score.stderr is None else f' ± {score.stderr:.3f}'} (n={score.n}, `{card.training.task}`)"
 
 
 def _what(card: Any) -> str:

@@ -13,6 +13,8 @@ from t2eval.environment import harness
 from t2eval.environment.runs import Run, run_of
 from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
+from t2eval.expert.hub import located
+from t2eval.expert.location import is_hub
 from t2eval.models.launch import one_message
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.questions import question_text
@@ -59,7 +61,8 @@ class Dispatching(Strategy):
     def _format(self) -> DispatchFormat:
         """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels."""
         base = self.pretrained if isinstance(self.pretrained, str) else getattr(self.config, "_name_or_path", "")
-        folders = [self._library(), base]
+        library = self._library()
+        folders = [located(library) if is_hub(library) and "+" not in str(library) else library, base]
         found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
         self._own_format = found is not None
         if found is not None:

@@ -194,7 +194,13 @@ class Recorded:
         info = {
             "strategy": self.options.strategy,
             "experts": [
-                {"name": expert.name, "label": expert.label, "sha256": expert.sha256, "basis_fingerprint": _short(expert)}
+                {
+                    "name": expert.name,
+                    "label": expert.label,
+                    "sha256": expert.sha256,
+                    "basis_fingerprint": _short(expert),
+                    **({"source": expert.source} if expert.source else {}),
+                }
                 for expert in self.experts
             ],
             "dispatch": {},

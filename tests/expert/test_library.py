@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,10 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from t2eval import cli
 from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.card import TrainingRecord
 from t2eval.expert.expert import Expert
-from t2eval.expert.export import export_merged, push, without_paths
+from t2eval.expert.export import export_merged
 from t2eval.expert.import_sakana import import_sakana
 from t2eval.expert.library import adapted_base, load_library, save_mix
-from t2eval.paths import experts_dir
 from t2eval.svf.attachment import attach
 from t2eval.svf.merge import compose
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -243,47 +240,3 @@ def test_a_missing_expert_is_one_message(library: Path) -> None:
         assert result.exit_code in (1, 2)
         assert result.stderr.startswith("Error: ")
         assert str(library) in result.stderr
-
-
-def test_no_path_of_this_machine_is_pushed(library: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = TrainingRecord(
-        task="gsm8k", seed=0, objective="reinforce", steps=1, seconds=1.0,
-        hyperparameters={
-            "model": str(base), "recipe": ["~/recipes/math.yaml", {"path": "../up/here.yaml"}], "lr": 0.1, "rate": "a/b", "hub": "me/x"
-        },
-    )  # fmt: skip
-    expert = Expert.load(library / "math")
-    described = expert.card.model_copy(update={"training": record, "description": f"From {base}/x.json, see https://example.org/a/b."})
-    folder = replace(expert, card=described).save(tmp_path / "math")
-    (folder / "figure.png").write_bytes(b"png")
-    (folder / "log.txt").write_text(str(base))
-    pushed: dict[str, str] = {}
-
-    def upload(_: object, *, repo_id: str, folder_path: str, allow_patterns: list[str]) -> None:
-        pushed.update({file.name: file.read_bytes().decode("latin-1") for file in Path(folder_path).iterdir()})
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    push(folder, "someone/math")
-    assert sorted(pushed) == ["README.md", "expert.json", "expert.safetensors", "figure.png"]
-    for text in (pushed["README.md"], pushed["expert.json"]):
-        assert str(base) not in text and str(tmp_path) not in text and "~/" not in text and "../" not in text
-    card = json.loads(pushed["expert.json"])
-    assert card["base_model"]["id"] == "model" and card["modules"] == json.loads((folder / "expert.json").read_text())["modules"]
-    assert card["description"] == "From x.json, see https://example.org/a/b."
-    assert card["training"]["hyperparameters"] == {
-        "model": "model", "recipe": ["math.yaml", {"path": "here.yaml"}], "lr": 0.1, "rate": "a/b", "hub": "me/x"
-    }  # fmt: skip
-    push(folder, "someone/math", base_model="someone/tiny")
-    assert json.loads(pushed["expert.json"])["base_model"]["id"] == "someone/tiny" and "base_model: someone/tiny" in pushed["README.md"]
-    shipped = Expert.load(next(experts_dir().glob("library/*/*/expert.json")).parent).card
-    assert without_paths(shipped) == shipped
-
-
-def test_push_says_that_the_hub_cannot_be_reached(library: Path) -> None:
-    with pytest.raises(T2Error, match=r"(?s)could not be uploaded.*HF_HUB_OFFLINE") as caught:
-        push(library / "math", "nobody/math")
-    assert "hf auth login" in str(caught.value)
-    result = invoke("expert", "push", library / "math", "nobody/math")
-    assert result.exit_code == 1
-    assert "Traceback" not in result.output
