@@ -11,7 +11,7 @@ from t2eval.vision.images import is_multimodal
 
 _CARD = """---
 base_model: {base}
-library_name: peft
+library_name: {library}
 tags:
 - t2eval
 - {method}
@@ -19,11 +19,11 @@ tags:
 
 # {name}
 
-A {method} adapter of `{base}`, trained on `{task}` with the {objective} objective as a baseline of t2eval's experts: seed {seed},
+{what} of `{base}`, trained on `{task}` with the {objective} objective as a baseline of t2eval's experts: seed {seed},
 {steps} steps in {seconds:.0f} s, {parameters:,} parameters. Validation chose the checkpoint of step {chosen}.
 
 ```bash
-lm_eval --model {model} --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER --tasks {task}
+lm_eval --model {model} --model_args {arguments} --tasks {task}
 ```
 
 | split | training | score | standard error | n |
@@ -32,12 +32,13 @@ lm_eval --model {model} --model_args pretrained={where},peft=PATH_OF_THIS_FOLDER
 """
 
 
-def adapter_card(name: str, record: RunRecord) -> str:
+def adapter_card(name: str, record: RunRecord, *, whole: bool = False) -> str:
     """The card of one adapter, in Markdown with the Hub's metadata on top.
 
     Args:
         name: the adapter's name.
         record: of its training.
+        whole: the folder is a model of its own, and no adapter.
     """
     base, local = (
         record.base_model.id,
@@ -49,10 +50,13 @@ def adapter_card(name: str, record: RunRecord) -> str:
         for when in ("before", "after")
         if (score := record.score(when, split))
     ]
+    where = f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else "PATH_OF_THE_BASE_MODEL" if local else base
     return _CARD.format(
         name=name,
         base=Path(base).name if local else base,
-        where=f"experts/{embedded_base_dir(base).name}" if is_embedded(base) else "PATH_OF_THE_BASE_MODEL" if local else base,
+        library="transformers" if whole else "peft",
+        what="A full fine-tuning" if whole else f"A {record.method} adapter",
+        arguments="pretrained=PATH_OF_THIS_FOLDER" if whole else f"pretrained={where},peft=PATH_OF_THIS_FOLDER",
         model="hf-multimodal" if is_multimodal(record.base_model.architecture) else "hf",
         method=record.method,
         task=record.task,

@@ -25,7 +25,7 @@ from t2eval.training.record import RunRecord
 from t2eval.training.trainable import Names, Trainable
 
 CONFIG, TENSORS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
-_ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3)_.+")
+_ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3|vera|tinylora)_.+")
 _FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "wo")
 """The last map of a feed-forward block: IA3 scales its input, and the output of every other map."""
 
@@ -98,9 +98,8 @@ def ia3(model: Any, config: TrainConfig) -> PeftTrainable:
     """IA3 on the modules that PEFT has for the model, or on those that are given."""
     from peft import IA3Config
 
-    paths = _paths(model, config, "ia3")
+    paths, transposed = target_modules(model, config, "ia3")
     feedforward = [path for path in paths if any(path.endswith(f".{name}") for name in _FEEDFORWARD)]
-    transposed = _transposed(model, paths)
     adapter = IA3Config(target_modules=paths, feedforward_modules=feedforward, fan_in_fan_out=transposed, task_type="CAUSAL_LM")
     return PeftTrainable(model, config, adapter)
 
@@ -108,20 +107,31 @@ def ia3(model: Any, config: TrainConfig) -> PeftTrainable:
 def _lora_config(model: Any, config: TrainConfig, *, dora: bool) -> Any:
     from peft import LoraConfig
 
-    paths = _paths(model, config, "lora")
+    paths, transposed = target_modules(model, config, "lora")
     return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=paths,
-        fan_in_fan_out=_transposed(model, paths),
+        fan_in_fan_out=transposed,
         use_dora=dora,
         task_type="CAUSAL_LM",
     )
 
 
-def _paths(model: Any, config: TrainConfig, family: str) -> list[str]:
-    return target_paths(model, config.modules or ",".join(_peft_defaults(model, family, config.method)), config.layers, fused=False)
+def target_modules(model: Any, config: TrainConfig, family: str) -> tuple[list[str], bool]:
+    """What an adapter adapts, and whether those weights are stored as (in, out).
+
+    Args:
+        model: the base model.
+        config: its modules and layers; without modules, PEFT's own for `family` and this kind of model.
+        family: `lora` or `ia3`.
+
+    Raises:
+        UsageError: unknown modules or layers, or a model that PEFT has no default for.
+    """
+    paths = target_paths(model, config.modules or ",".join(_peft_defaults(model, family, config.method)), config.layers, fused=False)
+    return paths, find_matrix(model, paths[0]).transposed
 
 
 def _peft_defaults(model: Any, family: str, method: str) -> list[str]:
@@ -137,11 +147,25 @@ def _peft_defaults(model: Any, family: str, method: str) -> list[str]:
     return list(table[kind])
 
 
-def _transposed(model: Any, paths: list[str]) -> bool:
-    return find_matrix(model, paths[0]).transposed
-
-
 # ---------------------------------------------------------------------- loading
+@contextmanager
+def mounted(model: Any, folder: Path) -> Iterator[Any]:
+    """A base model with a PEFT adapter on it, unmerged, inside the context; afterwards the base's own modules again.
+
+    Raises:
+        T2Error: as `load_adapter`.
+    """
+    adapted = None
+    try:
+        adapted = load_adapter(model, folder)
+        yield adapted
+    finally:
+        if adapted is not None:  # an adapter that broke off half-way has left its layers: the caller looks whether the base is as it was
+            adapted.unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+
+
 def load_adapter(model: Any, folder: Path) -> Any:
     """A base model with a PEFT adapter on it, in evaluation mode. Where that fails, the model is left exactly as it was.
 

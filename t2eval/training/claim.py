@@ -20,14 +20,30 @@ from t2eval.store.digests import object_digest
 from t2eval.store.files import read_json, write_json, write_text
 from t2eval.store.guard import refuse_other_settings
 from t2eval.store.versions import versions
-from t2eval.training import adapters, checkpoints
+from t2eval.training import adapters, checkpoints, full
 from t2eval.training.config import RECORD, SETTINGS, TrainConfig, changed_setting
 from t2eval.training.loop import LOG
 from t2eval.training.record import RunRecord
 
 INPUTS, CURVE, OUTCOMES = "inputs.json", "learning_curve.png", "test_outcomes.json"
 SWEEP = "sweep"
-_OWN = (RECORD, SETTINGS, INPUTS, CURVE, OUTCOMES, LOG, checkpoints.FOLDER, SWEEP, TENSORS, CARD, README, adapters.CONFIG, adapters.TENSORS)
+_OWN = (
+    RECORD,
+    SETTINGS,
+    INPUTS,
+    CURVE,
+    OUTCOMES,
+    LOG,
+    checkpoints.FOLDER,
+    SWEEP,
+    TENSORS,
+    CARD,
+    README,
+    adapters.CONFIG,
+    adapters.TENSORS,
+    full.WEIGHTS,
+    "config.json",
+)
 _PACKAGES = ("t2eval", "lm_eval", "torch", "transformers", "peft")
 _REMEDY = "A resumed run keeps what it was begun with: give it that, or overwrite."
 
@@ -107,11 +123,11 @@ def hold(config: TrainConfig, environment: Environment, examples: Sequence[Examp
 def _values_digest(model: nn.Module) -> str:
     """A digest of some values of each frozen parameter: other weights under the same name are noticed, and nothing large is read."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            flat = parameter.detach().flatten()
-            some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().tolist()
-            digest.update(f"{name.split('.')[-1]}{tuple(parameter.shape)}{some}".encode())
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    for name, parameter in frozen or model.named_parameters():  # where all are trained, all are the base's still
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 16)][:16].float().cpu().tolist()
+        digest.update(f"{name.split('.')[-1]}{tuple(parameter.shape)}{some}".encode())
     return digest.hexdigest()
 
 

@@ -75,7 +75,9 @@ class TrainConfig(BaseModel):
         "device",
         description="svf: where base weights wait while z is merged: device, or host where the device has no room for them twice.",
     )
-    lora_rank: int = Field(16, ge=1, description="The rank of lora and dora (Table 6).")
+    lora_rank: int = Field(
+        16, ge=1, description="The rank of lora and dora (Table 6); vera, tinylora and loraxs have their own in the preset."
+    )
     lora_alpha: float = Field(32, gt=0, description="The scale α of lora and dora (Table 6).")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="The dropout of lora and dora (Table 6).")
 
