@@ -33,7 +33,7 @@ _DAMAGE = (
     struct.error,
 )  # what a damaged file makes the libraries raise
 _log = logging.getLogger(__name__)
-_BASELINES = ("lora", "ia3", "dora")
+_BASELINES = ("lora", "ia3", "dora", "vera", "tinylora", "loraxs", "full")
 LANGUAGE_SKILLS = ("math", "code", "reasoning")
 """The skills of which the embedded base model has experts and baselines."""
 
@@ -61,7 +61,7 @@ def embedded_baseline_dir(method: str, task_family: str, seed: int = 0) -> Path:
     """The folder of the PEFT adapter that one baseline method gave for one task family and seed.
 
     Args:
-        method: `lora`, `ia3` or `dora`.
+        method: `lora`, `ia3`, `dora`, which are shipped, or `vera`, `tinylora`, `loraxs`, `full`, which `t2 demo --full` trains.
         task_family: `math`, `code` or `reasoning`.
         seed: the training seed.
 

@@ -17,9 +17,13 @@ from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
 from t2eval.training import methods as training_methods
 
 BASELINES = tuple(name for name in training_methods.METHODS if name != "svf")
+PAPER_BASELINES = tuple(name for name in BASELINES if training_methods.METHODS[name].in_paper)
 EXPERT_METHODS = frozenset(registry.STRATEGIES)
+PAPER_STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.chooses and entry.in_paper)
 STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.chooses)
 METHODS = ("base", *registry.STRATEGIES, *BASELINES)
+DEFAULT_METHODS = ("base", *(name for name, entry in registry.STRATEGIES.items() if entry.in_paper), *PAPER_BASELINES)
+"""What a benchmark file without `methods` evaluates: the paper's."""
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 
@@ -103,7 +107,7 @@ class BenchConfig(BaseModel):
     revision: str | None = None
     dtype: str = AUTO
     device: str = AUTO
-    methods: tuple[str, ...] = Field(default=METHODS, min_length=1)
+    methods: tuple[str, ...] = Field(default=DEFAULT_METHODS, min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     limit: int | None = Field(default=None, ge=1)

@@ -14,6 +14,7 @@ from t2eval.expert.location import source_of
 from t2eval.paths import experts_in
 from t2eval.store.digests import file_digest, object_digest
 from t2eval.store.files import read_json
+from t2eval.training.methods import find_method
 
 _EXPERT = "expert.safetensors"
 _CARD_BYTES = 64 << 20  # a card of an expert holds a few numbers for each of its matrices
@@ -53,13 +54,13 @@ def expert_of(library: str | Path, label: str) -> Path:
     return Path(labels[label])
 
 
-def adapter_file(folder: Path) -> Path:
-    """The weights of a PEFT adapter.
+def adapter_file(folder: Path, method: str) -> Path:
+    """The weights of a baseline's run: of a PEFT adapter, or a whole checkpoint.
 
     Raises:
         T2Error: it is not there.
     """
-    file = folder / "adapter_model.safetensors"
+    file = folder / find_method(method).weights
     if not file.is_file():
         raise T2Error(f"No adapter in {folder}. Train it with `t2 train-expert --method …`, or set `baselines:` in the benchmark file.")
     return file
@@ -98,13 +99,13 @@ def expert_facts(method: str, spec: str) -> dict[str, Any]:
     }
 
 
-def adapter_facts(folder: Path) -> dict[str, Any]:
+def adapter_facts(folder: Path, method: str) -> dict[str, Any]:
     """Parameters and hash of a baseline's adapter.
 
     Raises:
         T2Error: it is missing or damaged.
     """
-    file = adapter_file(folder)
+    file = adapter_file(folder, method)
     return {"trainable_parameters": parameter_count(file), "hashes": {"adapter": {folder.name: file_digest(file)}}}
 
 
@@ -116,7 +117,7 @@ def files_of(config: BenchConfig) -> dict[str, str]:
         if EXPERT_METHODS & set(config.methods):
             files += [file for place in config.libraries(seed) for file in (place / _EXPERT, *place.glob(f"*/{_EXPERT}"))]
         for method in sorted(set(BASELINES) & set(config.methods)):
-            files += [folder / "adapter_model.safetensors" for folder in config.adapters(method, seed)]
+            files += [folder / find_method(method).weights for folder in config.adapters(method, seed)]
         found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
     return found
 

@@ -14,7 +14,7 @@ import click
 
 from t2eval.basemodel.devices import available_cores
 from t2eval.bench import training
-from t2eval.bench.config import BASELINES
+from t2eval.bench.config import PAPER_BASELINES
 from t2eval.bench.plan import Plan, load_plan
 from t2eval.bench.training import Job, train
 from t2eval.paths import experts_dir
@@ -63,7 +63,7 @@ def assemble(root: Path, made: Collection[Path], seeds: Sequence[int]) -> tuple[
         library = Path(embedded_library_dir(seed))
         sources = sorted(library.iterdir()) if library.is_dir() else []
         targets = [(path, root / "library" / f"seed-{seed}" / path.name) for path in sources]
-        for method in BASELINES:
+        for method in PAPER_BASELINES:
             for skill in SKILLS:
                 source = Path(embedded_baseline_dir(method, skill, seed))
                 targets.append((source, root / "baselines" / f"seed-{seed}" / source.name))

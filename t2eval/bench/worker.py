@@ -24,6 +24,7 @@ from t2eval.errors import T2Error
 from t2eval.models.registry import strategy_class
 from t2eval.store.files import is_disk_full
 from t2eval.store.versions import versions
+from t2eval.training.methods import find_method
 from t2eval.vision.images import reads_images
 
 
@@ -140,20 +141,11 @@ class Worker:
 
     @contextlib.contextmanager
     def _adapted(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """The base with a PEFT adapter on it, unmerged; unloading gives the base's own modules back."""
-        from t2eval.training.adapters import load_adapter
-
+        """The base as a baseline left it: with an adapter on it, unmerged, or with weights of its own; then the base's own again."""
         folder = self.config.adapter(cell.method, self._label(cell), cell.seed)
-        facts = adapter_facts(folder)
-        model = None
-        try:
-            model = load_adapter(self.base.model, folder)
+        facts = adapter_facts(folder, cell.method)
+        with find_method(cell.method).mounted(self.base.model, folder) as model:
             yield self._plain(model, cell.method), facts
-        finally:
-            if model is not None:  # an adapter that broke off half-way has left its layers: `run` sees them, and loads the base again
-                model.unload()
-            if hasattr(self.base.model, "peft_config"):
-                del self.base.model.peft_config
 
     @contextlib.contextmanager
     def _with_experts(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from t2eval.basemodel.devices import available_cores
 from t2eval.bench import training
+from t2eval.bench.config import BASELINES, DEFAULT_METHODS, PAPER_BASELINES
 from t2eval.bench.execute import RunResult, run
 from t2eval.bench.shipped import assemble, plan_in, shipped_seeds
 from t2eval.bench.training import Job
@@ -24,6 +25,8 @@ from t2eval.workers.pool import Pool
 
 LIVE = "math"
 EXAMPLES = 300
+FURTHER = tuple(name for name in BASELINES if name not in PAPER_BASELINES)
+"""Baselines beside the paper's: only `full` trains and shows them."""
 _MARKER = "demo.json"
 
 
@@ -50,10 +53,13 @@ class Demo:
         return "\n".join([*lines, "", f"This run took {self.seconds:.0f} s."]) + "\n"
 
 
-def jobs(root: Path, full: bool, seed: int = 0) -> list[Job]:
-    """The training runs of one seed: the expert that the demo trains before one's eyes, or (`full`) all thirteen."""
-    found = training.jobs(plan_in(root, seeds=[seed]))
-    return found if full else [job for job in found if job.name == LIVE]
+def jobs(root: Path, full: bool, seeds: Sequence[int] = (0,)) -> list[Job]:
+    """The training runs: the expert that the demo trains before one's eyes; or (`full`) everything of seed 0, and of the other seeds the
+    baselines that are not shipped."""
+    found = training.jobs(plan_in(root, seeds=[0]))
+    if not full:
+        return [job for job in found if job.name == LIVE]
+    return [*found, *training.jobs(plan_in(root, seeds=sorted({0, *seeds}), methods=list(FURTHER)))]
 
 
 def _claim(output: Path, full: bool) -> None:
@@ -82,7 +88,8 @@ def run_demo(
 
     Args:
         output: gets `library/`, `baselines/`, `bench/` and `leaderboard.md`.
-        full: train all experts and baselines of seed 0 instead of one expert.
+        full: train all experts and baselines of seed 0 instead of one expert, and of every seed the baselines that are not shipped (VeRA,
+            TinyLoRA, LoRA-XS, full fine-tuning).
         workers: processes; by default one a core, at most 8.
         limit: test examples a task.
         seeds: to be benchmarked: 0 is (partly) trained here, the others are shipped; by default 0 and all that are shipped.
@@ -102,11 +109,11 @@ def run_demo(
     workers = workers or min(8, available_cores())
     output.mkdir(parents=True, exist_ok=True)
     _claim(output, full)
-    todo = jobs(output, full)
+    todo = jobs(output, full, chosen)
     said = assemble(output, {job.output for job in todo}, chosen)
     with Pool(workers) as pool:
         training.train(todo, pool, progress)
-        plan = plan_in(output, limit=limit, seeds=list(chosen))
+        plan = plan_in(output, limit=limit, seeds=list(chosen), **({"methods": [*DEFAULT_METHODS, *FURTHER]} if full else {}))
         progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
         result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
     demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)

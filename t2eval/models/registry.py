@@ -23,12 +23,14 @@ class Entry:
         text: `module:Class` of the lm-eval class for text.
         images: the same for models that read images; None where it has none.
         chooses: whether it chooses at test time; the fixed expert does not.
+        in_paper: whether the paper has it, so that a benchmark file without `methods` evaluates it.
     """
 
     about: str
     text: str
     images: str | None = None
     chooses: bool = True
+    in_paper: bool = True
 
 
 _TEXT, _IMAGES = "t2eval.models.text", "t2eval.models.images"

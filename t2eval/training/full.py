@@ -59,7 +59,15 @@ class FullTrainable(Trainable):
         yield self.model
 
     def save(self, folder: Path, record: RunRecord, names: Names) -> None:
-        """A checkpoint in the Hub's layout, with the base's configuration and tokenizer; `config.json` last."""
+        self.save_checkpoint(folder)
+        write_text(folder / README, adapter_card(names.name, record, whole=True))
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write a checkpoint in the Hub's layout, with the base's configuration and tokenizer; `config.json` last.
+
+        Raises:
+            T2Error: the directory cannot be written.
+        """
         staging = folder / ".unfinished-checkpoint"
         try:
             self.model.save_pretrained(staging)
@@ -75,7 +83,6 @@ class FullTrainable(Trainable):
             raise T2Error(f"Could not write the checkpoint to {folder}: {error}. Make room, then run again with resume.") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        write_text(folder / README, adapter_card(names.name, record, whole=True))
 
     def _tokenizer(self, folder: Path) -> None:
         """The base's tokenizer beside the weights, so that the folder is a model of its own."""

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2eval.bench import manifest
-from t2eval.bench.config import METHODS, BenchConfig
+from t2eval.bench.config import DEFAULT_METHODS as METHODS
+from t2eval.bench.config import BenchConfig
 from t2eval.bench.execute import run
 from t2eval.bench.plan import Plan, load_plan, make_plan
 from t2eval.bench.shards import Shard, missing_shards, needs, parse_shard, shard_folders, shard_of, unsharded_task

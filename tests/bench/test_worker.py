@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t2eval.bench.base import state
-from t2eval.bench.config import METHODS, BenchConfig
+from t2eval.bench.config import DEFAULT_METHODS as METHODS
+from t2eval.bench.config import BenchConfig
 from t2eval.bench.documents import read_documents
 from t2eval.bench.execute import run
 from t2eval.bench.inputs import expert_of
@@ -252,3 +253,51 @@ def test_the_bases_state_sees_every_bit(dtype):
     assert state(module) == before
     module.kept[3, 2] = 0
     assert [name for name in before if state(module)[name] != before[name]] == ["kept"]
+
+
+@pytest.mark.parametrize("method", ["vera", "tinylora", "loraxs", "full"])
+def test_a_further_baseline_is_trained_evaluated_and_taken_off(method, settings, tmp_path):
+    from t2eval.basemodel.load import load_base
+    from t2eval.training.config import TrainConfig
+    from t2eval.training.methods import find_method, make_trainable
+
+    model, _ = load_base(settings["model"])
+    config = TrainConfig(task="bench_generate", output=tmp_path / "run", method=method)
+    trainable = make_trainable(model, config)
+    ids = torch.tensor([[5, 6, 7]])
+    base = model(ids).logits.clone()
+    with torch.no_grad():
+        for parameter in trainable.parameters().values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        trained = trainable.model(ids).logits.clone()
+        with trainable.base():
+            assert torch.equal(trainable.model(ids).logits, base), "the reference of the penalty is the base"
+    assert not torch.allclose(trained, base, atol=1e-4)
+    folder = tmp_path / "baselines" / f"{method}-math"
+    folder.mkdir(parents=True)
+    _save(trainable, folder, settings["model"])
+    plan = {
+        **settings,
+        "methods": ("base", method),
+        "tasks": ("bench_generate",),
+        "baselines": str(tmp_path / "baselines" / "{method}-{label}"),
+    }
+    worker = Worker(BenchConfig(**plan), tmp_path / "out")
+    worker.open()
+    before = {name: tensor.clone() for name, tensor in worker.base.model.state_dict().items()}
+    with find_method(method).mounted(worker.base.model, folder) as mounted:
+        assert torch.allclose(mounted(ids).logits, trained, atol=1e-5), "what was saved is what was trained"
+    rows = {cell.method: worker.run(cell) for cell in make_plan(worker.config).cells}
+    assert rows[method].error is None and rows[method].trainable_parameters > 0
+    assert list(rows[method].hashes["adapter"]) == [f"{method}-math"]
+    after = worker.base.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def _save(trainable, folder, base):
+    from t2eval.training.adapters import PeftTrainable
+
+    if isinstance(trainable, PeftTrainable):
+        trainable.save_adapter(folder, {"id": base, "revision": None})
+    else:
+        trainable.save_checkpoint(folder)

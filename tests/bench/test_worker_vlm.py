@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
-from t2eval.bench.config import METHODS, BenchConfig
+from t2eval.bench.config import DEFAULT_METHODS as METHODS
+from t2eval.bench.config import BenchConfig
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, read_samples
 from t2eval.bench.worker import Worker

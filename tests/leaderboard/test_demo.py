@@ -93,10 +93,12 @@ def test_a_folder_is_of_one_kind_of_demo(tmp_path, shipped):
         demo.run_demo(tmp_path / "out", full=True)
 
 
-def test_full_trains_thirteen_runs_that_have_recipes(tmp_path):
-    todo = demo.jobs(tmp_path, full=True)
-    assert len(todo) == 13
-    for job in todo:
+def test_full_trains_everything_of_seed_0_and_of_the_others_what_is_not_shipped(tmp_path):
+    todo = demo.jobs(tmp_path, full=True, seeds=(0, 1))
+    others = [job for job in todo if job.config.seed]
+    assert len(todo) == 13 + 12 + 12 and {job.config.method for job in others} == {"vera", "tinylora", "loraxs", "full"}
+    assert len({job.output for job in todo}) == len(todo) and all(job.config.seed == 1 for job in others)
+    for job in (job for job in todo if not job.config.seed):
         assert job.config == TrainConfig.from_yaml(
             REPOSITORY / "experts" / "recipes" / f"{job.name}.yaml",
             output=job.output,
@@ -131,7 +133,7 @@ def test_a_copy_that_was_cut_off_is_made_again(tmp_path):
 
 
 def test_the_shipped_benchmark_file_is_valid():
-    from t2eval.bench.config import METHODS
+    from t2eval.bench.config import DEFAULT_METHODS as METHODS
     from t2eval.bench.plan import load_plan
 
     plan = load_plan(REPOSITORY / "experts" / "benchmarks" / "embedded.yaml")

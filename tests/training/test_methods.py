@@ -15,7 +15,7 @@ from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error
 from t2eval.training.adapters import load_adapter
 from t2eval.training.config import TrainConfig
-from t2eval.training.methods import METHODS, Method
+from t2eval.training.methods import METHODS, Method, make_trainable
 from t2eval.training.record import RunRecord
 from t2eval.training.train import train_expert
 from t2eval.training.trainable import Names, Trainable
@@ -79,6 +79,30 @@ def test_the_command_line_takes_the_methods_of_the_registry() -> None:
 
     text = CliRunner().invoke(command, ["--help"]).output
     assert all(name in text for name in METHODS)
+
+
+@pytest.mark.parametrize("method", ["vera", "tinylora", "loraxs", "full"])
+def test_a_further_baseline_trains_with_either_objective(method: str, settings: dict[str, Any], improving: None, tmp_path: Path) -> None:
+    for objective in ("supervised", "reinforce"):
+        given = {**settings, "output": tmp_path / objective, "steps": 1, "method": method, "objective": objective, "test": False}
+        result = train_expert(TrainConfig(**given), progress=False)
+        assert result.trainable_parameters > 0 and (result.path / METHODS[method].weights).is_file()
+    model, _ = load_base(str(settings["model"]))
+    kept = {name: (tensor, tensor.clone()) for name, tensor in model.named_parameters()}
+    with METHODS[method].mounted(model, tmp_path / "supervised"):
+        pass
+    for name, parameter in model.named_parameters():
+        assert parameter is kept[name][0] and torch.equal(parameter, kept[name][1]), name
+
+
+def test_loraxs_trains_a_whole_small_matrix(settings: dict[str, Any]) -> None:
+    model, _ = load_base(str(settings["model"]))
+    trainable = make_trainable(model, TrainConfig(**{**settings, "method": "loraxs", "lora_rank": 3}))
+    layer = next(module for module in trainable.model.modules() if hasattr(module, "tinylora_P"))
+    vector = next(iter(trainable.parameters().values()))
+    with torch.no_grad():
+        vector.copy_(torch.arange(9.0))
+    assert torch.equal(layer._compute_R("default"), torch.arange(9.0).view(3, 3)), "R is the trained numbers themselves"
 
 
 # ---------------------------------------------------------------------- adapters that do not load

@@ -13,7 +13,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from t2eval.bench.config import BASELINES, STRATEGIES
+from t2eval.bench.config import PAPER_BASELINES as BASELINES
+from t2eval.bench.config import PAPER_STRATEGIES as STRATEGIES
 from t2eval.paper.claims import Claim, Side, better, judge
 from t2eval.paper.item import Columns, Item, Reported, Result, Unavailable
 from t2eval.paper.items.scores import NAMES
