@@ -8,6 +8,7 @@ compared.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,22 @@ def _message(first: Row, there: Path, row: Row, here: Path, what: str) -> str:
     )
 
 
-def differences(first: Row, second: Row) -> list[str]:
-    """What two rows of one method, task and seed were made with that is not the same, in words; what one of them lacks is not compared."""
+@dataclass(frozen=True)
+class Difference:
+    """Something that two rows were not made with alike: its kind (`task`, `prompts`, `expert`, `adapter`, `version`), and words for it."""
+
+    kind: str
+    words: str
+
+
+def differences(first: Row, second: Row) -> list[Difference]:
+    """What two rows of one method and task were made with that is not the same; what one of them lacks is not compared."""
     mine, theirs = _inputs(first), _inputs(second)
-    return [f"{what}{_both(value, theirs[key][0])}" for key, (value, what) in mine.items() if key in theirs and theirs[key][0] != value]
+    return [
+        Difference(key[0], f"{what}{_both(value, theirs[key][0])}")
+        for key, (value, what) in mine.items()
+        if key in theirs and theirs[key][0] != value
+    ]
 
 
 def _both(first: Any, second: Any) -> str:

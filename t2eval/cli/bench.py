@@ -96,13 +96,18 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     help="Exit with 3 if a cell is significantly worse than in this other benchmark's folder, or worked there and failed here.",
 )
 @click.option(
+    "--leave-out-changed-tasks", "leave_out", is_flag=True, help="With --fail-on-regression: do not judge tasks that were others there."
+)
+@click.option(
     "--init-ci",
     "ci",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Write a GitHub Actions workflow and its shell form into a repository's folder instead.",
 )
-def leaderboard(directories: tuple[Path, ...], form: str, pair: tuple[str, str] | None, other: Path | None, ci: Path | None) -> int:
+def leaderboard(
+    directories: tuple[Path, ...], form: str, pair: tuple[str, str] | None, other: Path | None, leave_out: bool, ci: Path | None
+) -> int:
     """Print a benchmark's scores, errors and tests.
 
     DIRECTORY is the --output of `t2 bench`, or the folder of one of its shards. Several are merged: a cell that lies in two of
@@ -120,6 +125,8 @@ def leaderboard(directories: tuple[Path, ...], form: str, pair: tuple[str, str] 
     given = [name for name, value in (("--compare", pair), ("--fail-on-regression", other), ("--init-ci", ci)) if value]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
+    if leave_out and other is None:
+        raise UsageError("--leave-out-changed-tasks is about --fail-on-regression: give both.")
     if ci is not None:
         from t2eval.leaderboard.ci import write_ci
 
@@ -134,7 +141,7 @@ def leaderboard(directories: tuple[Path, ...], form: str, pair: tuple[str, str] 
         _tell(compare(directories, *pair), form)
         return 0
     if other is not None:
-        return _gate(directories, other, form)
+        return _gate(directories, other, leave_out, form)
     from t2eval.leaderboard.report import leaderboard as table
 
     board = table(directories)
@@ -150,10 +157,10 @@ def _tell(found: Sequence[Any], form: str) -> None:
         click.echo("\n".join(map(str, found)), nl=bool(found))
 
 
-def _gate(directories: tuple[Path, ...], other: Path, form: str) -> int:
+def _gate(directories: tuple[Path, ...], other: Path, leave_out: bool, form: str) -> int:
     from t2eval.leaderboard.gate import fail_on_regression
 
-    gate = fail_on_regression(directories, other)
+    gate = fail_on_regression(directories, other, leave_out_changed=leave_out)
     for note in gate.notes:
         click.echo(f"Note: {note}", err=True)
     _tell(gate.worse, form)

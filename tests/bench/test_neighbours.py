@@ -37,7 +37,8 @@ def test_two_folders_are_named_with_what_differs(first: dict[str, Any], second: 
 @pytest.mark.parametrize(("first", "second", "what"), KINDS)
 def test_two_rows_of_a_cell_are_compared(first: dict[str, Any], second: dict[str, Any], what: str) -> None:
     (found,) = differences(row(**first), row(**second))
-    assert found.startswith(what.replace("\\", ""))
+    assert found.words.startswith(what.replace("\\", ""))
+    assert found.kind == ("version" if "versions" in first else {"experts": "expert"}.get(*first["hashes"], next(iter(first["hashes"]))))
     assert differences(row(**first), row(**first)) == differences(row(**first), row()) == []
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 
-from t2eval.environment.documents import LONGEST, check_rows, disjoint, load_documents
+from t2eval.environment.documents import LONGEST, check_rows, cluster_of, disjoint, load_documents
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, write_dataset
 
@@ -52,3 +53,14 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
     write_dataset(tmp_path, "someone/letters", "small", FEATURES, {"test": _rows("a")})
     with datasets_cache(tmp_path), pytest.raises(T2Error, match=r"someone/letters \(small\) has no split 'train'\. It has: test\."):
         load_documents("someone/letters", "small", splits=("train", "test"), problem=_problem, content=lambda row: row["q"])
+
+
+def test_the_cluster_of_a_document_is_the_field_that_its_task_names() -> None:
+    def task(field: object) -> SimpleNamespace:
+        return SimpleNamespace(config=SimpleNamespace(task="vqa", metadata={"t2": {"cluster": field}} if field else None))
+
+    assert cluster_of(task(None), {"picture": "a"}) is None
+    assert cluster_of(task("picture"), {"picture": "a"}) == "a" and cluster_of(task("picture"), {"picture": 7}) == "7"
+    for doc in ({"question": "?"}, {"picture": None}, {"picture": ""}, {"picture": [1]}, {"picture": True}):
+        with pytest.raises(T2Error, match=r"'vqa': metadata.t2.cluster names 'picture', which a document does not have .*has: "):
+            cluster_of(task("picture"), doc)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from t2eval.errors import UsageError
+from t2eval.expert.expert import Expert
 from t2eval.leaderboard.ci import write_ci
+from t2eval.paths import experts_dir
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_files_are_written_once_and_never_over_others(tmp_path: Path) -> None:
     workflow, script = write_ci(tmp_path)
     steps = yaml.safe_load(workflow.read_text())["jobs"]["leaderboard"]["steps"]
-    assert "ci/leaderboard.sh runs/change runs/main" in [step.get("run") for step in steps]
+    assert "ci/leaderboard.sh runs/change runs/history" in [step.get("run") for step in steps]
     assert script == tmp_path / "ci" / "leaderboard.sh" and os.access(script, os.X_OK)
     assert write_ci(tmp_path) == [workflow, script], "the same files again are no other files"
     script.write_text("mine")
@@ -28,17 +35,92 @@ def test_the_files_are_written_once_and_never_over_others(tmp_path: Path) -> Non
         write_ci(tmp_path / "nowhere")
 
 
-def test_the_shell_form_runs_the_gate_and_gives_its_exit_code(tmp_path: Path) -> None:
-    script = write_ci(tmp_path)[1]
-    fake = tmp_path / "t2"
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\ncase "$*" in *--fail-on-regression*) exit 3;; esac\n')
+def fake_command(folder: Path, verdict: int = 0, bench: int = 0) -> Path:
+    """A `t2` that writes down what it is asked, and exits as it is told."""
+    fake = folder / "t2"
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >>{folder}/calls\necho "| table |"\n'
+        f'case "$*" in bench*) mkdir -p {folder}/out; exit {bench};; *--fail-on-regression*) exit {verdict};; esac\n'
+    )
     fake.chmod(0o755)
-    (tmp_path / "out").mkdir()
-    environment = {**os.environ, "T2": str(fake), "BENCHMARK": "b.yaml", "LIMIT": "5"}
-    first = subprocess.run([script, tmp_path / "out"], env=environment, check=False)
-    assert first.returncode == 0
-    second = subprocess.run([script, tmp_path / "out", tmp_path / "main"], env=environment, check=False)
-    assert second.returncode == 3
+    return fake
+
+
+def sh(script: Path, *arguments: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The shell form, with variables of its own."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("KEEP", "ACCEPT", "GITHUB_STEP_SUMMARY")}
+    return subprocess.run([script, *arguments], env={**environment, **variables}, capture_output=True, text=True, check=False)
+
+
+def test_the_shell_form_passes_its_settings_on(tmp_path: Path) -> None:
+    script = write_ci(tmp_path)[1]
+    settings = {"T2": str(fake_command(tmp_path)), "BENCHMARK": "b.yaml", "LIMIT": "5", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    assert sh(script, tmp_path / "out", **settings).returncode == 0
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == f"bench b.yaml --output {tmp_path}/out --workers 1 --limit 5"
-    assert calls[-1] == f"leaderboard {tmp_path}/out --fail-on-regression {tmp_path}/main"
+    out = tmp_path / "out"
+    assert calls == [f"bench b.yaml --output {out} --workers 1 --limit 5", f"leaderboard {out}", f"leaderboard {out} --format json"]
+    assert (tmp_path / "summary").read_text() == (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "verdict, bench, accept, code, kept",
+    [(0, 0, "", 0, 1), (3, 0, "", 3, 0), (3, 0, "1", 0, 1), (2, 0, "1", 2, 0), (0, 1, "", 1, 0), (0, 2, "", 2, 0)],
+)
+def test_what_is_kept_and_what_fails(tmp_path: Path, verdict: int, bench: int, accept: str, code: int, kept: int) -> None:
+    script = write_ci(tmp_path)[1]
+    done = sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path, verdict, bench)), KEEP="2", ACCEPT=accept)
+    assert done.returncode == code
+    assert len(list((tmp_path / "history").glob("*"))) == kept
+    if bench < 2:
+        gate = (tmp_path / "calls").read_text().splitlines()[-1]
+        assert gate.endswith("--fail-on-regression " + f"{tmp_path}/history/none" + " --leave-out-changed-tasks" * bool(accept))
+
+
+def test_the_history_has_the_newest_runs_and_the_last_one_is_the_baseline(tmp_path: Path) -> None:
+    script = write_ci(tmp_path)[1]
+    for name in ("20200101T000000Z-a", "20200102T000000Z-b"):
+        (tmp_path / "history" / name).mkdir(parents=True)
+    assert sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path)), KEEP="2").returncode == 0
+    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith(f"{tmp_path}/history/20200102T000000Z-b")
+    first, second = sorted(path.name for path in (tmp_path / "history").iterdir())
+    assert first == "20200102T000000Z-b" and second > "2026"
+
+
+def test_an_expert_that_was_broken_on_purpose_fails_the_change(tmp_path: Path) -> None:
+    """The shell form, end to end, on the embedded base: the main branch's run, then a broken expert."""
+    script = write_ci(tmp_path)[1]
+    command = tmp_path / "t2"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/cli.py "$@"\n')
+    command.chmod(0o755)
+    library = tmp_path / "experts" / "code"
+    shutil.copytree(experts_dir() / "library" / "seed-0" / "code", library)
+    (tmp_path / "bench.yaml").write_text("name: ours\nmethods: [base, expert]\ntasks: [embedded_code_seen]\nlimit: 40\nexperts: experts\n")
+    history = tmp_path / "history"
+    common = {"T2": str(command), "BENCHMARK": str(tmp_path / "bench.yaml"), "KEEP": "5"}
+    first = sh(script, tmp_path / "main", history, **common)
+    assert first.returncode == 0, first.stderr
+    assert "No baseline" in first.stdout and len(list(history.iterdir())) == 1
+
+    shutil.rmtree(library)
+    Expert.load(experts_dir() / "library" / "seed-0" / "math").renamed("code", "code").save(library)
+    change = sh(script, tmp_path / "change", history, **common)
+    assert change.returncode == 3, change.stderr
+    text = (tmp_path / "change" / "leaderboard.md").read_text()
+    assert "expert on embedded_code_seen: " in text and "1 significant regressions against" in text
+    assert "The runs were made with two experts named code (seed 0)" in text
+    assert len(list(history.iterdir())) == 1, "what is worse is not kept"
+    assert json.loads((tmp_path / "change" / "leaderboard.json").read_text())["title"] == "ours"
+
+
+def test_the_workflow_runs_the_shell_form_keeps_its_history_and_comments(tmp_path: Path) -> None:
+    workflow = yaml.safe_load(write_ci(tmp_path)[0].read_text())
+    steps = {step.get("name"): step for step in workflow["jobs"]["leaderboard"]["steps"]}
+    run = steps["Run, compare and keep"]
+    assert run["run"] == "ci/leaderboard.sh runs/change runs/history" and set(run["env"]) == {"KEEP", "ACCEPT"}
+    restored, saved = steps["The runs that were kept"]["with"], steps["The runs that are kept now"]["with"]
+    assert restored["path"] == saved["path"] == "runs/history"
+    assert saved["key"].startswith(restored["restore-keys"]), "the newest of the main branch is found again"
+    comment = steps["Comment the table"]
+    assert "runs/change/leaderboard.md" in comment["run"] and comment["if"].startswith("always()")
+    assert workflow["permissions"]["pull-requests"] == "write"
+    assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}  # YAML reads the key `on` as true

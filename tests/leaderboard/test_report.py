@@ -278,24 +278,40 @@ def test_rows_that_do_not_belong_together_are_refused(tmp_path):
         assert leaderboard(folder).entries
 
 
+def manifest(folder, limit):
+    (folder / "manifest.json").write_text(json.dumps({"config": {"limit": limit}, "inputs": {}, "cells": [], "name": "b"}))
+
+
 def test_the_gate_says_in_what_the_runs_differ(tmp_path):
     new, old = tmp_path / "new", tmp_path / "old"
-    put(old, "base", ones(50), hashes={"task": "a"})
-    put(old, "cls", ones(50), hashes={"task": "a"})
-    put(new, "base", ones(50, 50), hashes={"task": "b"})
+    put(old, "base", ones(50), versions={"torch": "1"}, hashes={"prompts": "of 100"})
+    put(old, "cls", ones(50), versions={"torch": "1"}, hashes={"experts": {"math": "a" * 64}})
+    put(new, "base", ones(50, 50), versions={"torch": "2"}, hashes={"prompts": "of 50"})
     for seed in (0, 1):
-        put(new, "cls", ones(50, 50), seed=seed, hashes={"task": "b"})
-    for folder, limit in ((new, 50), (old, None)):
-        settings = {"config": {"limit": limit}, "inputs": {}, "cells": [], "name": "b"}
-        (folder / "manifest.json").write_text(json.dumps(settings))
+        put(new, "cls", ones(50, 50), seed=seed, versions={"torch": "2"}, hashes={"experts": {"math": "b" * 64}})
+    manifest(new, 50)
+    manifest(old, None)
     gate = fail_on_regression(new, old)
     assert gate.worse == ()
-    limit, numbers, seeds, tasks = gate.notes
+    limit, numbers, seeds, others = gate.notes
     assert limit == "The runs differ in their limit: limit 50 here, all examples there."
     assert numbers == "The runs differ in n: base on t 50 here, 100 there; cls on t 50 here, 100 there."
     assert seeds == "The runs differ in seeds: cls on t 0, 1 here, 0 there."
-    assert tasks.startswith("The runs differ in their tasks (YAML, data or prompts): t.")
+    assert others == "The runs were made with two versions of torch (2 and 1); two experts named math (seed 0) (here and there)."
     assert fail_on_regression(new, new).notes == ()
+
+
+@pytest.mark.parametrize("kind, words", [("task", "two versions of the task t"), ("prompts", "other prompts or documents of t")])
+def test_the_gate_refuses_a_task_that_was_another_one(tmp_path, kind, words):
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder, digest, right in ((old, "a" * 64, 90), (new, "b" * 64, 20)):
+        put(folder, "base", ones(right), hashes={kind: digest})
+        put(folder, "base", ones(right), task="u", hashes={kind: "same"})
+    with pytest.raises(UsageError, match=rf"new cannot be held against .*old: they were made with {words}\. What.*--leave-out-changed"):
+        fail_on_regression(new, old)
+    gate = fail_on_regression(new, old, leave_out_changed=True)
+    assert [item.task for item in gate.worse] == ["u"]
+    assert gate.notes == (f"Not judged, as {new} and {old} were made with {words}.",)
 
 
 def test_the_first_run_passes_with_a_note(tmp_path):

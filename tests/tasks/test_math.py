@@ -12,6 +12,7 @@ import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from t2eval.environment.documents import cluster_of
 from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, hub_rows, write_dataset
@@ -45,6 +46,7 @@ def test_levels_and_subjects_are_kept(task: Environment) -> None:
     docs = [example.doc for example in (*task.examples("test"), *task.examples("adaptation"))]
     assert {doc["level"] for doc in docs} == {f"Level {level}" for level in range(1, 6)}
     assert {doc["type"].lower().replace("&", "and").replace(" ", "_") for doc in docs} == set(SUBJECTS)
+    assert {cluster_of(task.task, doc) for doc in docs} == {doc["type"] for doc in docs}, "the subjects are the clusters"
 
 
 def test_worked_solutions_are_right_and_others_are_wrong(task: Environment) -> None:
