@@ -19,7 +19,7 @@ from t2eval.strategies.dispatch import DISPATCH_LABEL, Dispatcher, by_label, che
 
 
 def choose(library: str, question: str) -> str | None:
-    """The expert that a question needs, None for the base model, which is asked, with the library's classification expert if there is one."""
+    """The expert that a question needs, None for the base model. The base is asked, with the classification expert if there is one."""
     experts = load_library(library)
     base = experts[0].card.base_model.id
     model, tokenizer = load_base(base)

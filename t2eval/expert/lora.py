@@ -207,14 +207,14 @@ def _factors(matrix: Matrix, basis: Basis, delta: Tensor, strength: Tensor, rank
     norm = float(change.norm())
     missed = float((change - b.to(change) @ a.to(change)).norm())
     total = float(strength.square().sum())
-    energy = float(strength[places].square().sum()) / total if total else 1.0
+    energy = min(1.0, float(strength[places].square().sum()) / total) if total else 1.0
     return a, b, Kept(energy, missed / norm if norm else 0.0, norm)
 
 
 def _total(kept: dict[str, Kept]) -> Kept:
     squares = [each.norm**2 for each in kept.values()]
     whole = sum(squares) or 1.0
-    energy = sum(each.energy * square for each, square in zip(kept.values(), squares, strict=True)) / whole
+    energy = min(1.0, sum(each.energy * square for each, square in zip(kept.values(), squares, strict=True)) / whole)
     error = math.sqrt(sum(each.error**2 * square for each, square in zip(kept.values(), squares, strict=True)) / whole)
     return Kept(energy, error, math.sqrt(sum(squares)))
 

@@ -37,6 +37,18 @@ _LAUNCHERS = frozenset(
     }
 )
 """Of torchrun, `accelerate launch` and `sbatch`."""
+_SERVERS = frozenset(
+    {
+        "--enable-lora",
+        "--lora-modules",
+        "--lora-paths",
+        "--max-lora-rank",
+        "--max-loras",
+        "--max-loras-per-batch",
+        "--model-path",
+    }
+)
+"""Of `vllm serve` and `sglang.launch_server`."""
 
 
 def commands(command: click.Command = main, path: str = "t2") -> dict[str, set[str]]:
@@ -91,7 +103,7 @@ def own_options(source: str) -> set[str]:
 
 def wrong_flags(text: str, own: set[str], known: dict[str, set[str]]) -> list[str]:
     """The flags in a text that nothing has, or not the command that stands before them in the same line."""
-    everything = set().union(*known.values()) | lm_eval_options() | own | _PIP | _LAUNCHERS
+    everything = set().union(*known.values()) | lm_eval_options() | own | _PIP | _LAUNCHERS | _SERVERS
     wrong = []
     joined = re.sub(r"\$\([^)]*\)", "…", text.replace("\\\n", " "))
     for line in re.split(r"\n|`|\|", joined):
@@ -120,7 +132,7 @@ def options_of(match: re.Match[str], known: dict[str, set[str]], everything: set
 def modules(root: Path) -> list[Path]:
     return [
         path
-        for folder in ("t2eval", "tasks", "benchmarks")
+        for folder in ("t2eval", "tasks", "benchmarks", "examples")
         for path in sorted((root / folder).rglob("*.py"))
         if not {"tasks", "experts", "configs"} & set(path.relative_to(root).parts[1:])
     ]
