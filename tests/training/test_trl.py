@@ -56,9 +56,10 @@ def test_sft_learns_z_alone_and_writes_an_expert(base: Path, tmp_path: Path) -> 
     assert (expert.card.training.task, expert.card.training.objective, expert.card.training.steps) == ("letters", "sft", 4)
     ids = trainer.processing_class("a b x", return_tensors="pt").input_ids
     labels = torch.where(torch.arange(ids.shape[1]) < 3, -100, ids)
-    with adapted.disabled():
-        untrained = float(adapted.model(ids, labels=labels).loss)
-    assert float(adapted.model(ids, labels=labels).loss) < untrained
+    with torch.no_grad():
+        trained = float(adapted.model(ids, labels=labels).loss)
+        with adapted.disabled():
+            assert trained < float(adapted.model(ids, labels=labels).loss)
     fresh = attach(load_base(str(base))[0], "mlp")
     fresh.set_expert(expert)  # it fits the base that it names
     tokens = torch.tensor([[5, 9, 40, 7]])
