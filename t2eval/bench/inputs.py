@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, STRATEGIES, BenchConfig
 from t2eval.errors import T2Error, unknown
@@ -13,11 +14,20 @@ from t2eval.expert.hub import located_all, pinned
 from t2eval.expert.location import source_of
 from t2eval.paths import experts_in
 from t2eval.store.digests import file_digest, object_digest
-from t2eval.store.files import read_json
+from t2eval.store.files import inside, read_record
+from t2eval.store.tensors import read_header
 from t2eval.training.methods import find_method
 
 _EXPERT = "expert.safetensors"
 _CARD_BYTES = 64 << 20  # a card of an expert holds a few numbers for each of its matrices
+
+
+class _Card(BaseModel):
+    """What a benchmark needs of an expert's card."""
+
+    name: str
+    label: str
+    basis_fingerprint: dict[str, list[float]] | None = None
 
 
 def cards(library: str | Path) -> dict[str, dict[str, Any]]:
@@ -36,7 +46,8 @@ def cards(library: str | Path) -> dict[str, dict[str, Any]]:
     for part in located_all(str(library)):
         for folder in experts_in([part]):
             remedy = "Train the expert again, or copy it again."
-            found[str(folder)] = read_json(folder / "expert.json", what="expert's card", remedy=remedy, limit=_CARD_BYTES)
+            file = inside(folder, "expert.json", what="expert's card", remedy=remedy)
+            found[str(folder)] = read_record(file, _Card, what="expert's card", remedy=remedy, limit=_CARD_BYTES).model_dump()
     if not found:
         raise T2Error(f"No experts in {library}. Train them with `t2 train-expert`, or set `experts:` in the benchmark file.")
     return found
@@ -72,13 +83,7 @@ def parameter_count(file: Path) -> int:
     Raises:
         T2Error: it is not one.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="np") as tensors:
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise T2Error(f"{file} cannot be read ({error}). Train it again, or copy it again.") from error
+    return read_header(file, what="file of tensors", remedy="Train it again, or copy it again.").numbers
 
 
 def expert_facts(method: str, spec: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from t2eval.bench.plan import Plan
-from t2eval.errors import T2Error, UsageError
-from t2eval.store.files import read_json, write_json
+from t2eval.errors import UsageError
+from t2eval.store.files import read_record, write_json
 from t2eval.store.guard import refuse_other_settings
 from t2eval.store.versions import versions
 
@@ -21,6 +23,17 @@ _CELLS = frozenset({"methods", "tasks", "seeds"})
 _GROWS = frozenset({"name", "assume"}) | _CELLS
 _BYTES = 256 << 20  # a thousand seeds of a thousand tasks
 _ANEW = "Choose another --output, or remove {folder} to begin anew."
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    cells: list[str]
+    tasks: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    shard: Any = None
 
 
 def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[str, str], *, grows: bool) -> dict[str, Any]:
@@ -86,11 +99,8 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    found = read_json(path, what="benchmark's manifest", remedy="Choose another --output.", limit=_BYTES)
-    shape = {"config": dict, "inputs": dict, "cells": list}
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in shape.items()):
-        raise T2Error(f"{path} is damaged: it is not what a benchmark writes. Choose another --output.")
-    return {"tasks": {}, "versions": {}, "shard": None, **found}
+    found = read_record(path, _Manifest, what="benchmark's manifest", remedy="Choose another --output.", limit=_BYTES)
+    return found.model_dump()
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> None:

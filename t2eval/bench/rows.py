@@ -7,16 +7,14 @@ loses at most the row that it was writing. The samples file is complete under it
 from __future__ import annotations
 
 import gzip
-import io
 import os
-import zlib
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, shown
 from t2eval.store import files
 from t2eval.store.files import DiskError
 
@@ -191,7 +189,8 @@ def read_samples(directory: Path, row: Row) -> list[Sample]:
     """
     if row.samples is None:
         return []
-    return read_lines(directory / row.samples, Sample, what=f"examples of cell {row.cell}", remedy=_AGAIN)
+    what = f"file of cell {shown(row.cell)}'s examples"
+    return read_lines(files.inside(directory, row.samples, what=what, remedy=_AGAIN), Sample, what=what, remedy=_AGAIN)
 
 
 def read_lines(path: Path, kind: type[Line], *, what: str, remedy: str) -> list[Line]:
@@ -200,15 +199,16 @@ def read_lines(path: Path, kind: type[Line], *, what: str, remedy: str) -> list[
     Raises:
         T2Error: the file is missing or damaged.
     """
-    packed = files.read_bytes(path, what=what, remedy=remedy, limit=_BYTES)
+    lines = files.read_packed(path, what=what, remedy=remedy, limit=_BYTES).split(b"\n")
+    return [_line(line, number, path, kind, what, remedy) for number, line in enumerate(lines, start=1) if line]
+
+
+def _line(line: bytes, number: int, path: Path, kind: type[Line], what: str, remedy: str) -> Line:
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
-            text = file.read(_BYTES + 1)
-        if len(text) > _BYTES:
-            raise ValueError(f"it takes more than {_BYTES:,} bytes")
-        return [kind.model_validate_json(line) for line in text.split(b"\n") if line]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise T2Error(f"Cannot read the {what} in {path}: {error}. {remedy}") from error
+        value = files.parse_json(line.decode("utf-8"))
+    except ValueError as error:
+        raise T2Error(f"The {what} {str(path)!r} cannot be read: line {number}: {error}. {remedy}") from error
+    return files.of_shape(value, kind, path, what=what, remedy=remedy, place=f"line {number}")
 
 
 def scores_by_example(samples: Sequence[Sample], without: Container[int] = ()) -> dict[str, float] | None:

@@ -18,7 +18,7 @@ from t2eval.bench.config import PAPER_BASELINES
 from t2eval.bench.plan import Plan, load_plan
 from t2eval.bench.training import Job, train
 from t2eval.paths import experts_dir
-from t2eval.store.files import write_bytes
+from t2eval.store.files import read_bytes, write_bytes
 from t2eval.workers.pool import Pool
 
 SEEDS = (0, 1, 2)
@@ -82,7 +82,7 @@ def _copy(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_file():
-        write_bytes(target, source.read_bytes())
+        write_bytes(target, read_bytes(source))
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -20,7 +20,7 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
-from t2eval.store.files import read_json
+from t2eval.store.files import read_record
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.workers.pool import Pool
 
@@ -49,11 +49,12 @@ class Job:
         return (self.output / RECORD).is_file()
 
     def __str__(self) -> str:
-        record = read_json(self.output / RECORD, what="record of a training", remedy=f"Remove {self.output} to train it anew.")
-        before, after = (record["scores"][when] for when in ("before", "after"))
-        split = "test" if "test" in after else "validation"
-        scored = f"{before[split]['score']:.3f} → {after[split]['score']:.3f} on the {split} split (n={after[split]['n']})"
-        return f"{self.name}: {scored}, {record['seconds']:.0f} s"
+        from t2eval.training.record import Results
+
+        found = Results.read(self.output, f"Remove {self.output} to train it anew.")
+        before, after = found.scores["before"][found.split], found.scores["after"][found.split]
+        scored = f"{before.score:.3f} → {after.score:.3f} on the {found.split} split (n={after.n})"
+        return f"{self.name}: {scored}, {found.seconds:.0f} s"
 
 
 def settle(plan: Plan, output: Path) -> Plan:
@@ -206,9 +207,7 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
 
     if not job.finished and not to_lose(job.output):
         return  # it failed before its first step, and begins anew
-    before = read_json(file, what="settings of a training", remedy=f"Remove {job.output} to train it anew.")
-    if not isinstance(before, dict):
-        raise T2Error(f"{file} holds no settings. Remove {job.output} to train it anew.")
+    before = read_record(file, dict[str, Any], what="settings of a training", remedy=f"Remove {job.output} to train it anew.")
     now = job.config.for_task().hyperparameters
     if (key := changed_setting(before, now, finished=job.finished)) is not None:
         raise UsageError(

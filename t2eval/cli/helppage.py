@@ -16,6 +16,7 @@ import click
 from t2eval.cli import main
 from t2eval.cli.train import train_expert
 from t2eval.cli.train_settings import table
+from t2eval.store.files import read_text
 
 _WIDTH = 100
 _HEAD = """# The commands
@@ -67,8 +68,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="Say whether the pages are up to date, and write nothing.")
     given = parser.parse_args(arguments)
     training = given.folder / "training.md"
-    pages = {given.folder / "cli.md": commands_page(), training: training_page(training.read_text(encoding="utf-8"))}
-    stale = [path for path, page in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != page]
+    pages = {given.folder / "cli.md": commands_page(), training: training_page(read_text(training))}
+    stale = [path for path, page in pages.items() if not path.is_file() or read_text(path) != page]
     for path in stale:
         if given.check:
             click.echo(f"{path} is out of date: run `make docs`.", err=True)

@@ -36,6 +36,7 @@ from transformers import (
 from t2eval.embedded import corpus, vision
 from t2eval.embedded.pictures import ROW, ROWS, SIZE, draw, first_row
 from t2eval.embedded.problem import Problem, bucket
+from t2eval.store.files import read_json
 
 TOKENS = ROWS * ROWS
 """Image tokens of a picture: its patches."""
@@ -220,14 +221,14 @@ def save(model: Any, processor: LlavaProcessor, output: Path, recipe: dict[str, 
     model.save_pretrained(output, state_dict=state)
     processor.save_pretrained(output)
     tokenizer = output / "tokenizer.json"
-    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()), ensure_ascii=False, separators=(",", ":")))
+    tokenizer.write_text(json.dumps(read_json(tokenizer), ensure_ascii=False, separators=(",", ":")))
     (output / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def _copy_dispatch(base: Path, output: Path) -> None:
     """The language model wants to be asked for a skill as before. An expert with a label that it lacks is named alike."""
     if (base / "dispatch.json").is_file():
-        form = json.loads((base / "dispatch.json").read_text())
+        form = read_json(base / "dispatch.json")
         (output / "dispatch.json").write_text(json.dumps({**form, "unlisted": " {label}"}, indent=2) + "\n")
 
 

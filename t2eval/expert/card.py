@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, shown
 from t2eval.expert.folder import CARD, README, TENSORS, is_plain, no_directory
-from t2eval.store.files import parse_json, read_bytes, read_json
+from t2eval.store.files import inside, read_bytes, read_json, read_record
 from t2eval.svf.bases import Side
 from t2eval.svf.fingerprint import PROBES
 
 FORMAT_VERSION = 1
 _LARGEST_CARD, _LARGEST = 64 * 2**20, 2**30  # bytes: far beyond a mixture of experts with thousands of matrices
+_REMEDY = "Copy the expert again."
 
 __all__ = ["CARD", "FORMAT_VERSION", "README", "TENSORS", "ExpertCard", "is_plain", "no_directory", "read_card", "read_part"]
 
@@ -120,10 +121,7 @@ def read_card(folder: Path) -> ExpertCard:
     if not folder.is_dir():
         raise T2Error(no_directory(folder))
     refuse_adapter(folder)
-    try:
-        content = parse_json(read_part(folder, CARD).decode("utf-8-sig"))
-    except ValueError as error:
-        raise T2Error(f"{folder / CARD} is not valid JSON ({error}).") from error
+    content = read_json(_part(folder, CARD), what="expert's card", remedy=_REMEDY, limit=_LARGEST_CARD)
     version = content.get("format_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
         raise T2Error(f"{folder / CARD} has no format_version: this is not an expert's card.")
@@ -145,10 +143,13 @@ def read_part(folder: Path, name: str) -> bytes:
     Raises:
         T2Error: it is missing, is no regular file, or is larger than any expert.
     """
+    return read_bytes(_part(folder, name), what="expert's file", remedy=_REMEDY, limit=_LARGEST_CARD if name == CARD else _LARGEST)
+
+
+def _part(folder: Path, name: str) -> Path:
     if not (folder / name).exists():
         raise T2Error(f"{folder} has no {name}: it is not an expert, or was not finished. An expert is {TENSORS} and {CARD}.")
-    limit = _LARGEST_CARD if name == CARD else _LARGEST
-    return read_bytes(folder / name, what="expert's file", remedy="Copy the expert again.", limit=limit)
+    return inside(folder, name, what="expert's file", remedy=_REMEDY)
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -160,8 +161,8 @@ def refuse_adapter(folder: Path) -> None:
     if (folder / CARD).exists() or not (folder / "adapter_config.json").exists():
         return
     try:
-        kind = read_json(folder / "adapter_config.json", what="adapter").get("peft_type", "PEFT")
-    except (T2Error, AttributeError):
+        kind = shown(read_record(folder / "adapter_config.json", dict[str, Any], what="adapter").get("peft_type", "PEFT")).strip("'")
+    except T2Error:
         kind = "PEFT"
     raise T2Error(
         f"{folder} is a {kind} adapter, not an expert: it has weights of its own, and no z. Evaluate it with lm_eval's own class "

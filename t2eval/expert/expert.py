@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -45,6 +43,7 @@ from t2eval.expert.card import (
 )
 from t2eval.expert.location import source_of
 from t2eval.expert.model_card import model_card
+from t2eval.store.tensors import parse_tensors
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.fingerprint import fingerprint_difference
 from t2eval.svf.matrices import all_matrices, plain
@@ -206,10 +205,7 @@ class Expert:
         folder = Path(path)
         card = read_card(folder)
         content = read_part(folder, TENSORS)
-        try:
-            stored = load_tensors(content)
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # whatever a header may say
-            raise T2Error(f"{folder / TENSORS} is damaged or cut off ({error}). Copy the expert again.") from error
+        stored = parse_tensors(content, folder / TENSORS, what="expert's tensors", remedy="Copy the expert again.")
         foreign = sorted(name for name in stored if not name.startswith("z/"))
         tensors = {name.removeprefix("z/"): tensor for name, tensor in stored.items() if name.startswith("z/")}
         if missing := sorted(set(card.modules) - set(tensors)):

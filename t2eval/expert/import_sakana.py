@@ -7,25 +7,21 @@ Deviation from the reference implementation: sigmoid(p) is taken in float32; the
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from t2eval.basemodel.load import base_identity, load_base
-from t2eval.errors import T2Error, unknown
+from t2eval.errors import T2Error, shown, unknown
 from t2eval.expert.card import no_directory
 from t2eval.expert.expert import Expert, check_tensor
-from t2eval.store.files import read_bytes
+from t2eval.store.tensors import read_torch_file
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.attachment import attach
 from t2eval.svf.matrices import plain
 from t2eval.svf.scales import renormalise
 
-_LARGEST = 2**30  # bytes of a file
 _NUMBERED = "learnable_params_module_list."
 
 
@@ -99,19 +95,10 @@ def raw_parameters(path: Path, adapted: Adapted) -> dict[str, Tensor]:
     """
     if not path.exists():
         raise T2Error(no_directory(path).replace("directory", "file"))
-    content = read_bytes(path, what="checkpoint", remedy="Give the .pt file that the reference implementation saved.", limit=_LARGEST)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tensors in odd forms, which are refused below
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises what the damaged or refused pickle happens to raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise T2Error(f"{path} cannot be read as tensors only ({reason}). Nothing else in it is ever unpickled.") from error
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise T2Error(f"{path} is not a dictionary of tensors, as the reference implementation saves experts.")
+    loaded = read_torch_file(path, what="checkpoint", remedy="Give the .pt file that the reference implementation saved.")
     if "adaptive_weights" in loaded:
         raise T2Error(f"{path} is a weighted combination of experts, not one expert. Import its experts, and mix them with t2 expert mix.")
-    tensors = {str(name): plain(value, f"{path}: the tensor {str(name)!r}") for name, value in loaded.items()}
+    tensors = {name: plain(value, f"{path}: the tensor {shown(name)}") for name, value in loaded.items()}
     if not any(name.startswith(_NUMBERED) for name in tensors):
         return tensors
     names = [name for name in adapted.model.state_dict() if "mlp" in name and name.endswith(".weight")]

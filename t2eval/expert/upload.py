@@ -21,7 +21,7 @@ from t2eval.expert.location import Location, parse_repository
 from t2eval.expert.machine_paths import refuse_paths, without_paths
 from t2eval.expert.model_card import library_card, model_card
 from t2eval.paths import is_embedded
-from t2eval.store.files import read_bytes
+from t2eval.store.files import inside, read_bytes
 
 _PNG, _LARGEST_PICTURE = b"\x89PNG\r\n\x1a\n", 16 * 2**20
 
@@ -137,7 +137,7 @@ def push(parcel: Parcel, repository: str, *, private: bool = False, revision: st
 def _add_expert(parcel: Parcel, name: str, place: Path, repository: str, base_model: str | None, data: Mapping[str, HubData]) -> ExpertCard:
     """One expert's files; returns its card as it will be read by others."""
     loaded = Expert.load(place)
-    inside = "" if name == "." else f"{name}/"
+    prefix = "" if name == "." else f"{name}/"
     card = without_paths(loaded.card)
     if base_model is not None:
         card = card.model_copy(update={"base_model": card.base_model.model_copy(update={"id": base_model})})
@@ -146,17 +146,17 @@ def _add_expert(parcel: Parcel, name: str, place: Path, repository: str, base_mo
         parcel.remarks.append(
             f"The base model is a folder of this machine, which the card names {stated!r}: give its Hub name with --base-model."
         )
-    content = read_bytes(place / TENSORS, what="expert's file", limit=LIMITS[TENSORS])
-    refuse_paths(f"{inside}{TENSORS}.json", _header(content))
-    parcel.files[f"{inside}{TENSORS}"] = content
-    parcel.files[f"{inside}{CARD}"] = (card.model_dump_json(indent=2) + "\n").encode()
-    parcel.files[f"{inside}{README}"] = model_card(card, str(Location(repository, folder="" if name == "." else name)), data).encode()
+    content = read_bytes(inside(place, TENSORS, what="expert's file"), what="expert's file", limit=LIMITS[TENSORS])
+    refuse_paths(f"{prefix}{TENSORS}.json", _header(content))
+    parcel.files[f"{prefix}{TENSORS}"] = content
+    parcel.files[f"{prefix}{CARD}"] = (card.model_dump_json(indent=2) + "\n").encode()
+    parcel.files[f"{prefix}{README}"] = model_card(card, str(Location(repository, folder="" if name == "." else name)), data).encode()
     for picture in sorted(place.glob("*.png")):
         if picture.is_symlink() or not picture.is_file() or not is_plain(picture.name):
             continue
-        shown = read_bytes(picture, what="picture", limit=_LARGEST_PICTURE)
+        shown = read_bytes(inside(picture.parent, picture.name, what="picture"), what="picture", limit=_LARGEST_PICTURE)
         if shown.startswith(_PNG):
-            parcel.files[f"{inside}{picture.name}"] = shown
+            parcel.files[f"{prefix}{picture.name}"] = shown
     return card
 
 

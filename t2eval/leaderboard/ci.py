@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from t2eval.errors import UsageError
-from t2eval.store.files import write_bytes
+from t2eval.store.files import read_bytes, write_bytes
 
 _FILES = {"leaderboard.yml": ".github/workflows/leaderboard.yml", "leaderboard.sh": "ci/leaderboard.sh"}
 """File of this package → its place in a repository."""
@@ -27,9 +27,9 @@ def write_ci(repository: Path) -> list[Path]:
     """
     if not repository.is_dir():
         raise UsageError(f"{repository} is not a folder. Give the top folder of the repository whose changes are to be benchmarked.")
-    content = {repository / place: (_SOURCE / name).read_bytes() for name, place in _FILES.items()}
+    content = {repository / place: read_bytes(_SOURCE / name) for name, place in _FILES.items()}
     for path, text in content.items():
-        if path.exists() and (not path.is_file() or path.read_bytes() != text):
+        if path.exists() and (not path.is_file() or read_bytes(path) != text):
             raise UsageError(f"{path} is there already, and is another file. Move it away, or copy what you need from {_SOURCE}.")
     for path, text in content.items():
         write_bytes(path, text)

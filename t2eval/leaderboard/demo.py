@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2eval.basemodel.devices import available_cores
 from t2eval.bench import training
@@ -19,7 +20,7 @@ from t2eval.bench.training import Job
 from t2eval.errors import UsageError
 from t2eval.leaderboard.report import leaderboard
 from t2eval.leaderboard.table import Leaderboard
-from t2eval.store.files import read_json, write_json, write_text
+from t2eval.store.files import read_record, write_json, write_text
 from t2eval.store.guard import refuse_other_settings
 from t2eval.workers.pool import Pool
 
@@ -71,8 +72,8 @@ def _claim(output: Path, full: bool) -> None:
     marker = output / _MARKER
     if marker.exists():
         remedy = "Choose another --output."
-        before = read_json(marker, what="mark of a demo", remedy=remedy, limit=4096)
-        refuse_other_settings(output, before if isinstance(before, dict) else {}, {"full": full}, remedy=remedy)
+        before = read_record(marker, dict[str, Any], what="mark of a demo", remedy=remedy, limit=4096)
+        refuse_other_settings(output, before, {"full": full}, remedy=remedy)
     write_json(marker, {"full": full})
 
 

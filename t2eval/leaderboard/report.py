@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.manifest import MANIFEST
@@ -19,7 +20,7 @@ from t2eval.paths import is_embedded
 from t2eval.stats.corrections import LEVEL, holm
 from t2eval.stats.means import spread
 from t2eval.stats.paired import Paired
-from t2eval.store.files import read_json
+from t2eval.store.files import read_record
 
 LATENT_SKILL = (
     "The embedded base model has latent skill by construction: its corpus answers some questions well and some badly, and it follows "
@@ -68,8 +69,8 @@ def leaderboard(where: Where) -> Leaderboard:
 def _title(folder: Path, model: str) -> str:
     """The benchmark's own name; where its file gave none, what it is of."""
     try:
-        name = read_json(folder / MANIFEST, what="manifest")["name"]
-    except (T2Error, KeyError, TypeError):  # rows that were copied without their manifest still make a table
+        name = read_record(folder / MANIFEST, dict[str, Any], what="manifest")["name"]
+    except (T2Error, KeyError):  # rows that were copied without their manifest still make a table
         name = None
     return name if isinstance(name, str) and name != BenchConfig.model_fields["name"].default else f"Leaderboard: {model}"
 

@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from t2eval.errors import T2Error
-from t2eval.store.files import read_json, write_json
+from t2eval.store.files import read_record, write_json
 
 SECONDS = "seconds.json"
 
@@ -74,7 +73,4 @@ def _read(file: Path) -> dict[str, dict[str, float]]:
     if not file.exists():
         return {}
     remedy = f"Delete {file}: only the seconds of earlier sessions are lost."
-    found = read_json(file, what="seconds of `t2 paper`", remedy=remedy, limit=1 << 20)
-    if not (isinstance(found, dict) and all(isinstance(spent, dict) for spent in found.values())):
-        raise T2Error(f"{file} is damaged: it is not what `t2 paper` writes. {remedy}")
-    return found
+    return read_record(file, dict[str, dict[str, float]], what="seconds of `t2 paper`", remedy=remedy, limit=1 << 20)

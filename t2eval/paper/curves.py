@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from t2eval.paper import style
 from t2eval.paper.lab import Training
+from t2eval.training.log import LOG, read_log
 
 
 def validated(folder: Path) -> list[dict[str, Any]]:
     """The steps of a training's log that have a validation score, in order; `folder` is the training's."""
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
-    return [row for row in map(json.loads, filter(None, lines)) if "validation" in row]
+    return [row for row in read_log(folder / LOG) if "validation" in row]
 
 
 def points(training: Training, **labels: Any) -> list[dict[str, Any]]:

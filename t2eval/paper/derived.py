@@ -21,7 +21,7 @@ from torch import Tensor
 from t2eval.basemodel.load import base_identity, load_base
 from t2eval.expert.expert import Expert, mix
 from t2eval.expert.library import load_library
-from t2eval.store.files import write_bytes
+from t2eval.store.files import read_bytes, write_bytes
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.attachment import attach
@@ -75,7 +75,7 @@ def write_library(folder: Path, experts: Callable[[], Sequence[Expert | Derived]
     wanted = list(experts())
     content = (json.dumps([_content(expert) for expert in wanted], indent=1) + "\n").encode()
     marker = folder / _MARKER
-    if not marker.exists() or marker.read_bytes() != content:
+    if not marker.exists() or read_bytes(marker) != content:
         shutil.rmtree(folder, ignore_errors=True)
         for expert in wanted:
             expert.save(folder / expert.name)

@@ -18,7 +18,7 @@ from t2eval.bench.training import SETTINGS
 from t2eval.environment.environment import Environment, Example, Split
 from t2eval.errors import T2Error
 from t2eval.paper.key import check_key
-from t2eval.store.files import read_json, write_json
+from t2eval.store.files import read_record, write_json
 from t2eval.workers.pool import Pool
 
 VALIDATION = 200
@@ -75,7 +75,9 @@ class Run:
         file = folder / SETTINGS
         if not ((folder / _RECORD).is_file() and file.is_file()):
             return False
-        before = read_json(file, what="settings of an adapter", remedy=f"Delete {folder} to train it anew.", limit=1 << 20)
+        before = read_record(
+            file, dict[str, Any], what="settings of an adapter", remedy=f"Delete {folder} to train it anew.", limit=1 << 20
+        )
         check_key(folder, before, {**self.settings, "steps": steps})
         return True
 

@@ -23,7 +23,7 @@ from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, parse_confi
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
-from t2eval.bench.training import LOG, RECORD, Job, check_settings, run_config, train
+from t2eval.bench.training import LOG, Job, check_settings, run_config, train
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
 from t2eval.paper.clock import Clock
@@ -31,9 +31,10 @@ from t2eval.paper.key import check_key, plain
 from t2eval.paper.presets import SKILLS, Preset
 from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.stats.means import average_seeds, mean_stderr, spread
-from t2eval.store.files import read_json, write_json
+from t2eval.store.files import read_record, write_json
 from t2eval.store.guard import refuse_other_settings
 from t2eval.store.versions import git_commit, versions
+from t2eval.training.record import Results
 from t2eval.workers.pool import Pool
 from t2eval.workers.processes import gpus_of
 
@@ -55,8 +56,7 @@ class Training(Job):
     def record(self) -> dict[str, Any]:
         """`training.json` of the finished run."""
         remedy = f"Delete {self.output} to train it anew."
-        found: dict[str, Any] = read_json(self.output / RECORD, what="record of a training", remedy=remedy, limit=_BYTES)
-        return found
+        return Results.read(self.output, remedy).model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,7 @@ class Lab:
             T2Error: it is damaged.
         """
         remedy = f"Choose another --output, or delete {file} to make it anew."
-        found = read_json(file, what="file of `t2 paper`", remedy=remedy, limit=_BYTES)
-        if not isinstance(found, kind):
-            raise T2Error(f"{file} is damaged: it is not what `t2 paper` writes. {remedy}")
-        return found
+        return read_record(file, kind, what="file of `t2 paper`", remedy=remedy, limit=_BYTES)
 
     # ------------------------------------------------------------------ cells
     def cells(

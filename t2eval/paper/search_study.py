@@ -34,6 +34,7 @@ from t2eval.generation.engine import Engine
 from t2eval.stats.corrections import holm
 from t2eval.stats.means import average_seeds, mean_stderr
 from t2eval.stats.paired import paired
+from t2eval.store.files import append_line, of_shape, read_json_lines
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, adapt
@@ -261,7 +262,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read(path: Path) -> list[Point]:
     """The finished points of a study's file."""
-    return [Point(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line] if path.exists() else []
+    what, remedy = "file of a study", "Mend or remove the line: its search runs again."
+    lines = read_json_lines(path, what=what, remedy=remedy, limit=2**30) if path.exists() else []
+    return [of_shape(line, Point, path, what=what, remedy=remedy, place=f"search {number}") for number, line in enumerate(lines, start=1)]
 
 
 def run_study(
@@ -302,8 +305,7 @@ def run_study(
         if key in done:
             continue
         points = job()
-        with output.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(asdict(point)) + "\n" for point in points))
+        append_line(output, "\n".join(json.dumps(asdict(point)) for point in points))
         finished += points
         say(f"{' '.join(map(str, key))}: {np.mean(points[-1].outcomes):.3f}")
     return [point for point in finished if point.others == others]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from t2eval.errors import T2Error
 from t2eval.paper.lab import Cells, Lab
 from t2eval.paper.presets import SKILLS
-from t2eval.store.files import read_json
+from t2eval.training.config import RECORD
+from t2eval.training.record import Results
 
 SHIPPED_RATE = 2e-3
 """The learning rate of the shipped LoRA adapters (`training.config`, preset `embedded`, supervised)."""
@@ -66,9 +68,15 @@ class Sweep:
         """The validation score of a rate on a training task, averaged over the seeds."""
         scores = []
         for seed in self.lab.preset.seeds:
-            record = read_json(self.adapter(rate, skill, seed) / "training.json", what="training record", remedy="Train it again.")
-            scores.append(float(record["scores"]["after"]["validation"]["score"]))
+            scores.append(self._validation(self.adapter(rate, skill, seed)))
         return sum(scores) / len(scores)
+
+    @staticmethod
+    def _validation(folder: Path) -> float:
+        found = Results.read(folder, "Train it again.").scores["after"].get("validation")
+        if found is None:
+            raise T2Error(f"{folder / RECORD} has no validation score after training. Train it again.")
+        return found.score
 
     def by_validation(self, skill: str, task: str) -> Candidate:
         """The skill's own adapters, with the rate that did best on its validation examples (the first of equals)."""

@@ -11,22 +11,30 @@ line feeds only: `str.splitlines` cuts at U+2028 too, which may stand inside a l
 from __future__ import annotations
 
 import errno
+import functools
+import gzip
+import io
 import json
 import math
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import struct
+import zlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
-from t2eval.errors import T2Error
+from pydantic import TypeAdapter, ValidationError
+
+from t2eval.errors import T2Error, shown, wrong_value
 from t2eval.store.yamls import DEPTH, parse_yaml
 
 LIMIT = 64 * 2**20
 """Most bytes that a reader takes unless told otherwise."""
+_T = TypeVar("_T")
 UNFINISHED = ".unfinished"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -107,7 +115,7 @@ def append_line(path: str | Path, text: str, *, remedy: str = "Free some space, 
 
     Args:
         path: the file; made if missing.
-        text: without a newline in it.
+        text: without a newline at its end. Several lines that belong together are one text.
 
     Raises:
         DiskError: what was written of the line is taken back first.
@@ -192,16 +200,62 @@ def read_bytes(path: str | Path, *, what: str = "file", remedy: str = "Check the
         T2Error: no such file, no regular file, too large, or it cannot be read.
     """
     try:
-        # Looked at before it is opened: to open a FIFO waits for a writer, to open a device may do something.
+        # Looked at before it is opened: to open a device may do something. A FIFO that takes its place meanwhile does not hold us up.
         if not stat.S_ISREG(os.stat(path).st_mode):
             _refuse(what, path, "it is no regular file", remedy)
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                _refuse(what, path, "it is no regular file", remedy)
+            too_large = status.st_size > limit  # before it is read: a sparse file costs its maker nothing
+            content = b"" if too_large else file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         _refuse(what, path, getattr(error, "strerror", None) or str(error), remedy, error)
-    if len(content) > limit:
+    if too_large or len(content) > limit:
         _refuse(what, path, f"it has more than {limit:,} bytes", remedy)
     return content
+
+
+def inside(folder: str | Path, name: str, *, what: str = "file", remedy: str = "Check the file.") -> Path:
+    """The path of a file that belongs to a folder, which came from somebody else perhaps: neither its name nor a link leads out of it.
+
+    A snapshot in the hub's cache is links into the `blobs` beside it, and they are followed.
+
+    Args:
+        folder: the folder.
+        name: relative to it, with `/`.
+        what, remedy: as `read_bytes`.
+
+    Raises:
+        T2Error: it leads elsewhere, or the name holds a NUL or a line's end.
+    """
+    path = Path(folder) / name
+    if not name or name.startswith("/") or ".." in name.split("/") or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        _refuse(what, path, f"{shown(name)} is no name of a file in {folder}", remedy)
+    home = Path(folder)
+    home = next((above.parent.parent for above in (home, *home.parents) if above.parent.name == "snapshots"), home)
+    try:
+        if not path.resolve().is_relative_to(home.resolve()):
+            _refuse(what, path, f"it is a link that leads out of {folder}", remedy)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a ring, before Python 3.13
+        _refuse(what, path, str(error), remedy, error)
+    return path
+
+
+def read_packed(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> bytes:
+    """What a gzip file holds, `limit` bytes at most; errors as `read_bytes`, and a file that is cut off, damaged, or no gzip."""
+    packed = read_bytes(path, what=what, remedy=remedy, limit=limit)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            blocks, size = [], 0
+            while size <= limit and (block := file.read(2**20)):
+                blocks.append(block)
+                size += len(block)
+    except (OSError, EOFError, ValueError, zlib.error, struct.error) as error:
+        _refuse(what, path, f"it is no whole gzip file ({error})", remedy, error)
+    if size > limit:
+        _refuse(what, path, f"unpacked it has more than {limit:,} bytes", remedy)
+    return b"".join(blocks)
 
 
 def read_text(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> str:
@@ -239,6 +293,44 @@ def read_yaml(path: str | Path, *, what: str = "file", remedy: str = "Check the 
     return _parsed(path, read_text(path, what=what, remedy=remedy, limit=limit), parse_yaml, what, remedy)
 
 
+def read_record(path: str | Path, kind: type[_T], *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> _T:
+    """The value of a JSON file, of one shape; errors as `read_json`, and a value of another shape, with its place.
+
+    Args:
+        path: the file.
+        kind: the shape: a pydantic model, or a type such as `dict[str, dict[str, float]]`.
+        what, remedy, limit: as `read_bytes`.
+    """
+    return of_shape(read_json(path, what=what, remedy=remedy, limit=limit), kind, path, what=what, remedy=remedy)
+
+
+def of_shape(value: Any, kind: type[_T], path: str | Path, *, what: str = "file", remedy: str = "Check the file.", place: str = "") -> _T:
+    """A value that was read, as one of a shape.
+
+    Args:
+        value: of JSON's or YAML's types.
+        kind: as in `read_record`.
+        path, what, remedy: for the error, as in `read_bytes`.
+        place: where in the file it stands, for the error: `line 3`.
+
+    Raises:
+        T2Error: it has another shape; the first place that is wrong is named.
+    """
+    try:
+        return cast(_T, _adapter(cast(Hashable, kind)).validate_python(value))
+    except ValidationError as error:
+        first, number = error.errors(include_url=False)[0], error.error_count()
+        where = ".".join(part for part in (place, *map(str, first["loc"])) if part)
+        more = f" ({number} problems in all)" if number > 1 else ""
+        found = f" (found: {shown(first['input'])})" if first["type"] != "missing" else ""
+        _refuse(what, path, f"{where + ': ' if where else ''}{wrong_value(first)}{found}{more}", remedy, error)
+
+
+@functools.cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, kind))
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
@@ -249,6 +341,8 @@ def parse_json(text: str) -> Any:
         value = json.loads(text, parse_constant=_no_constant)
     except RecursionError as error:
         raise ValueError(f"it nests deeper than {DEPTH} levels") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from error
     _check_value(value)
     return value
 

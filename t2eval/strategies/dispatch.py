@@ -23,14 +23,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from t2eval.errors import T2Error, UsageError
 from t2eval.generation.completion import Likelihood
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.generation.usage import Usage
-from t2eval.store.files import read_json
+from t2eval.store.files import read_record
 from t2eval.vision.features import Features
 from t2eval.vision.images import PLACEHOLDER
 
@@ -81,11 +81,7 @@ def load_format(folder: Path | str) -> DispatchFormat | None:
     path = Path(folder) / FORMAT_FILE
     if not path.is_file():
         return None
-    content = read_json(path, what="dispatch format", remedy="Write it anew, or remove it.")
-    try:
-        found = DispatchFormat.model_validate(content)
-    except ValidationError as error:
-        raise T2Error(f"The dispatch format {path} cannot be used: {error}") from error
+    found = read_record(path, DispatchFormat, what="dispatch format", remedy="Write it anew, or remove it.")
     if "{question}" not in found.template:
         raise T2Error(f"The dispatch format {path} has a template without {{question}}: {json.dumps(found.template)}")
     if found.unlisted is not None and "{label}" not in found.unlisted:

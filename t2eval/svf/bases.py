@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from t2eval.errors import T2Error
+from t2eval.store.tensors import read_header, read_tensors
 from t2eval.svf.fingerprint import Probes, project_probes
 
 Side = Literal["output", "input"]
@@ -141,7 +141,7 @@ def cached_basis(weight: Tensor, folder: Path) -> Basis:
     if path.exists():
         try:
             return _read(path, weight)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (T2Error, KeyError, ValueError) as error:
             warnings.warn(f"The cached singular basis {path} is damaged ({error}); it is computed again.", stacklevel=2)
     basis = decompose(weight)
     try:
@@ -173,9 +173,10 @@ def _payload_digest(q: Tensor, sigma: Tensor) -> str:
 def _read(path: Path, weight: Tensor) -> Basis:
     out, into = weight.shape
     rank = min(out, into)
-    with safe_open(str(path), framework="pt") as file:
-        recorded = (file.metadata() or {}).get("sha256")
-        q, sigma = file.get_tensor("q"), file.get_tensor("sigma")
+    what, remedy, room = "cached singular basis", "It is computed again.", 4 * rank * (rank + 1) + 4096
+    recorded = read_header(path, what=what, remedy=remedy).metadata.get("sha256")
+    held = read_tensors(path, what=what, remedy=remedy, limit=room)
+    q, sigma = held["q"], held["sigma"]
     if q.shape != (rank, rank) or sigma.shape != (rank,) or recorded != _payload_digest(q, sigma):
         raise ValueError("its contents do not match their checksum")
     return Basis(q.to(weight.device), sigma.to(weight.device), "output" if out <= into else "input", (out, into))

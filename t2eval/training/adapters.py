@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from t2eval.errors import T2Error, UsageError
-from t2eval.store.files import write_text
+from t2eval.store.files import inside, read_record, write_text
+from t2eval.store.tensors import read_tensors
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.selection import remapped_paths, target_paths
 from t2eval.training.adapter_card import adapter_card
@@ -26,6 +26,7 @@ from t2eval.training.trainable import Names, Trainable
 
 CONFIG, TENSORS, README = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _ADAPTED_MODULE = re.compile(r"base_model\.model\.(?P<path>.+?)\.(?:lora|ia3|vera|tinylora)_.+")
+_LARGEST = 2**34  # bytes of an adapter: one of high rank on a large model, with its embeddings
 _FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj", "w2", "wo")
 """The last map of a feed-forward block: IA3 scales its input, and the output of every other map."""
 
@@ -181,19 +182,36 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """
     from peft import PeftConfig
 
+    remedy = "Train it again, or give another folder."
+    state = read_tensors(inside(folder, TENSORS, what="adapter", remedy=remedy), what="adapter", remedy=remedy, limit=_LARGEST)
+    given = read_record(inside(folder, CONFIG, what="adapter", remedy=remedy), dict[str, Any], what="adapter", remedy=remedy)
+    _refuse_larger(given, state, folder)
     try:
-        state = load_file(folder / TENSORS)
         config: Any = PeftConfig.from_pretrained(str(folder))
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise T2Error(f"The adapter in {folder} cannot be read: {_first_line(error)}. Train it again, or give another folder.") from error
+    except Exception as error:  # whatever PEFT's own reading of settings of any shape happens to raise
+        raise T2Error(f"The adapter in {folder} cannot be read: {_first_line(error)}. {remedy}") from error
     restore = _snapshot(model)
     try:
         return _with_adapter(model, config, state, folder)
     except BaseException as error:
         restore()
-        if isinstance(error, (RuntimeError, ValueError, KeyError)) and not isinstance(error, T2Error):
+        if isinstance(error, Exception) and not isinstance(error, (T2Error, MemoryError, torch.OutOfMemoryError)):
             raise T2Error(f"The adapter in {folder} does not fit this {type(model).__name__}: {_first_line(error)}") from error
         raise
+
+
+def _refuse_larger(given: Mapping[str, Any], state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Refuse settings of an adapter that is larger than its own file: PEFT would make it first, and compare afterwards."""
+    if given.get("peft_type") != "LORA":
+        return
+    largest = max((size for tensor in state.values() for size in tensor.shape), default=0)
+    ranks = [given.get("r"), *(given["rank_pattern"].values() if isinstance(given.get("rank_pattern"), dict) else ())]
+    for rank in ranks:
+        if isinstance(rank, (int, float)) and rank > largest:
+            raise T2Error(
+                f"The adapter in {folder} cannot be read: its rank is said to be {rank:g}, and no tensor of its file is longer than "
+                f"{largest}. Train it again, or give another folder."
+            )
 
 
 def _with_adapter(model: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> Any:

@@ -12,23 +12,25 @@ Nothing else is kept, because nothing else is hidden state: the data order is a 
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error
 from t2eval.store.digests import file_digest
-from t2eval.store.files import read_json, staged_folder, write_json
+from t2eval.store.files import of_shape, read_record, staged_folder, write_json
+from t2eval.store.tensors import read_tensors
 
 FOLDER, STATE, BEST, OPTIMIZER, PROGRESS = (
     "checkpoints",
@@ -38,6 +40,30 @@ FOLDER, STATE, BEST, OPTIMIZER, PROGRESS = (
     "progress.json",
 )
 _NAME = "checkpoint-"
+_UNUSED = "It is not used."
+_LARGEST = 2**34  # bytes: AdamW's moments of an adapter of high rank on a large model
+
+
+class _Validation(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    score: float
+    stderr: float | None
+    n: int
+
+
+class _Reached(BaseModel):
+    """`Progress` as its file has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    elapsed: float
+    validations: list[_Validation] = Field(min_length=1)
+    best_step: int
+    best_score: float
+    rewarded: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
 
 @dataclass
@@ -107,7 +133,7 @@ def prune(folder: Path, keep: int) -> None:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the one of the most steps last. Unfinished ones have another name."""
-    paths = [path for path in folder.glob(f"{_NAME}*") if path.name.removeprefix(_NAME).isdigit()]
+    paths = [path for path in folder.glob(f"{_NAME}*") if re.fullmatch(rf"{_NAME}[0-9]{{1,15}}", path.name)]
     return sorted(paths, key=lambda path: int(path.name.removeprefix(_NAME)))
 
 
@@ -163,7 +189,7 @@ def read_last(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def _read(path: Path) -> Checkpoint:
-    content = read_json(path / PROGRESS, what="checkpoint's progress", remedy="It is not used.")
+    content = read_record(path / PROGRESS, dict[str, Any], what="checkpoint's progress", remedy=_UNUSED)
     try:
         digests, _ = content.pop("sha256"), content.pop("lr")
         for name in (STATE, BEST, OPTIMIZER):
@@ -171,9 +197,10 @@ def _read(path: Path) -> Checkpoint:
                 raise T2Error(f"{name} is missing.")
             if file_digest(path / name) != digests[name]:
                 raise T2Error(f"{name} is not what was written.")
-        progress = Progress(**content, best=load_file(path / BEST))
-        return Checkpoint(progress, load_file(path / STATE), load_file(path / OPTIMIZER))
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        read = {name: read_tensors(path / name, what="checkpoint", remedy=_UNUSED, limit=_LARGEST) for name in (STATE, BEST, OPTIMIZER)}
+        reached = of_shape(content, _Reached, path / PROGRESS, what="checkpoint's progress", remedy=_UNUSED)
+        return Checkpoint(Progress(**reached.model_dump(), best=read[BEST]), read[STATE], read[OPTIMIZER])
+    except (KeyError, TypeError, AttributeError) as error:
         raise T2Error(f"it cannot be read ({type(error).__name__}: {error}).") from error
 
 

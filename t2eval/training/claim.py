@@ -17,12 +17,12 @@ from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import CARD, README, TENSORS
 from t2eval.store.digests import object_digest
-from t2eval.store.files import read_json, write_json, write_text
+from t2eval.store.files import read_record, write_json, write_text
 from t2eval.store.guard import refuse_other_settings
 from t2eval.store.versions import versions
 from t2eval.training import adapters, checkpoints, full
 from t2eval.training.config import RECORD, SETTINGS, TrainConfig, changed_setting
-from t2eval.training.loop import LOG
+from t2eval.training.log import LOG
 from t2eval.training.record import RunRecord
 
 INPUTS, CURVE, OUTCOMES = "inputs.json", "learning_curve.png", "test_outcomes.json"
@@ -66,7 +66,7 @@ def claim(config: TrainConfig) -> RunRecord | None:
         )
     if held and (output / SETTINGS).is_file():
         before, now = (
-            read_json(output / SETTINGS, what="settings", remedy="Give another output directory, or overwrite."),
+            read_record(output / SETTINGS, dict[str, Any], what="settings", remedy="Give another output directory, or overwrite."),
             config.hyperparameters,
         )
         if (changed := changed_setting(before, now)) is not None:
@@ -115,7 +115,8 @@ def hold(config: TrainConfig, environment: Environment, examples: Sequence[Examp
     }
     path = config.output / INPUTS
     if path.is_file():
-        refuse_other_settings(config.output, read_json(path, what="inputs", remedy="Overwrite the run."), now, remedy=_REMEDY)
+        held = read_record(path, dict[str, Any], what="inputs", remedy="Overwrite the run.")
+        refuse_other_settings(config.output, held, now, remedy=_REMEDY)
     write_json(config.output / SETTINGS, config.hyperparameters)
     write_json(path, now)
 

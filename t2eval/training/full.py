@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error
 from t2eval.store.files import write_text
+from t2eval.store.tensors import map_tensors
 from t2eval.svf.selection import target_paths
 from t2eval.training.adapter_card import adapter_card
 from t2eval.training.config import TrainConfig
@@ -103,10 +104,7 @@ def mounted(model: Any, folder: Path) -> Iterator[Any]:
     Raises:
         T2Error: no such file, a damaged one, or one of another model.
     """
-    try:
-        stored = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise T2Error(f"The weights in {folder} cannot be read: {error}. Train them again, or copy them again.") from error
+    stored = map_tensors(folder / WEIGHTS, what="file of trained weights", remedy="Train them again, or copy them again.")
     own = dict(model.named_parameters())
     problem = next((name for name, value in own.items() if name not in stored or stored[name].shape != value.shape), None)
     problem = problem or next((name for name in stored if name not in own and name not in model.state_dict()), None)

@@ -28,12 +28,12 @@ from t2eval.store.files import append_line, write_text
 from t2eval.training import checkpoints
 from t2eval.training.checkpoints import Progress, room_for
 from t2eval.training.config import TrainConfig
+from t2eval.training.log import LOG, read_log
 from t2eval.training.objective import Objective
 from t2eval.training.processes import Processes
 from t2eval.training.progress import Report, Say, log_remark
 from t2eval.training.trainable import Trainable
 
-LOG = "log.jsonl"
 _EARLY = 3
 """Steps after which equal rewards are worth a word."""
 
@@ -243,8 +243,7 @@ class Loop:
         """Leave in the log what the checkpoint knows of."""
         path = self.folder / LOG
         if self.processes.first and path.is_file():
-            rows = [line for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
-            write_text(path, "".join(f"{line}\n" for line in rows if json.loads(line)["step"] <= step))
+            write_text(path, "".join(f"{json.dumps(row)}\n" for row in read_log(path) if row["step"] <= step))
         self.processes.wait()
 
     def _save(self) -> None:

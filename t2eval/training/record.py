@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from t2eval.errors import T2Error
 from t2eval.expert.card import BaseModelCard, Score, TrainingRecord
-from t2eval.store.files import read_json, write_json
+from t2eval.store.files import read_record, write_json
 from t2eval.training.config import RECORD
 
 
@@ -49,6 +48,13 @@ class RunRecord(TrainingRecord):
     versions: dict[str, str] = {}
     remarks: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _scored(self) -> RunRecord:
+        missing = next((when for when in ("before", "after") if "validation" not in self.scores.get(when, {})), None)
+        if missing is not None:
+            raise ValueError(f"scores: there is no validation score {missing} training")
+        return self
+
     def card(self) -> TrainingRecord:
         """The part of it that goes into an expert's card."""
         return TrainingRecord(**{name: getattr(self, name) for name in TrainingRecord.model_fields})
@@ -69,15 +75,55 @@ class RunRecord(TrainingRecord):
         write_json(folder / RECORD, self.model_dump(mode="json"))
 
     @classmethod
-    def read(cls, folder: Path) -> RunRecord:
+    def read(cls, folder: Path, remedy: str = "Train again with overwrite.") -> RunRecord:
         """The record of a finished run.
+
+        Args:
+            folder: the run's.
+            remedy: what to do when it cannot be read.
 
         Raises:
             T2Error: there is none, or it is damaged.
         """
-        path = folder / RECORD
-        content = read_json(path, what="training record", remedy="Train again with overwrite.")
-        try:
-            return cls(**content)
-        except (TypeError, ValidationError) as error:
-            raise T2Error(f"{path} is not a training record: {str(error).splitlines()[0]}. Train again with overwrite.") from error
+        return read_record(folder / RECORD, cls, what="training record", remedy=remedy)
+
+
+class Results(BaseModel):
+    """What others read of a finished run's `training.json`, whichever release wrote it.
+
+    Attributes:
+        seconds: of training.
+        chosen_step: the checkpoint that validation chose, where it is stated.
+        scores: before and after training, both on the split that the result is judged by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    seconds: float
+    chosen_step: int | None = None
+    scores: dict[Literal["before", "after"], dict[Literal["validation", "test"], Score]]
+
+    @model_validator(mode="after")
+    def _scored(self) -> Results:
+        missing = next((when for when in ("before", "after") if self.split not in self.scores.get(when, {})), None)
+        if missing is not None:
+            raise ValueError(f"scores: there is no {self.split} score {missing} training")
+        return self
+
+    @property
+    def split(self) -> Literal["validation", "test"]:
+        """`test`, or `validation` where the test split was not scored."""
+        return "test" if "test" in self.scores.get("after", {}) else "validation"
+
+    @classmethod
+    def read(cls, folder: Path, remedy: str) -> Results:
+        """Of a finished run.
+
+        Args:
+            folder: the run's.
+            remedy: what to do when they cannot be read.
+
+        Raises:
+            T2Error: there are none, or their file is damaged.
+        """
+        return read_record(folder / RECORD, cls, what="record of a training", remedy=remedy)

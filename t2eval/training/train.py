@@ -18,14 +18,14 @@ from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import BaseModelCard, Score
 from t2eval.expert.expert import check_name
-from t2eval.store.files import read_json_lines
 from t2eval.store.lock import locked
 from t2eval.store.versions import git_commit, versions
 from t2eval.training import claim
 from t2eval.training.checkpoints import Progress
 from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
-from t2eval.training.loop import LOG, Loop
+from t2eval.training.log import LOG, read_log
+from t2eval.training.loop import Loop
 from t2eval.training.methods import make_trainable
 from t2eval.training.processes import Processes
 from t2eval.training.progress import Report, Show, opening, show
@@ -292,7 +292,7 @@ def _finish(setup: _Setup, config: TrainConfig, runs: list[_Run], progress: bool
     for remark in record.remarks[len(chosen.remarks) :]:
         opening(progress, remark)
     log = config.output / LOG
-    rows = read_json_lines(log) if log.is_file() else []
+    rows = read_log(log) if log.is_file() else []
     title, metric = f"{config.method}, {config.objective}: {config.task}", setup.environment.metric
     with claim.staged_file(config.output / claim.CURVE) as path:
         draw(path, title=title, metric=metric, points=best.validations, chosen=best.best_step, batches=rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2eval.errors import T2Error
+from t2eval.store.files import read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,6 +24,8 @@ MIN_SIDE, MAX_SIDE = 32, 2048
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Others are refused: some of Pillow's readers start programs (EPS) or are hardly ever used."""
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_LARGEST = 2**28
+"""Bytes of a picture's file."""
 _WHITE = (255, 255, 255, 255)
 
 
@@ -82,9 +85,9 @@ def _stream(source: Any, place: Place) -> BytesIO:
         source = source.get("bytes") or source.get("path")
     if isinstance(source, (str, Path)):
         try:
-            source = Path(source).read_bytes()
-        except OSError as error:
-            raise place.refuse(f"its file cannot be read ({error}).") from error
+            source = read_bytes(source, what="picture", remedy="", limit=_LARGEST)
+        except T2Error as error:
+            raise place.refuse(f"its file cannot be read ({str(error).strip()}).") from error
     if not source:
         raise place.refuse("there is none: the field is empty.")
     if not isinstance(source, (bytes, bytearray)):

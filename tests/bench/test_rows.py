@@ -62,12 +62,12 @@ def test_missing_samples_are_named(tmp_path):
     row = fake_row(tmp_path, Cell("m", "base", "t", 0))
     assert len(read_samples(tmp_path, row)) == row.n
     (tmp_path / row.samples).write_bytes(b"rubbish")
-    with pytest.raises(T2Error, match="Cannot read the examples of cell m__base__t__seed0"):
+    with pytest.raises(T2Error, match="m__base__t__seed0.jsonl.gz' cannot be read: .* Remove its row"):
         read_samples(tmp_path, row)
     whole = gzip.compress(b"{}" * 1000)
     for damaged in (whole[:20], whole[:12] + bytes(20) + whole[32:], gzip.compress(b"{broken")):
         (tmp_path / row.samples).write_bytes(damaged)
-        with pytest.raises(T2Error, match="Cannot read the examples of cell m__base__t__seed0"):
+        with pytest.raises(T2Error, match="m__base__t__seed0.jsonl.gz' cannot be read: .* Remove its row"):
             read_samples(tmp_path, row)
 
 
