@@ -105,8 +105,19 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     metavar="DIR",
     help="Write a GitHub Actions workflow and its shell form into a repository's folder instead.",
 )
+@click.option("--export", "exported", metavar="FORMAT", help="Write the rows for others instead: lm-eval, every-eval-ever or peft.")
+@click.option("--output", type=FOLDER, help="A new folder for what --export writes.")
+@click.option("--organization", default="unknown", show_default=True, help="Who made the rows, for --export every-eval-ever.")
 def leaderboard(
-    directories: tuple[Path, ...], form: str, pair: tuple[str, str] | None, other: Path | None, leave_out: bool, ci: Path | None
+    directories: tuple[Path, ...],
+    form: str,
+    pair: tuple[str, str] | None,
+    other: Path | None,
+    leave_out: bool,
+    ci: Path | None,
+    exported: str | None,
+    output: Path | None,
+    organization: str,
 ) -> int:
     """Print a benchmark's scores, errors and tests.
 
@@ -120,9 +131,12 @@ def leaderboard(
       t2 leaderboard runs/embedded --compare fewshot lora
       t2 leaderboard runs/shard-1-of-2 other/shard-2-of-2
       t2 leaderboard runs/new --fail-on-regression runs/main
+      t2 leaderboard runs/embedded --export lm-eval --output runs/embedded-lm-eval
       t2 leaderboard --init-ci .
     """
-    given = [name for name, value in (("--compare", pair), ("--fail-on-regression", other), ("--init-ci", ci)) if value]
+    given = [
+        name for name, value in (("--compare", pair), ("--fail-on-regression", other), ("--init-ci", ci), ("--export", exported)) if value
+    ]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
     if leave_out and other is None:
@@ -135,6 +149,8 @@ def leaderboard(
         return 0
     if not directories:
         raise UsageError("Which benchmark? Give the --output folder of `t2 bench`.")
+    if exported is not None or output is not None:
+        return _export(directories, exported, output, organization)
     if pair:
         from t2eval.leaderboard.comparison import compare
 
@@ -146,6 +162,18 @@ def leaderboard(
 
     board = table(directories)
     click.echo(board.to_json() if form == "json" else board.to_markdown(), nl=form == "json")
+    return 0
+
+
+def _export(directories: Sequence[Path], form: str | None, output: Path | None, organization: str) -> int:
+    if form is None or output is None:
+        raise UsageError("--export FORMAT and --output FOLDER belong together.")
+    from t2eval.leaderboard.exports import export
+
+    files, notes = export(directories, form, output, organization=organization)
+    for note in notes:
+        click.echo(f"Note: {note}", err=True)
+    click.echo(f"Wrote {len(files)} files to {output}")
     return 0
 
 

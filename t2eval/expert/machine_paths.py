@@ -24,7 +24,7 @@ def without_paths(card: ExpertCard) -> ExpertCard:
     """A card in which every path of this machine is cut to its last part: the base model's folder, settings, descriptions."""
     stated = card.model_dump(mode="json")
     kept = {key: stated[key] for key in ("modules", "basis_fingerprint")}
-    rest = {key: _cleaned(value) for key, value in stated.items() if key not in kept}
+    rest = {key: cleaned(value) for key, value in stated.items() if key not in kept}
     base = rest["base_model"]
     if Path(base["id"]).is_dir() and not is_embedded(base["id"]):  # a folder by a relative name
         base["id"] = Path(base["id"]).name
@@ -48,15 +48,16 @@ def refuse_paths(name: str, content: bytes) -> None:
         raise T2Error(f"{name} names a path of this machine, {shown(found)}: nothing was uploaded. Take it out of the expert's card.")
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
+    """A value of JSON's types in whose texts each path of this machine is cut to its last part."""
     if isinstance(value, str):
         for place in _places():  # first, as one of them may have a space in it
             value = re.sub(rf"{re.escape(place)}(?=/|\\|$)[/\\]?", lambda _: "/", value)
         value = re.sub(r"file:/+(?=[^\s])", "/", value)
         return _PATH.sub(lambda match: match[1] or match[2], value)
     if isinstance(value, dict):
-        return {key: _cleaned(item) for key, item in value.items()}
-    return [_cleaned(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: cleaned(item) for key, item in value.items()}
+    return [cleaned(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _places() -> list[str]:
