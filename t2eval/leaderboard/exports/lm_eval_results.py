@@ -44,7 +44,7 @@ def _results(source: Source, method: str, seed: int, rows: list[Row]) -> dict[st
         "n-samples": {row.task: {"original": None, "effective": row.n} for row in rows},
         "config": {
             "model": f"t2-{method}" if method in EXPERT_METHODS else "hf",
-            "model_args": {"pretrained": source.model, **_given(method, rows[0])},
+            "model_args": {"pretrained": source.model, **_given(method, rows)},
             "batch_size": settings.get("batch_size"),
             "device": settings.get("device"),
             "limit": settings.get("limit"),
@@ -69,12 +69,13 @@ def _results(source: Source, method: str, seed: int, rows: list[Row]) -> dict[st
     }
 
 
-def _given(method: str, row: Row) -> dict[str, str]:
-    if method in BASELINES:
-        return {"peft": "+".join(row.hashes.get("adapter") or {})}
-    experts = row.hashes.get("experts") or {}
-    sources = row.hashes.get("sources") or {}
-    return {"experts": "+".join(sources.get(name, name) for name in experts)} if experts else {}
+def _given(method: str, rows: list[Row]) -> dict[str, str]:
+    """The experts or adapters of a run, where its tasks had the same ones; each row's own are in `t2eval.rows`."""
+    kind, name = ("adapter", "peft") if method in BASELINES else ("experts", "experts")
+    found = {
+        "+".join((row.hashes.get("sources") or {}).get(each, each) for each in row.hashes[kind]) for row in rows if row.hashes.get(kind)
+    }
+    return {name: found.pop()} if len(found) == 1 else {}
 
 
 def _metric(row: Row) -> str:

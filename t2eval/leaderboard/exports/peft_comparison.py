@@ -1,8 +1,9 @@
 """peft's method_comparison: one JSON file for each evaluated expert or adapter, with what its training cost.
 
-A row knows the file that it evaluated by its digest, and the manifest knows where that lies: there the training's own record is. Rows without
-one (strategies, the base, files that are gone) are left out and counted. peft's app asks for whole numbers that t2eval does not measure:
-those of memory are the evaluation's peak, an upper bound of the mean; `t2eval.not_measured` names what is 0 or null for that reason.
+A row knows the file that it evaluated by its digest, and the manifest knows where that lies: there the training's own record is. Rows
+without one (strategies, the base, files that are gone) are left out and counted. peft's app asks for whole numbers that t2eval does not
+measure: those of memory are the evaluation's peak, an upper bound of the mean; `t2eval.not_measured` names what is 0 or null for that
+reason.
 """
 
 from __future__ import annotations
