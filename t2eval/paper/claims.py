@@ -26,6 +26,8 @@ class Claim(BaseModel):
         n: examples (or what else was resampled).
         p: two-sided, uncorrected. adjusted: after Holm's correction over the item's claims (`judge` fills it in).
         test: its name.
+        clusters: groups of dependent examples, None where they are independent. smallest: the smallest true difference that such a test
+            finds four times in five at 5%, uncorrected; None where it finds none.
         holds: for a claim that is measured without sampling (a count, a sum): whether it is so. Then there is no test.
         seen: what was measured, in words, for a claim with `holds`.
         reported: the paper's figures for the two sides, in the order of the text; None: it has none.
@@ -41,6 +43,8 @@ class Claim(BaseModel):
     p: float | None = None
     adjusted: float | None = None
     test: str | None = None
+    clusters: int | None = None
+    smallest: float | None = None
     holds: bool | None = None
     seen: str = ""
     reported: tuple[float, float] | None = None
