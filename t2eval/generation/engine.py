@@ -35,6 +35,24 @@ __all__ = ["Engine", "SequenceScope", "everywhere"]
 _log = logging.getLogger(__name__)
 
 
+def room_for_prompt(max_length: int, max_new_tokens: int) -> int:
+    """The tokens that an answer's limit leaves for the prompt.
+
+    Args:
+        max_length: the model's longest sequence in tokens.
+        max_new_tokens: the longest answer.
+
+    Raises:
+        T2Error: none are left.
+    """
+    if max_new_tokens >= max_length:
+        raise T2Error(
+            f"An answer may have {max_new_tokens} tokens, and the model's longest sequence has {max_length}: no room is left for the "
+            "prompt. Give a smaller max_gen_toks (--gen_kwargs, or generation_kwargs of the task), or a model with a longer context."
+        )
+    return max_length - max_new_tokens
+
+
 class Engine:
     """One model and its tokenizer.
 
@@ -87,13 +105,7 @@ class Engine:
         Raises:
             T2Error: no prompt would have room; or a prompt with images, which cannot be cut, is too long.
         """
-        room = self.max_length - settings.max_new_tokens
-        if room < 1:
-            raise T2Error(
-                f"An answer may have {settings.max_new_tokens} tokens, and the model's longest sequence has {self.max_length}: no room "
-                "is left for the prompt. Give a smaller max_gen_toks (--gen_kwargs, or generation_kwargs of the task), or a model with a "
-                "longer context."
-            )
+        room = room_for_prompt(self.max_length, settings.max_new_tokens)
         seen = features if features is not None else [None] * len(prompts)
         long = sum(len(prompt) > room for prompt in prompts)
         if long and "prompts" not in self._warned:

@@ -1,6 +1,7 @@
 """The demo: train an expert (or all of them) on the embedded base model, then benchmark every method on every embedded task.
 
-What is not trained here is shipped with t2eval, and the closing text says which is which.
+What is not trained here is shipped with t2eval, and the closing text says which is which. The demo of a real model (`smollm2`) ships
+nothing: it trains one expert and one LoRA on ARC-Easy, and benchmarks them on ARC-Easy and ARC-Challenge.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from t2eval.basemodel.devices import available_cores
 from t2eval.bench import training
 from t2eval.bench.config import BASELINES, DEFAULT_METHODS, PAPER_BASELINES
 from t2eval.bench.execute import RunResult, run
+from t2eval.bench.plan import Plan, load_plan
 from t2eval.bench.shipped import assemble, plan_in, shipped_seeds
 from t2eval.bench.training import Job
-from t2eval.errors import UsageError
+from t2eval.errors import UsageError, unknown
 from t2eval.leaderboard.report import leaderboard
 from t2eval.leaderboard.table import Leaderboard
+from t2eval.paths import EMBEDDED, SMOLLM2
 from t2eval.store.files import read_record, write_json, write_text
 from t2eval.store.guard import refuse_other_settings
 from t2eval.workers.pool import Pool
 
 LIVE = "math"
-EXAMPLES = 300
+EXAMPLES = {EMBEDDED: 300, SMOLLM2: 100}
+"""Model of a demo → how many test examples of a task it scores, unless told."""
 FURTHER = tuple(name for name in BASELINES if name not in PAPER_BASELINES)
 """Baselines beside the paper's: only `full` trains and shows them."""
 _MARKER = "demo.json"
@@ -63,58 +67,87 @@ def jobs(root: Path, full: bool, seeds: Sequence[int] = (0,)) -> list[Job]:
     return [*found, *training.jobs(plan_in(root, seeds=sorted({0, *seeds}), methods=list(FURTHER)))]
 
 
-def _claim(output: Path, full: bool) -> None:
+def plan_of(
+    model: str, output: Path, limit: int | None = None, seeds: Sequence[int] | None = None, methods: Sequence[str] | None = None
+) -> Plan:
+    """What a demo benchmarks.
+
+    Args:
+        model: of `EXAMPLES`.
+        output: gets what is trained.
+        limit: test examples a task; None: the demo's own number.
+        seeds, methods: None: the demo's own.
+
+    Raises:
+        UsageError: there is no demo of this model.
+    """
+    if model not in EXAMPLES:
+        raise unknown("model of a demo", model, EXAMPLES)
+    settings = {"limit": limit or EXAMPLES[model], "seeds": None if seeds is None else list(seeds), "methods": methods and list(methods)}
+    if model == EMBEDDED:
+        return plan_in(output, **settings)
+    return training.settle(load_plan(f"{model}-demo", settings), output)
+
+
+def _claim(output: Path, mark: dict[str, object]) -> None:
     """Mark a folder as this kind of demo's.
 
     Raises:
-        UsageError: it is the other kind's.
+        UsageError: it is another kind's.
     """
     marker = output / _MARKER
     if marker.exists():
         remedy = "Choose another --output."
         before = read_record(marker, dict[str, Any], what="mark of a demo", remedy=remedy, limit=4096)
-        refuse_other_settings(output, before, {"full": full}, remedy=remedy)
-    write_json(marker, {"full": full})
+        refuse_other_settings(output, {"model": EMBEDDED} | before, mark, remedy=remedy)
+    write_json(marker, mark)
 
 
 def run_demo(
     output: str | Path,
     full: bool = False,
     workers: int | None = None,
-    limit: int | None = EXAMPLES,
+    limit: int | None = None,
     seeds: Sequence[int] | None = None,
     progress: Callable[[str], None] = print,
+    model: str = EMBEDDED,
 ) -> Demo:
     """Train, benchmark, report. Run again with the same folder, it continues.
 
     Args:
-        output: gets `library/`, `baselines/`, `bench/` and `leaderboard.md`.
-        full: train all experts and baselines of seed 0 instead of one expert, and of every seed the baselines that are not shipped (VeRA,
-            TinyLoRA, LoRA-XS, full fine-tuning).
+        output: gets what is trained, `bench/` and `leaderboard.md`.
+        full: of the embedded base: train all experts and baselines of seed 0 instead of one expert, and of every seed the baselines that
+            are not shipped (VeRA, TinyLoRA, LoRA-XS, full fine-tuning).
         workers: processes; by default one a core, at most 8.
-        limit: test examples a task.
-        seeds: to be benchmarked: 0 is (partly) trained here, the others are shipped; by default 0 and all that are shipped.
+        limit: test examples a task; None: `EXAMPLES`.
+        seeds: to be benchmarked. Of the embedded base 0 is (partly) trained here and the others are shipped, by default 0 and all that
+            are shipped; of a real model all are trained here, by default 0 alone.
         progress: told each step in a line.
+        model: of `EXAMPLES`.
 
     Raises:
-        UsageError: the folder holds another kind of demo, or a seed is not shipped.
+        UsageError: no such demo, the folder holds another kind of demo, or a seed is not shipped.
         T2Error: training or the benchmark could not run, or Ctrl-C; what is finished stays.
     """
     started = time.perf_counter()
     output = Path(output)
-    shipped = shipped_seeds()
-    chosen = tuple(seeds) if seeds is not None else tuple(sorted({0, *shipped}))
-    for seed in chosen:
-        if seed not in shipped and not (seed == 0 and full):
-            raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
-    workers = workers or min(8, available_cores())
+    if full and model != EMBEDDED:
+        raise UsageError(
+            f"--full is the embedded base's: there is no full demo of {model}. `t2 bench FILE.yaml` trains what a file's methods need."
+        )
+    shipped = shipped_seeds() if model == EMBEDDED else ()
+    if model == EMBEDDED:
+        seeds = tuple(seeds) if seeds is not None else tuple(sorted({0, *shipped}))
+        for seed in seeds:
+            if seed not in shipped and not (seed == 0 and full):
+                raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
+    plan = plan_of(model, output, limit, seeds, [*DEFAULT_METHODS, *FURTHER] if full else None)
     output.mkdir(parents=True, exist_ok=True)
-    _claim(output, full)
-    todo = jobs(output, full, chosen)
-    said = assemble(output, {job.output for job in todo}, chosen)
-    with Pool(workers) as pool:
+    _claim(output, {"full": full, "model": model})
+    todo = jobs(output, full, plan.config.seeds) if model == EMBEDDED else training.jobs(plan)
+    said = assemble(output, {job.output for job in todo}, plan.config.seeds) if model == EMBEDDED else ()
+    with Pool(workers or min(8, available_cores())) as pool:
         training.train(todo, pool, progress)
-        plan = plan_in(output, limit=limit, seeds=list(chosen), **({"methods": [*DEFAULT_METHODS, *FURTHER]} if full else {}))
         progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
         result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
     demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)

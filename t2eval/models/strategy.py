@@ -27,7 +27,7 @@ from t2eval.environment import harness, runs
 from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_library
-from t2eval.generation.engine import Engine
+from t2eval.generation.engine import Engine, room_for_prompt
 from t2eval.generation.settings import GenerationSettings
 from t2eval.models.base import one_reason, placed
 from t2eval.models.launch import one_message
@@ -135,6 +135,10 @@ class Strategy(Recorded):
         return self._answer("loglikelihood_rolling", requests, disable_tqdm)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        with one_message():
+            for request in requests:
+                limit = harness.generation_settings(request.args[1], int(self.max_gen_toks))["max_gen_toks"]
+                room_for_prompt(int(self.max_length), int(limit))
         return self._answer("generate_until", requests, disable_tqdm)
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:

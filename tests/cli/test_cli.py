@@ -204,12 +204,14 @@ def test_a_gate_gives_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
     worse = comparison.Comparison("cls", "math", 0.5, 0.9, -0.4, -0.5, -0.3, 100, 0.001, "McNemar")
     found = gate.Gate((worse,), ("The runs differ in n: cls on math 100 here, 50 there.",))
-    monkeypatch.setattr(gate, "fail_on_regression", lambda directory, other: found)
+    monkeypatch.setattr(gate, "fail_on_regression", lambda directories, other, leave_out_changed=False: found)
     result = invoke("leaderboard", "new", "--fail-on-regression", "old")
     assert result.exit_code == 3
     assert "cls on math" in result.stdout
     assert "Note: The runs differ in n" in result.stderr
-    monkeypatch.setattr(gate, "fail_on_regression", lambda directory, other: gate.Gate((), ("No baseline: old",)))
+    monkeypatch.setattr(
+        gate, "fail_on_regression", lambda directories, other, leave_out_changed=False: gate.Gate((), ("No baseline: old",))
+    )
     assert invoke("leaderboard", "new", "--fail-on-regression", "old").exit_code == 0
     monkeypatch.setattr(comparison, "compare", lambda directory, first, second: [worse])
     compared = invoke("leaderboard", "new", "--compare", "cls", "base", "--format", "json")

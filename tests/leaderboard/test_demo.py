@@ -93,6 +93,42 @@ def test_a_folder_is_of_one_kind_of_demo(tmp_path, shipped):
         demo.run_demo(tmp_path / "out", full=True)
 
 
+def test_the_real_models_demo_trains_one_expert_and_one_adapter_in_its_folder_and_shares_none(tmp_path, monkeypatch):
+    made = []
+
+    def train(todo, pool, progress):
+        made.extend((job.config.model, job.config.task, job.config.method, job.output) for job in todo)
+        for job in todo:
+            job.output.mkdir(parents=True)
+            score = {"score": 0.5, "stderr": 0.01, "n": 100}
+            (job.output / "training.json").write_text(
+                json.dumps({"seconds": 60.0, "scores": {"before": {"test": score}, "after": {"test": score}}})
+            )
+
+    monkeypatch.setattr(demo.training, "train", train)
+    monkeypatch.setattr(demo, "run", lambda plan, output, **options: run(plan, output, factory=FakeWorker, **options))
+    done = demo.run_demo(tmp_path, limit=7, progress=lambda _: None, model="smollm2")
+    assert made == [
+        ("smollm2", "arc_easy", "svf", tmp_path / "experts" / "seed-0" / "reasoning"),
+        ("smollm2", "arc_easy", "lora", tmp_path / "baselines" / "seed-0" / "lora-reasoning"),
+    ]
+    assert done.shipped == ()
+    methods = [json.loads(line)["method"] for line in (tmp_path / "bench" / "rows.jsonl").read_text().splitlines()]
+    assert set(methods) == {"base", "expert", "prompt", "fewshot", "lora"}
+    assert "(n=7)" in done.to_markdown()
+    with pytest.raises(UsageError, match="model was 'smollm2' there, and is 'embedded' now"):
+        demo.run_demo(tmp_path, progress=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"model": "smolm2"}, "Did you mean 'smollm2'"), ({"model": "smollm2", "full": True}, "no full demo of smollm2")]
+)
+def test_a_demo_that_does_not_exist(tmp_path, settings, said):
+    with pytest.raises(UsageError, match=said):
+        demo.run_demo(tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_full_trains_everything_of_seed_0_and_of_the_others_what_is_not_shipped(tmp_path):
     todo = demo.jobs(tmp_path, full=True, seeds=(0, 1))
     others = [job for job in todo if job.config.seed]

@@ -170,6 +170,12 @@ def test_dispatch_answers_each_document_with_its_expert_in_order(world: Path, ki
     assert info["first_pass"]["tokens"] > 0
 
 
+def test_a_limit_of_tokens_that_leaves_no_room_for_the_prompt_is_refused_before_anything_is_answered(world: Path) -> None:
+    lm = _make("prompt", world)
+    with pytest.raises(T2Error, match=r"An answer may have 5000 tokens, .* no room is left for the prompt"):
+        simple_evaluate(lm, tasks=["embedded_math_unseen"], limit=1, gen_kwargs={"max_gen_toks": 5000}, bootstrap_iters=0)
+
+
 def test_dispatch_is_made_once_a_document(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = _make("prompt", world)
     results = _evaluate(lm, ["models_choice", "models_gen"])
