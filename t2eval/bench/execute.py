@@ -1,4 +1,4 @@
-"""Execution: cells run by local worker processes, each finished one a row; run again, it goes on where it stopped.
+"""Execution: cells run by the processes of an executor, each finished one a row; run again, it goes on where it stopped.
 
 Only the parent writes `rows.jsonl`; a worker that dies costs the cell it was on (a failed row), and workers end with their parent.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,17 +19,18 @@ from t2eval.bench.inputs import files_of, pinned_config
 from t2eval.bench.manifest import checked
 from t2eval.bench.manifest import write as write_manifest
 from t2eval.bench.neighbours import Neighbours
-from t2eval.bench.plan import Cell, Plan, check_executor, make_plan
+from t2eval.bench.plan import Cell, Plan, make_plan
 from t2eval.bench.rows import Row
 from t2eval.bench.shards import parse_shard, shard_of
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
+from t2eval.bench.travel import CellSetup, here
 from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
-from t2eval.store.files import is_disk_full
+from t2eval.store.files import is_disk_full, write_bytes
 from t2eval.store.lock import locked
-from t2eval.workers.pool import Outcome, Pool
-from t2eval.workers.processes import gpus_of
+from t2eval.workers.executor import Executor, Outcome, Request
+from t2eval.workers.registry import check_executor, open_executor
 
 LOG = "workers.log"
 
@@ -96,33 +97,23 @@ class CellWorker(Protocol):
 WorkerFactory = type[CellWorker]
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """Makes a worker process ready for the cells of one plan."""
-
-    factory: WorkerFactory
-    config: BenchConfig
-    output: Path
-
-    def __call__(self) -> Callable[[Cell], Row]:
-        worker = self.factory(self.config, self.output)
-        worker.open()
-        return worker.run
-
-
 def _row(outcome: Outcome, output: Path) -> Row:
-    """The row of a cell that was answered, or whose worker died over it.
+    """The row of a cell that was answered, or whose worker died over it. Files that came with it are written first.
 
     Raises:
         T2Error: the disk is full, or the worker cannot go on.
     """
     if outcome.error is not None:
         raise _readable(outcome.error, output)
-    if outcome.exit_code is None:
-        row: Row = outcome.value
+    if outcome.death is None:
+        row: Row
+        row, files = outcome.value
+        for name, content in files.items():
+            write_bytes(output / name, content, remedy=rows.REMEDY)
         return row
     cell: Cell = outcome.item
-    reason = f"The worker process died (exit code {outcome.exit_code}; -9 is most often too little memory)."
+    died = f"The worker process died (exit code {outcome.exit_code}; -9 is most often too little memory)."
+    reason = died if outcome.lost is None else f"The cell could not be finished: {outcome.lost}."
     return Row(cell=cell.key, model=cell.model, method=cell.method, task=cell.task, seed=cell.seed, status="failed", error=reason)
 
 
@@ -132,19 +123,29 @@ def _readable(error: Exception, output: Path) -> T2Error:
     return error if isinstance(error, T2Error) else T2Error(f"A worker failed: {error}")
 
 
-def _rows(pool: Pool, plan: Plan, output: Path, pending: Sequence[Cell], factory: WorkerFactory) -> Generator[Row]:
+def _rows(pool: Executor, plan: Plan, output: Path, pending: Sequence[Cell], factory: WorkerFactory) -> Generator[Row]:
     """Rows as they are finished.
 
     Raises:
         T2Error: no worker can be made ready, or the disk is full.
     """
-    setup = _Setup(factory, plan.config, output)
+    setup = CellSetup(factory, here(plan.config) if pool.elsewhere else plan.config, output)
     with contextlib.closing(pool.run(setup, pending, output / LOG, lambda cell: (cell.method, cell.seed))) as outcomes:
         try:
             for outcome in outcomes:
                 yield _row(outcome, output)
         except OSError as error:
             raise _readable(error, output) from error
+
+
+def _refuse_other_task(row: Row, tasks: Mapping[str, str]) -> None:
+    """Refuse a row of a task that is another one where the cell ran: then this machine's manifest would not say what it is of."""
+    made = row.hashes.get("task")
+    if row.status == "ok" and made is not None and tasks.get(row.task, made) != made:
+        raise T2Error(
+            f"{row.cell} was made with another version of the task {row.task} than this machine's (YAML, Python or local data). "
+            "Install the same t2eval and tasks where cells run."
+        )
 
 
 def _narrow(plan: Plan, limit: int | None, seeds: Sequence[int] | None) -> Plan:
@@ -159,26 +160,29 @@ def run(
     plan: Plan,
     output: str | Path,
     executor: str = "local",
-    workers: int = 1,
+    workers: int | None = None,
     limit: int | None = None,
     seeds: Sequence[int] | None = None,
     progress: Callable[[Progress], None] | None = None,
     factory: WorkerFactory = Worker,
-    pool: Pool | None = None,
+    pool: Executor | None = None,
+    request: Request | None = None,
 ) -> RunResult:
     """Train what a benchmark's `train:` section asks for and is missing, then run the cells that are not done yet.
 
     Args:
         plan: from `load_plan`.
         output: folder for `rows.jsonl`, `samples/` and `manifest.json`; one that a run of the same plan has begun is gone on with.
-        executor: `local`.
-        workers: processes; each loads the base model once, takes its share of the cores as threads (or what OMP_NUM_THREADS says), and has
-            a GPU of its own where there are several and the device is `auto` or `cuda`.
+        executor: where cells run: `local` or `ray` (`workers.registry`).
+        workers: processes, by default one, or as many as a cluster has room for; each loads the base model once, takes its share of the
+            cores as threads (or what OMP_NUM_THREADS says), and has a GPU of its own where there are several and the device is `auto` or
+            `cuda`.
         limit: test examples a task, instead of the file's.
         seeds: instead of the file's.
         progress: told each finished cell.
         factory: makes what runs cells, in the worker process (must be picklable).
-        pool: worker processes that go on living after the run, instead of `workers` new ones.
+        pool: processes that go on living after the run, instead of `workers` new ones.
+        request: what else the executor is asked for: a cluster's address, shares of its machines, retries.
 
     Returns:
         The rows of all of the plan's cells.
@@ -188,15 +192,15 @@ def run(
         T2Error: the base model cannot be loaded, the disk is full, or Ctrl-C; finished rows stay.
     """
     check_executor(executor)
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UsageError(f"--workers must be at least 1, not {workers}.")
     plan, output = _narrow(plan, limit, seeds), Path(output)
+    asked = replace(request or Request(), workers=workers, device=plan.config.device)
     started = time.perf_counter()
     try:
         with locked(output, "benchmark"):
             rows.repair(output)
-            gpus = gpus_of(plan.config.device) if workers > 1 else ()
-            kept: AbstractContextManager[Pool] = contextlib.nullcontext(pool) if pool is not None else Pool(workers, gpus)
+            kept: AbstractContextManager[Executor] = contextlib.nullcontext(pool) if pool is not None else open_executor(executor, asked)
             with kept as processes:
                 return _run_locked(plan, output, processes, progress, factory, started)
     except OSError as error:
@@ -204,10 +208,10 @@ def run(
 
 
 def _run_locked(
-    plan: Plan, output: Path, pool: Pool, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
+    plan: Plan, output: Path, pool: Executor, progress: Callable[[Progress], None] | None, factory: WorkerFactory, started: float
 ) -> RunResult:
-    plan = Plan(pinned_config(plan.config), plan.cells)
-    here = settle(plan, output)
+    plan = replace(plan, config=pinned_config(plan.config))
+    settled = settle(plan, output)
     tasks = factory.tasks(plan.config)
     before = rows.read(output)
     finished = {row.cell for row in before if row.status == "ok"}
@@ -219,22 +223,23 @@ def _run_locked(
     def say(line: str) -> None:
         report(Progress(done, total, None, time.perf_counter() - started, line))
 
-    checked(output, plan, files_of(here.config), tasks, grows=grows)  # before anything is trained in a folder of another plan
+    checked(output, plan, files_of(settled.config), tasks, grows=grows)  # before anything is trained in a folder of another plan
     neighbours = Neighbours(output, before)
-    trained = train_missing(here, pending, pool, say, output / TRAINING_LOG)
-    manifest = checked(output, plan, files_of(here.config), tasks, grows=grows)
+    trained = train_missing(settled, pending, pool, say, output / TRAINING_LOG)
+    manifest = checked(output, plan, files_of(settled.config), tasks, grows=grows)
     report(Progress(done, total, None, time.perf_counter() - started))
     written = not plan.cells  # a shard without cells says so by its manifest: else it would be missed
     if written:
         write_manifest(output, manifest)
     try:
-        with contextlib.closing(_rows(pool, here, output, pending, factory)) as found:
+        with contextlib.closing(_rows(pool, settled, output, pending, factory)) as found:
             for row in found:
                 # Written with the first row: a plan with a wrong name in it leaves no trace that would be in the way of the right one.
                 if not written:
                     write_manifest(output, manifest)
                     commits.note(output)
                     written = True
+                _refuse_other_task(row, tasks)
                 neighbours.admit(row)
                 rows.append(output, row)
                 done += 1

@@ -24,7 +24,6 @@ from t2eval.expert.location import is_hub
 from t2eval.paths import configs_dir, experts_dir, is_embedded, joined
 from t2eval.store.files import read_yaml
 
-EXECUTORS = ("local",)
 _PATH_FIELDS = ("experts", "baselines", "include_path")
 
 
@@ -144,12 +143,6 @@ def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> P
     if "assume" in given:
         merged["assume"] = {**(settings.get("assume") or {}), **given["assume"]}
     return make_plan(parse_config(merged, str(path)))
-
-
-def check_executor(executor: str) -> None:
-    """Refuse an executor that does not exist, with near matches (UsageError)."""
-    if executor not in EXECUTORS:
-        raise unknown("executor", executor, EXECUTORS)
 
 
 def open_tasks(names: Sequence[str], include_path: str | None = None) -> Any:

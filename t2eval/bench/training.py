@@ -20,9 +20,9 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
-from t2eval.store.files import read_record
+from t2eval.store.files import read_record, staged_folder, write_bytes
 from t2eval.training.config import TrainConfig, changed_setting
-from t2eval.workers.pool import Pool
+from t2eval.workers.executor import Executor
 
 RECORD, SETTINGS = "training.json", "settings.json"
 LOG = "training.log"
@@ -156,7 +156,7 @@ def run_config(section: TrainSection, method: str, label: str, seed: int, decide
     return TrainConfig.from_yaml(recipe, **given)
 
 
-def train_missing(plan: Plan, cells: Iterable[Cell], pool: Pool, say: Say, log: Path | None = None) -> tuple[Job, ...]:
+def train_missing(plan: Plan, cells: Iterable[Cell], pool: Executor, say: Say, log: Path | None = None) -> tuple[Job, ...]:
     """Do the runs that cells still need.
 
     Args:
@@ -216,11 +216,12 @@ def check_settings(job: Job, source: str = "the benchmark file") -> None:
         )
 
 
-def train(todo: Sequence[Job], pool: Pool, say: Say, log: Path | None = None) -> None:
+def train(todo: Sequence[Job], pool: Executor, say: Say, log: Path | None = None) -> None:
     """Do the runs that are not finished; one that was cut off goes on from its checkpoint.
 
-    One after the other with a progress bar, or side by side with a share of the cores each: two of them on two cores end sooner than one
-    after the other with two threads. On a GPU they never run side by side: each is given all of its memory.
+    Where the executor's processes are elsewhere, there. Else one after the other with a progress bar, or side by side with a share of the
+    cores each: two of them on two cores end sooner than one after the other with two threads. On a GPU they never run side by side: each
+    is given all of its memory.
 
     Args:
         todo: finished or not.
@@ -239,7 +240,10 @@ def train(todo: Sequence[Job], pool: Pool, say: Say, log: Path | None = None) ->
         return
     quiet_lm_eval()
     try:
-        if len(pending) == 1 or pool.workers == 1 or any(_device(job) != "cpu" for job in pending):
+        if pool.elsewhere:
+            say(f"training {len(pending)} experts and baselines on other machines, at most {pool.workers} at a time …")
+            _side_by_side(pending, pool, say, log or Path(os.devnull))
+        elif len(pending) == 1 or pool.workers == 1 or any(_device(job) != "cpu" for job in pending):
             _one_by_one(pending, say)
         else:
             say(f"training {len(pending)} experts and baselines, {pool.workers} at a time …")
@@ -256,7 +260,8 @@ def _device(job: Job) -> str:
     return "cpu" if job.config.model is None or is_embedded(job.config.model) else pick_device(asked).type
 
 
-def _placed(job: Job) -> TrainConfig:
+def placed(job: Job) -> TrainConfig:
+    """A run's settings, with the device that it takes on this machine."""
     return job.config.model_copy(update={"device": _device(job)})
 
 
@@ -267,7 +272,7 @@ def _one_by_one(pending: Sequence[Job], say: Say) -> None:
         count = f"[{number + 1}/{len(pending)}] " if len(pending) > 1 else ""
         say(f"{count}training {job.name} …")
         try:
-            train_expert(_placed(job), progress=True)
+            train_expert(placed(job), progress=True)
         except Exception as error:
             message = str(error) if isinstance(error, T2Error) else f"{type(error).__name__}: {error}"
             raise T2Error(f"Training {job.name!r} failed: {message}") from error
@@ -290,20 +295,33 @@ def _trainer() -> Callable[[Job], None]:
     quiet_lm_eval()
 
     def trained(job: Job) -> None:
-        train_expert(_placed(job), progress=False)
+        train_expert(placed(job), progress=False)
 
     return trained
 
 
-def _side_by_side(pending: Sequence[Job], pool: Pool, say: Say, log: Path) -> None:
+def _keep(output: Path, files: Mapping[str, bytes]) -> None:
+    """Write what was trained elsewhere, in place of what was begun here."""
+    with staged_folder(output) as folder:
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+
+
+def _side_by_side(pending: Sequence[Job], pool: Executor, say: Say, log: Path) -> None:
+    from t2eval.bench.travel import TrainSetup
+
     failed: list[str] = []
-    with contextlib.closing(pool.run(_trainer, pending, log)) as outcomes:
+    include = pending[0].config.include_path
+    setup: Callable[[], Callable[[Job], Any]] = TrainSetup(None if include is None else str(include)) if pool.elsewhere else _trainer
+    with contextlib.closing(pool.run(setup, pending, log)) as outcomes:
         for number, outcome in enumerate(outcomes, start=1):
             job: Job = outcome.item
+            if outcome.value:
+                _keep(job.output, outcome.value)
             if outcome.error is None and job.finished:
                 say(f"[{number}/{len(pending)}] trained {job}")
                 continue
-            reason = outcome.error or f"its process ended with exit code {outcome.exit_code}."
+            reason = outcome.error or f"{outcome.death}."
             failed.append(f"Training {job.name!r} failed: {reason}")
             say(f"[{number}/{len(pending)}] {failed[-1]}")
     if failed:

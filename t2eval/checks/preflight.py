@@ -15,7 +15,7 @@ from typing import Any
 from t2eval.basemodel import probe as hub
 from t2eval.basemodel.devices import AUTO, SPREAD
 from t2eval.bench.config import BASELINES, EXPERT_METHODS
-from t2eval.bench.plan import Plan, check_executor, open_tasks
+from t2eval.bench.plan import Plan, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.checks import doctor
 from t2eval.checks.arguments import check_arguments
@@ -27,6 +27,7 @@ from t2eval.forecast.figures import Figure
 from t2eval.forecast.forecast import Forecast, forecast
 from t2eval.paths import EMBEDDED, cache_dir, is_embedded
 from t2eval.training.config import TrainConfig
+from t2eval.workers.registry import check_executor
 
 _EXTRAS = {"ray": "t2eval[ray]", "wandb": "t2eval[wandb]"}
 
@@ -46,23 +47,25 @@ def check_bench(plan: Plan, output: Path, executor: str = "local") -> list[str]:
         UsageError: a wrong name or setting.
         T2Error: something is missing; the message lists all of it.
     """
-    check_executor(executor)
+    entry = check_executor(executor)
     check_arguments(plan.config)
     found = Findings()
     here = settle(plan, output)
     config, todo = here.config, [job for job in jobs(here) if not job.finished]
     tasks = list(dict.fromkeys([*config.tasks, *(job.config.task for job in todo)]))
     manager = open_tasks(tasks, config.include_path)
-    readable = _check_tasks(found, manager, tasks)
-    _check_model(found, config.model, config.revision)
-    _check_device(found, config.device, "Set `device: cpu`")
+    readable = _check_tasks(found, manager, tasks, data=not entry.elsewhere)
+    if not entry.elsewhere:  # else data, model and device are those of other machines, which say themselves what they lack
+        _check_model(found, config.model, config.revision)
+        _check_device(found, config.device, "Set `device: cpu`")
     packages = {tool: "report_to" for job in todo for tool in job.config.report_to}
-    _check_packages(found, packages | ({"ray": "--executor ray"} if executor == "ray" else {}))
+    _check_packages(found, packages | ({entry.package: f"--executor {executor}"} if entry.package else {}))
     _check_experts(found, here)
     if readable:
         prediction = forecast(plan, output)
         _check_disk(found, output, prediction)
-        _check_memory(found, config.device, prediction, bool(todo))
+        if not entry.elsewhere:
+            _check_memory(found, config.device, prediction, bool(todo))
     return found.settled()
 
 
@@ -85,8 +88,8 @@ def check_demo(output: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------- tasks
-def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
-    """Data, packages and the sandbox for tasks. Whether all of them may be read: one whose programs would run unprotected may not."""
+def _check_tasks(found: Findings, manager: Any, names: Sequence[str], data: bool = True) -> bool:
+    """Data (if it is needed here), packages and the sandbox. Whether all tasks may be read, as unprotected programs may not."""
     readable = True
     users: dict[hub.HubData, list[str]] = {}
     packages: dict[str, str] = {}
@@ -100,8 +103,8 @@ def _check_tasks(found: Findings, manager: Any, names: Sequence[str]) -> bool:
             found.missing("tasks", str(error))
             readable = False
             continue
-        for data in task_data(manager, config):
-            users.setdefault(data, []).append(name)
+        for wanted in task_data(manager, config) if data else ():
+            users.setdefault(wanted, []).append(name)
         own = (config.get("metadata") or {}).get("t2") or {}
         packages |= dict.fromkeys((str(package) for package in own.get("requires") or ()), f"task {name}")
         programs += [name] if config.get("unsafe_code") else []

@@ -22,8 +22,12 @@ GATE = 3
 @click.option("--output", type=FOLDER, help="Folder of all that it leaves.  [default: runs/ and the FILE's name]")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what it will take: cells, trainings, data, downloads, memory, hours.")
 @click.option("--assume", multiple=True, metavar="KEY=VALUE", help="A figure for --plan, such as answer_speed=900. Repeatable.")
-@click.option("--executor", default="local", show_default=True, help="Where cells run.")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes; each loads the base model once.")
+@click.option("--executor", default="local", show_default=True, help="Where cells run: local, or ray (a Ray cluster).")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes, each with a base model.  [default: 1; ray: all there is room for]")
+@click.option("--address", help="Ray: of the cluster, such as auto or HOST:6379.  [default: RAY_ADDRESS, else one is started here]")
+@click.option("--num-cpus", type=click.FloatRange(min=0), help="Ray: of each process.  [default: 1]")
+@click.option("--num-gpus", type=click.FloatRange(min=0), help="Ray: of each process; 0.5: two share one.  [default: 1 if there are any]")
+@click.option("--retries", type=click.IntRange(min=0), help="Ray: how often a cell is tried again whose machine was lost.  [default: 2]")
 @click.option("--shard", metavar="I/N", help="Run part I of N into a folder of its own inside --output; `slurm`: this array task's part.")
 @click.option("--limit", type=click.IntRange(min=1), help="Test examples a task, instead of the file's.")
 @click.option("--seeds", help="Comma-separated seeds, instead of the file's.")
@@ -44,8 +48,9 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
       t2 bench paper-llama3-8b --plan --assume answer_speed=2000 --json
       t2 bench configs/paper-llama3-8b.yaml --methods base,expert
       t2 bench embedded --output runs/embedded --shard 2/8
+      t2 bench paper-llama3-8b --executor ray --address auto --num-gpus 1
     """
-    from t2eval.bench.plan import check_executor, find_file, load_plan
+    from t2eval.bench.plan import find_file, load_plan
     from t2eval.bench.shards import parse_shard, shard_of, unsharded_task
 
     seeds, methods = parse_seeds(options["seeds"]), parse_names("--methods", options["methods"])
@@ -57,13 +62,19 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
         plan, output = shard_of(plan, shard), output / shard.folder
     elif (warning := unsharded_task()) is not None:
         click.echo(f"Note: {warning}", err=True)
+    from t2eval.workers.executor import Request
+    from t2eval.workers.registry import check_executor, describe_executor
+
     check_executor(options["executor"])
+    request = Request(options["workers"], plan.config.device, *(options[name] for name in ("address", "num_cpus", "num_gpus", "retries")))
     if only_plan:
         from t2eval.forecast.forecast import forecast
         from t2eval.forecast.text import render
 
+        uses = describe_executor(options["executor"], request)
         found = forecast(plan, output)
-        click.echo(json.dumps(found.as_dict(), indent=2) if as_json else render(found), nl=as_json)
+        text = f"{render(found)}\nWhere: {uses['text']}\n"
+        click.echo(json.dumps({**found.as_dict(), "executor": uses}, indent=2) if as_json else text, nl=as_json)
         return 0
     from t2eval.bench.execute import run
     from t2eval.checks.preflight import check_bench
@@ -75,6 +86,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
         output,
         executor=options["executor"],
         workers=options["workers"],
+        request=request,
         progress=lambda progress: click.echo(str(progress), err=True),
     )
     if as_json:

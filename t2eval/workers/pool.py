@@ -10,43 +10,15 @@ import contextlib
 import multiprocessing
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from t2eval.errors import T2Error
-from t2eval.workers.processes import end_with_parent, speak_into, threads_each, worker_environment
+from t2eval.errors import T2Error, UsageError
+from t2eval.workers.executor import Answer, Outcome, Request, portable_error
+from t2eval.workers.processes import end_with_parent, gpus_of, speak_into, threads_each, worker_environment
 
 _PATIENCE = 5.0  # seconds until a process that should end is ended by force
-Answer = Callable[[Any], Any]
-"""What a process does with one item."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an item.
-
-    Attributes:
-        item: which.
-        value: what the process answered.
-        error: what was raised instead; a `T2Error` or a plain `OSError`.
-        exit_code: of the process, if it died over the item.
-    """
-
-    item: Any
-    value: Any = None
-    error: Exception | None = None
-    exit_code: int | None = None
-
-
-def _portable(error: Exception) -> Exception:
-    """An exception that another process can read: those of libraries often cannot be pickled."""
-    if isinstance(error, T2Error):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
-        return OSError(error.errno, error.strerror or str(error))
-    return T2Error(f"{type(error).__name__}: {error}")
 
 
 def _serve(pipe: Connection) -> None:
@@ -68,7 +40,7 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         except Exception as error:  # noqa: BLE001 - the parent deals with it; a worker has no terminal of its own
-            pipe.send(("error", _portable(error)))
+            pipe.send(("error", portable_error(error)))
 
 
 class Pool:
@@ -85,10 +57,30 @@ class Pool:
         ...     second = run(other, "runs/second", pool=pool)
     """
 
+    elsewhere = False
+
     def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
         self.workers, self.threads, self.gpus = workers, threads_each(workers), tuple(gpus)
         self._processes: dict[Connection, Any] = {}
         self._gpu_of: dict[Connection, str] = {}
+
+    @classmethod
+    def opened(cls, request: Request) -> Pool:
+        """One process unless more are asked for.
+
+        Raises:
+            UsageError: something that only a cluster takes.
+        """
+        workers = _asked(request)
+        return cls(workers, gpus_of(request.device) if workers > 1 else ())
+
+    @classmethod
+    def describe(cls, request: Request) -> dict[str, Any]:
+        """What it would use. Raises as `opened`."""
+        workers = _asked(request)
+        threads = threads_each(workers)
+        text = f"this machine: {workers} {'process' if workers == 1 else 'processes'} of {threads} threads"
+        return {"workers": workers, "threads": threads, "text": text}
 
     def __enter__(self) -> Pool:
         return self
@@ -164,6 +156,15 @@ class Pool:
         for process in processes:
             process.join(_PATIENCE)
         _end(processes)
+
+
+def _asked(request: Request) -> int:
+    """The number of processes."""
+    given = {"--address": request.address, "--num-cpus": request.num_cpus, "--num-gpus": request.num_gpus, "--retries": request.retries}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"{name} is for a cluster (--executor ray); here --workers says how many processes share this machine.")
+    return 1 if request.workers is None else request.workers
 
 
 def _end(processes: Sequence[Any]) -> None:

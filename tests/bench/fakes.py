@@ -56,8 +56,12 @@ class FakeWorker:
     def open(self) -> None:
         if self.steer.get("refuse"):
             raise UsageError("Unknown task 'nonsense'.")
+        if "meet" in self.steer:
+            Path(self.steer["meet"], str(os.getpid())).touch()
 
     def run(self, cell: Cell) -> Row:
+        while "meet" in self.steer and len(list(Path(self.steer["meet"]).iterdir())) < 2:
+            time.sleep(0.02)  # no cell ends before two processes are ready
         time.sleep(self.steer.get("delay", 0))
         with (self.output / "calls.txt").open("a") as file:
             file.write(cell.key + "\n")
@@ -141,5 +145,5 @@ if __name__ == "__main__":
     from t2eval.bench.execute import run
     from t2eval.bench.plan import load_plan
 
-    result = run(load_plan(sys.argv[1]), sys.argv[2], workers=int(sys.argv[3]), factory=FakeWorker)
+    result = run(load_plan(sys.argv[1]), sys.argv[2], workers=int(sys.argv[3]), factory=FakeWorker, executor=[*sys.argv, "local"][4])
     sys.exit(result.exit_code)

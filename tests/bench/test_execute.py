@@ -15,6 +15,7 @@ from t2eval.bench.rows import ROWS, read
 from t2eval.errors import T2Error, UsageError
 from t2eval.leaderboard.report import leaderboard
 from t2eval.store.lock import locked
+from t2eval.workers.executor import Request
 from tests.bench.fakes import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,10 +137,12 @@ def test_a_wrong_name_is_the_users_error_and_leaves_no_manifest(tmp_path, config
 
 
 def test_wrong_settings_of_a_run(tmp_path, config):
-    with pytest.raises(UsageError, match="Unknown executor 'ray'"):
-        run(make_plan(config), tmp_path, executor="ray")
+    with pytest.raises(UsageError, match="Unknown executor 'rey'. Did you mean 'ray'"):
+        run(make_plan(config), tmp_path, executor="rey")
     with pytest.raises(UsageError, match="at least 1"):
         run(make_plan(config), tmp_path, workers=0)
+    with pytest.raises(UsageError, match=r"--address is for a cluster \(--executor ray\)"):
+        run(make_plan(config), tmp_path, request=Request(address="auto"))
     with pytest.raises(UsageError, match="limit"):
         run(make_plan(config), tmp_path, limit=-1)
 

@@ -15,7 +15,6 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from t2eval import cli, paths
 from t2eval.basemodel import probe as hub
-from t2eval.bench import plan as plan_module
 from t2eval.bench.plan import Plan, load_plan
 from t2eval.checks import check, doctor, preflight
 from t2eval.checks.check import Check
@@ -89,24 +88,34 @@ def test_training_needs_the_embedded_model_and_no_experts(tmp_path: Path, monkey
 @pytest.mark.usefixtures("no_gpu")
 def test_everything_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
-    monkeypatch.setattr(plan_module, "EXECUTORS", ("local", "ray"))
     monkeypatch.setattr(check, "version", _no_package)  # whether ray is here or not
     with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
-        preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")
+        preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out")
     message = str(caught.value)
     for part in (
-        "5 things are missing, and nothing was loaded",
+        "4 things are missing, and nothing was loaded",
         "openai/gsm8k (main) (for t2_gsm8k",
         "databricks/databricks-dolly-15k (for t2_dispatch): not in the cache, and the hub is switched off",
         "unset HF_HUB_OFFLINE",
         "t2_mbpp_pro, t2_humaneval run model-written programs, and there is no sandbox: no bwrap here. apt-get install bubblewrap",
         "The model meta-llama/Meta-Llama-3-8B-Instruct is neither a folder nor in the hub's cache",
         "There is no GPU here that torch can use, and the device is 'cuda'",
-        "The package ray is not installed (--executor ray). pip install 't2eval[ray]'",
     ):
         assert part in message, (part, message)
-    assert len(message.splitlines()) == 6
+    assert len(message.splitlines()) == 5
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_data_model_and_gpu_are_other_machines_where_cells_run_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "sandbox", lambda: MISSING)
+    monkeypatch.setattr(check, "version", _no_package)  # whether ray is here or not
+    with datasets_cache(tmp_path / "empty"), pytest.raises(T2Error) as caught:
+        preflight.check_bench(load_plan("paper-llama3-8b"), tmp_path / "out", executor="ray")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "2 things are missing, and nothing was loaded:"
+    assert "run model-written programs, and there is no sandbox" in lines[0]
+    assert lines[1] == "- The package ray is not installed (--executor ray). pip install 't2eval[ray]'"
 
 
 def test_data_in_the_cache_is_no_obstacle(tmp_path: Path) -> None:

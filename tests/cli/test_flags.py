@@ -34,9 +34,10 @@ _LAUNCHERS = frozenset(
         "--multi_gpu",
         "--config_file",
         "--array",
+        "--head",
     }
 )
-"""Of torchrun, `accelerate launch` and `sbatch`."""
+"""Of torchrun, `accelerate launch`, `sbatch` and `ray start`."""
 _SERVERS = frozenset(
     {
         "--enable-lora",
