@@ -32,6 +32,7 @@ GATE = 3
 @click.option("--limit", type=click.IntRange(min=1), help="Test examples a task, instead of the file's.")
 @click.option("--seeds", help="Comma-separated seeds, instead of the file's.")
 @click.option("--methods", help="Comma-separated methods, instead of the file's.")
+@click.option("--report-to", help="Comma-separated trackers that get each cell: tensorboard, wandb.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary, or the plan, as JSON, last.")
 def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Train what is missing, then run the cells of a benchmark FILE.
@@ -44,6 +45,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     Examples:
       t2 bench embedded --output runs/embedded
       t2 bench embedded --output runs/quick --limit 50 --seeds 0 --workers 2
+      t2 bench embedded --output runs/tracked --report-to tensorboard
       t2 bench paper-llama3-8b --plan
       t2 bench paper-llama3-8b --plan --assume answer_speed=2000 --json
       t2 bench configs/paper-llama3-8b.yaml --methods base,expert
@@ -81,14 +83,16 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
 
     for warning in check_bench(plan, output, options["executor"]):
         click.echo(f"Note: {warning}", err=True)
-    result = run(
-        plan,
-        output,
-        executor=options["executor"],
-        workers=options["workers"],
-        request=request,
-        progress=lambda progress: click.echo(str(progress), err=True),
-    )
+    from t2eval.bench.trackers import Trackers
+
+    with Trackers(parse_names("--report-to", options["report_to"]) or (), output, plan.config.model_dump(mode="json")) as trackers:
+
+        def tell(progress: Any) -> None:
+            click.echo(str(progress), err=True)
+            if progress.row is not None:
+                trackers.log(progress.row, progress.done)
+
+        result = run(plan, output, executor=options["executor"], workers=options["workers"], request=request, progress=tell)
     if as_json:
         summary = {"output": str(output), "cells": len(result.rows), "skipped": result.skipped, "failed": len(result.failed)}
         click.echo(json.dumps({**summary, "trained": [job.name for job in result.trained]}))
