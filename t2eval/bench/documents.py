@@ -50,7 +50,7 @@ def write_documents(folder: Path, digest: str, logged: Iterable[Mapping[str, Any
     Raises:
         DiskError: there is no room.
     """
-    path = folder / _place(digest)
+    path = folder / SAMPLES / _name(digest)
     if path.exists():
         return
     found = {sample["doc_id"]: sample for sample in logged}
@@ -65,14 +65,17 @@ def read_documents(folder: Path, row: Row) -> dict[int, Document] | None:
         T2Error: the file is damaged.
     """
     digest = row.hashes.get("prompts")
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16,}", digest) or not (folder / _place(digest)).exists():
+    if row.samples is None or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16,}", digest):
         return None
-    found = read_lines(folder / _place(digest), Document, what=f"documents of {row.task}", remedy="Remove it: scores stay.")
+    path = (row.folder or folder) / SAMPLES / _name(digest)
+    if not path.exists():
+        return None
+    found = read_lines(path, Document, what=f"documents of {row.task}", remedy="Remove it: scores stay.")
     return {document.doc_id: document for document in found}
 
 
-def _place(digest: str) -> str:
-    return f"{SAMPLES}/documents-{digest[:32]}.jsonl.gz"
+def _name(digest: str) -> str:
+    return f"documents-{digest[:32]}.jsonl.gz"
 
 
 def _document(sample: Mapping[str, Any]) -> Document:

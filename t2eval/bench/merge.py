@@ -29,7 +29,7 @@ class Merged:
     """Rows of one benchmark, from one folder or several.
 
     Attributes:
-        rows: one a cell; where there are several folders, with `samples` as absolute paths.
+        rows: one a cell; where there are several folders, each with the one that it was read from (`folder`).
         folders: that they lie in.
         notes: what there was twice, and what is not there.
     """
@@ -72,7 +72,7 @@ def merged(places: Sequence[Path]) -> Merged:
     neighbours = Neighbours(folders[0])
     for folder, row in kept.values():
         neighbours.admit(row, folder)
-    rows = [row.model_copy(update={"samples": row.samples and str((folder / row.samples).absolute())}) for folder, row in kept.values()]
+    rows = [row.within(folder) for folder, row in kept.values()]
     return Merged(tuple(rows), tuple(folders), (*notes, *_missing(manifests, rows)))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from t2eval.errors import T2Error, shown
 from t2eval.store import files
@@ -60,6 +60,18 @@ class Row(BaseModel):
     t2: dict[str, Any] | None = None
     versions: dict[str, str] = {}
     hashes: dict[str, Any] = {}
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it was read from, where rows of several are shown together; never written with it."""
+        return self._folder
+
+    def within(self, folder: Path) -> Row:
+        """This row, with the folder that it was read from."""
+        found = self.model_copy()
+        found._folder = folder
+        return found
 
 
 class Sample(BaseModel):
@@ -184,13 +196,17 @@ def write_samples(directory: Path, cell: str, samples: Iterable[Sample]) -> str:
 def read_samples(directory: Path, row: Row) -> list[Sample]:
     """The examples of a row; empty where the row has none.
 
+    Args:
+        directory: the benchmark's folder; a row of a merge knows its own.
+        row: finished.
+
     Raises:
         T2Error: the file is missing or damaged.
     """
     if row.samples is None:
         return []
     what = f"file of cell {shown(row.cell)}'s examples"
-    return read_lines(files.inside(directory, row.samples, what=what, remedy=_AGAIN), Sample, what=what, remedy=_AGAIN)
+    return read_lines(files.inside(row.folder or directory, row.samples, what=what, remedy=_AGAIN), Sample, what=what, remedy=_AGAIN)
 
 
 def read_lines(path: Path, kind: type[Line], *, what: str, remedy: str) -> list[Line]:

@@ -138,7 +138,7 @@ def _metrics(sample: Mapping[str, Any]) -> dict[str, float] | None:
 
 def _raw(sample: Mapping[str, Any], response: str) -> str | None:
     """The model's own text, where one answer was asked for and the filter made another of it."""
-    given = sample.get("resps") or ()
+    given: Sequence[Any] = sample.get("resps") or []
     first = given[0][0] if len(given) == 1 and isinstance(given[0], (list, tuple)) and len(given[0]) == 1 else None
     return first if isinstance(first, str) and first != response else None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from t2eval.cli.settings import FOLDER, parse_names, parse_seeds, parse_settings
+from t2eval.cli.settings import EXISTING_FOLDER, FILE, FOLDER, parse_names, parse_seeds, parse_settings
 from t2eval.errors import UsageError
 from t2eval.paths import EMBEDDED
 
@@ -125,6 +125,10 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
 @click.option("--export", "exported", metavar="FORMAT", help="Write the rows for others instead: lm-eval, every-eval-ever or peft.")
 @click.option("--output", type=FOLDER, help="A new folder for what --export writes.")
 @click.option("--organization", default="unknown", show_default=True, help="Who made the rows, for --export every-eval-ever.")
+@click.option("--html", "page", type=FILE, metavar="FILE", help="Write one page with the table, the examples and the curves instead.")
+@click.option("--serve", is_flag=True, help="Serve that page to this machine while the benchmark runs, until Ctrl-C.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="Of --serve; 0 takes a free one.")
+@click.option("--earlier", multiple=True, type=EXISTING_FOLDER, metavar="DIR", help="An earlier run, for the page's history. Repeatable.")
 def leaderboard(
     directories: tuple[Path, ...],
     form: str,
@@ -135,6 +139,7 @@ def leaderboard(
     exported: str | None,
     output: Path | None,
     organization: str,
+    **options: Any,
 ) -> int:
     """Print a benchmark's scores, errors and tests.
 
@@ -150,10 +155,13 @@ def leaderboard(
       t2 leaderboard runs/new --fail-on-regression runs/main
       t2 leaderboard runs/embedded --export lm-eval --output runs/embedded-lm-eval
       t2 leaderboard --init-ci .
+      t2 leaderboard runs/embedded --html page.html
+      t2 leaderboard runs/new --earlier runs/march --earlier runs/june --html page.html
+      t2 leaderboard runs/embedded --serve --port 8000
     """
-    given = [
-        name for name, value in (("--compare", pair), ("--fail-on-regression", other), ("--init-ci", ci), ("--export", exported)) if value
-    ]
+    asked = {"--compare": pair, "--fail-on-regression": other, "--init-ci": ci, "--html": options["page"], "--serve": options["serve"]}
+    asked["--export"] = exported
+    given = [name for name, value in asked.items() if value]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
     if leave_out and other is None:
@@ -168,6 +176,10 @@ def leaderboard(
         raise UsageError("Which benchmark? Give the --output folder of `t2 bench`.")
     if exported is not None or output is not None:
         return _export(directories, exported, output, organization)
+    if options["page"] or options["serve"]:
+        return _page(directories, **options)
+    if options["earlier"]:
+        raise UsageError("--earlier is for the history of the page: give --html FILE or --serve too.")
     if pair:
         from t2eval.leaderboard.comparison import compare
 
@@ -191,6 +203,20 @@ def _export(directories: Sequence[Path], form: str | None, output: Path | None, 
     for note in notes:
         click.echo(f"Note: {note}", err=True)
     click.echo(f"Wrote {len(files)} files to {output}")
+    return 0
+
+
+def _page(directories: tuple[Path, ...], page: Path | None, serve: bool, port: int, earlier: tuple[Path, ...]) -> int:
+    """Write the page, or serve it."""
+    if page is None:
+        from t2eval.leaderboard.page.serve import serve as serve_page
+
+        serve_page(directories, earlier, port, say=lambda line: click.echo(line, err=True))
+        return 0
+    from t2eval.leaderboard.page.document import write_page
+
+    size = write_page(page, directories, earlier)
+    click.echo(f"wrote {page} ({size / 1e6:.1f} MB)")
     return 0
 
 

@@ -126,7 +126,7 @@ def groups_of(where: Where, rows: Sequence[Row]) -> dict[tuple[str, str], Group]
     found: dict[tuple[str, str], list[Row]] = {}
     for row in sorted((row for row in rows if row.status == "ok"), key=lambda row: row.seed):
         found.setdefault((row.method, row.task), []).append(row)
-    folder = folders(where)[0]  # of several, each row's samples are an absolute path
+    folder = folders(where)[0]  # of several, each row knows its own
     return {key: _group(folder, group) for key, group in found.items()}
 
 

@@ -94,12 +94,21 @@ class Leaderboard:
         """One cell of the table."""
         return next((entry for entry in self.entries if (entry.method, entry.task) == (method, task)), None)
 
-    def to_json(self) -> str:
-        """The whole table as JSON, without NaN or infinity."""
+    def as_dict(self) -> dict[str, Any]:
+        """The whole table, as JSON has it."""
         entries = [{**asdict(entry), "significant": entry.significant} for entry in self.entries]
         failures = [asdict(failure) for failure in self.failures]
         content: dict[str, Any] = {"title": self.title, "model": self.model, "methods": self.methods, "tasks": self.tasks}
-        return json.dumps({**content, "notes": self.notes, "entries": entries, "failures": failures}, indent=2, allow_nan=False)
+        return {**content, "notes": self.notes, "entries": entries, "failures": failures}
+
+    def to_json(self) -> str:
+        """The whole table as JSON, without NaN or infinity."""
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False)
+
+    def totals(self, method: str) -> list[str]:
+        """A method's mean score, mean seconds and trainable parameters, as the table shows them; `–` where there is none."""
+        found = [self.entry(method, task) for task in self.tasks]
+        return _totals([entry for entry in found if entry], found)
 
     def to_markdown(self) -> str:
         """The table and its notes as Markdown."""
@@ -107,7 +116,7 @@ class Leaderboard:
         lines = [f"# {self.title}", "", f"Base model: {self.model}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
         for method in self.methods:
             found = [self.entry(method, task) for task in self.tasks]
-            lines.append(_line([method, *(_cell(entry) for entry in found), *_totals([entry for entry in found if entry], found)]))
+            lines.append(_line([method, *(_cell(entry) for entry in found), *self.totals(method)]))
         return "\n".join([*lines, "", *self._comparisons(), *(f"- {note}" for note in self.notes)]) + "\n"
 
     def _comparisons(self) -> list[str]:
