@@ -105,7 +105,7 @@ def _difference(first: tuple[Path, Row], second: tuple[Path, Row]) -> str:
         if here != there:
             return f"{field} is {shown(here)} in {folder} and {shown(there)} in {other_folder}"
     if made := differences(row, other):
-        return f"they were made with {made[0]}"
+        return f"they were made with {made[0].words}"
     scores = [{sample.doc_id: (sample.doc_hash, sample.score) for sample in read_samples(*side)} for side in (first, second)]
     return "" if scores[0] == scores[1] else "their examples have other scores"
 
