@@ -1,14 +1,15 @@
-# make demo | test | lint | types | docs | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+# make demo | test | fuzz | lint | types | docs | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
+CASES ?= 20000
 OUTPUT ?= runs/demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.t2eval-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test lint types docs embedded clean
+.PHONY: help setup demo demo-full test fuzz lint types docs embedded clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -32,6 +33,9 @@ demo-full: $(STAMP) ## the same, with every expert and baseline trained anew
 
 test: $(STAMP) ## all tests, offline (WORKERS=2)
 	@$(BIN)/python -m pytest -n $(WORKERS) -q
+
+fuzz: $(STAMP) ## damage the files of every reader (CASES=20000)
+	@$(BIN)/python -m tests.store.fuzz_readers --cases $(CASES)
 
 lint: $(STAMP) ## ruff and the arrows between the rooms
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.environment.loading import task_has_images
-from t2eval.errors import UsageError, unknown, wrong_value
+from t2eval.errors import UsageError, shown, unknown, wrong_value
 from t2eval.store import guard
 from t2eval.store.files import read_yaml
 from t2eval.training.methods import METHODS, find_method
@@ -275,6 +275,10 @@ class TrainConfig(BaseModel):
         recipe = read_yaml(Path(path), what="recipe", remedy="Give a YAML file of settings, such as those in experts/recipes.")
         if not isinstance(recipe, dict):
             raise UsageError(f"The recipe {str(path)!r} is not a mapping of settings, such as `task: embedded_math_seen`.")
+        if odd := [key for key in recipe if not isinstance(key, str)]:
+            raise UsageError(
+                f"The recipe {str(path)!r} has a setting {shown(odd[0])}, whose name is no text. Put the name in quotes, or remove it."
+            )
         return cls(**{**recipe, **{key: value for key, value in overrides.items() if value is not None}})
 
 

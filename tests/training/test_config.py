@@ -58,3 +58,10 @@ def test_an_unreadable_recipe_is_told(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(UsageError, match="not a mapping"):
         TrainConfig.from_yaml(tmp_path / "list.yaml")
+
+
+def test_a_recipes_settings_are_named_in_text(tmp_path: Path) -> None:
+    for key, name in (("1", "1"), ("null", "None")):
+        (tmp_path / "r.yaml").write_text(f"task: embedded_math_seen\n{key}: 3\n")
+        with pytest.raises(T2Error, match=f"a setting {name}, whose name is no text"):
+            TrainConfig.from_yaml(tmp_path / "r.yaml", output=tmp_path)

@@ -1,0 +1,47 @@
+"""A sample of `make fuzz`, in a process of its own whose memory is bounded, and the proof that the fuzzer sees what it looks for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def _fuzzed(root: Path, program: str) -> dict[str, object]:
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_sample_is_read_or_refused(root: Path) -> None:
+    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))")
+    assert found["failures"] == {}, found["examples"]
+    assert found["read"] and found["refused"]
+
+
+_BROKEN = """
+import json, os, pathlib
+from tests.store import fuzz_readers as fuzz
+
+def reader(act):
+    def fill(folder):
+        (folder / "a.json").write_text("{}")
+        first = (folder / "a.json").read_bytes()
+        return lambda: (folder / "a.json").is_file() and (folder / "a.json").read_bytes() != first and act(folder)
+    return fill
+
+fuzz.SECONDS = 0.5
+table = {"raises": reader(lambda folder: {}["x"]), "writes": reader(lambda folder: (folder.parent / "outside").write_text("")),
+         "fills": reader(lambda folder: bytes(2**32)), "hangs": reader(lambda folder: [None for _ in iter(int, 1)])}
+fuzz.seeds = lambda: table
+print(json.dumps(fuzz.run(24)))
+"""
+
+
+def test_what_a_reader_does_wrong_is_seen(root: Path) -> None:
+    failures = _fuzzed(root, _BROKEN)["failures"]
+    assert isinstance(failures, dict)
+    assert {name.split(":")[0] for name in failures} == {"raises", "writes", "fills", "hangs"}
+    assert {"raises: KeyError", "fills: memory", "hangs: hangs"} <= failures.keys()
