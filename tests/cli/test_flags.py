@@ -20,7 +20,7 @@ from t2eval.cli import main
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _T2 = re.compile(r"\bt2((?: [a-z][a-z-]*)+)")
-_LM_EVAL = re.compile(r"\blm[_-]eval\b")
+_LM_EVAL = re.compile(r"(?<!--export )\blm[_-]eval\b")
 _PIP = frozenset({"--force-reinstall", "--no-deps", "--target", "--extra-index-url"})
 _LAUNCHERS = frozenset(
     {
