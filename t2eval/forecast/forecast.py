@@ -10,13 +10,14 @@ caches and finished rows. It counts as follows:
 - One expert for a cell is one merge into the base, dispatch one an expert (and one of the classification expert), few-shot search one a
   candidate, a training one a step and validation: no more than happen, as hooks serve where they are cheaper.
 - A training step reads and writes its answers, then trains on prompt and answer; with a KL penalty the base reads them once more.
-  Each run of a sweep is counted, with its validations; the test split is answered twice.
+  Each run of a sweep is counted as far as its rule takes it (`training.halving`), with its validations; the base's validation and the
+  answers of the first step are shared. The test split is answered twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from t2eval.forecast.shape import Shape, model_shape
 from t2eval.paths import is_embedded
 from t2eval.strategies.search import SearchConfig
 from t2eval.training.config import TrainConfig
+from t2eval.training.halving import total_steps, total_validations
 
 _CHOICES = 4
 _EXPERTS = 3
@@ -43,7 +45,10 @@ _LOGITS = 12 * 64 * 2**20  # bytes of logits and what is made of them, a chunk o
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that are read, written and trained on, merges of an expert into the base, and the hours that all this takes."""
+    """Tokens that are read, written and trained on, merges of an expert into the base, and the hours that all this takes.
+
+    Of a training that is a sweep: `method`, by which `rule` its runs go on, and the hours of the `other` rule.
+    """
 
     name: str
     read: Figure
@@ -52,6 +57,9 @@ class Work:
     hours: Figure
     merges: Figure
     done: bool = False
+    method: str = ""
+    rule: str = ""
+    other: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -185,26 +193,35 @@ class _Meter:
         return self.work(name, times(read, len(left)), times(written, len(left)), zero, merges * len(left), hours=measured, generated=more)
 
     def training(self, job: Job, task: TaskFacts) -> Work:
-        """One training run, with its sweep, its validations and its test."""
+        """One training, with its sweep, its validations and its test."""
         zero = Figure(0.0, "measured")
         if job.finished:
             return self.work(job.name, zero, zero, zero, done=True)
         config = job.config
-        runs = len(config.points)
-        answers = Figure(float(runs * config.steps * config.batch_size), "read", f"{runs} × {config.steps} steps of {config.batch_size}")
+        found = self._trained(job.name, config, task)
+        if len(config.points) == 1:
+            return replace(found, method=config.method)
+        other = config.model_copy(update={"sweep": "full" if config.sweep == "halving" else "halving"})
+        hours = None if config.max_seconds is not None else self._trained(job.name, other, task).hours
+        return replace(found, method=config.method, rule=config.sweep, other=hours)
+
+    def _trained(self, name: str, config: TrainConfig, task: TaskFacts) -> Work:
+        zero = Figure(0.0, "measured")
+        steps, checks = total_steps(config), total_validations(config)
+        answers = Figure(float(steps * config.batch_size), "read", f"{steps} steps of {config.batch_size}")
         read, written = self.answers(task, answers, config.max_new_tokens)
         trained = total(read, written)
         penalised = config.objective == "reinforce" and any(config.sweep_values("kl"))
         validation = limited(_validation(task), config.validation_limit)
-        checks = runs * (1 + config.steps // config.validate_every)
         checked = self.answers(task, times(validation, checks))
         tested = self.answers(task, times(limited(_tested(task), config.test_limit), 2)) if config.test else (zero, zero)
         rollouts = config.objective == "reinforce" and task.longest is not None
-        parts = [checked[0], tested[0], *([read] if rollouts else []), *([trained] if penalised else [])]
-        outputs = [checked[1], tested[1], *([written] if rollouts else [])]
-        steps = runs * config.steps if rollouts else 0
-        merges = float(steps + checks + 2 * config.test) if config.method == "svf" else 0.0
-        return self.work(job.name, total(*parts), total(*outputs), trained, merges)
+        sampled = steps - (len(config.points) - 1)  # the runs of a sweep share the first step's
+        drawn = self.answers(task, times(answers, sampled / steps), config.max_new_tokens)
+        parts = [checked[0], tested[0], *([drawn[0]] if rollouts else []), *([trained] if penalised else [])]
+        outputs = [checked[1], tested[1], *([drawn[1]] if rollouts else [])]
+        merges = float((sampled if rollouts else 0) + checks + 2 * config.test) if config.method == "svf" else 0.0
+        return self.work(name, total(*parts), total(*outputs), trained, merges)
 
 
 def search_answers(arguments: Mapping[str, Any]) -> int:

@@ -71,7 +71,23 @@ def _trainings(found: Forecast) -> str:
     if not found.trainings:
         return ""
     done = sum(work.done for work in found.trainings)
-    return _works(f"Training first: {len(found.trainings)} runs, {done} done", found.trainings)
+    works = _works(f"Training first: {len(found.trainings)} runs, {done} done", found.trainings)
+    return "\n".join([works, *_rules(found.trainings)])
+
+
+def _rules(works: Iterable[Work]) -> list[str]:
+    """What the other rule of sweeping would make of the experts' and the baselines' hours."""
+    lines = []
+    for name, of_svf in (("experts", True), ("baselines", False)):
+        own = [work for work in works if not work.done and (work.method == "svf") == of_svf]
+        swept = [work for work in own if work.other is not None]
+        if not swept:
+            continue
+        now = sum(work.hours.value or 0.0 for work in own)
+        other = sum((work.hours if work.other is None else work.other).value or 0.0 for work in own)
+        rules = {"full": ("full sweeps", "halving"), "halving": ("sweeps by halving", "full")}[swept[0].rule]
+        lines.append(f"  {len(own)} {name}: {_hours(now)} h by {rules[0]}, {_hours(other)} h with `sweep: {rules[1]}`")
+    return lines
 
 
 def _evaluations(found: Forecast) -> str:

@@ -66,6 +66,10 @@ class _Reached(BaseModel):
     rewarded: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
 
 
+class NoWholeCheckpoint(T2Error):
+    """There are checkpoints of a run, and all are damaged."""
+
+
 @dataclass
 class Progress:
     """What a run has reached; part of each checkpoint.
@@ -171,7 +175,7 @@ def read_last(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
         None where there is no checkpoint.
 
     Raises:
-        T2Error: there are checkpoints, and all are damaged.
+        NoWholeCheckpoint: there are checkpoints, and all are damaged.
     """
     damaged: list[str] = []
     for path in reversed(found(folder)):
@@ -184,7 +188,7 @@ def read_last(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
             say(f"Damaged checkpoint {line} Going on from step {checkpoint.progress.step}.")
         return checkpoint
     if damaged:
-        raise T2Error(f"No checkpoint of this run is whole. {' '.join(damaged)} Train again with overwrite.")
+        raise NoWholeCheckpoint(f"No checkpoint of this run is whole. {' '.join(damaged)} Train again with overwrite.")
     return None
 
 

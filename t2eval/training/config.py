@@ -99,6 +99,11 @@ class TrainConfig(BaseModel):
     checkpoint_activations: bool = Field(
         False, description="Keep only each layer's input for the backward pass, and compute the rest again: less memory, a third more time."
     )
+    sweep: Literal["full", "halving"] = Field(
+        "full",
+        description="Of lists in lr, clip and kl: full trains every combination to its end; halving stops at an eighth, a quarter and a "
+        "half of the steps, and the better half by validation goes on.",
+    )
     lr: float | tuple[float, ...] = Field(4e-3, description="AdamW's learning rate.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate: cosine or constant.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
@@ -212,6 +217,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"baseline: {self.baseline} compares the rollouts of one prompt, so rollouts must be 2 or more")
         if self.drop_uniform and self.rollouts < 2:
             raise ValueError("drop_uniform: one answer always agrees with itself, so rollouts must be 2 or more")
+        if self.sweep == "halving" and self.max_seconds is not None:
+            raise ValueError("sweep: halving goes by steps, so give steps in place of max_seconds")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"micro_batch: {self.micro_batch} is not 1 or more, nor auto")
         if self.resume and self.overwrite:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,19 @@ def _silent(_: str) -> None:
     return None
 
 
+@dataclass
+class Start:
+    """What the runs of a sweep have in common, as all begin as the base model with one seed; the first run fills it in.
+
+    Attributes:
+        validation: of the base model.
+        plays: what the objective sampled in the first step, and its rewards.
+    """
+
+    validation: Score | None = None
+    plays: Any = None
+
+
 class Loop:
     """One run of one objective on one trainable model.
 
@@ -55,6 +69,7 @@ class Loop:
         report: gets each row of the log.
         say: gets remarks, a sentence each.
         processes: of this run; None: this one alone, or torchrun's.
+        start: what other runs from the same start have done already, or are to be spared; None: there are none.
     """
 
     def __init__(
@@ -68,6 +83,7 @@ class Loop:
         report: Report,
         say: Say = log_remark,
         processes: Processes | None = None,
+        start: Start | None = None,
     ) -> None:
         self.trainable, self.objective, self.examples, self.config = trainable, objective, examples, config
         self.validate, self.report, self.folder = validate, report, folder
@@ -76,16 +92,18 @@ class Loop:
         self.parameters = trainable.parameters()
         self.rate, self.clip = config.sweep_values("lr")[0], config.sweep_values("clip")[0]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.rate, weight_decay=config.weight_decay)
+        self.start = start
         self.progress = Progress()
         self.interrupted = False
         self._before, self._started = 0.0, time.monotonic()
         self._order: tuple[int, list[int]] = (-1, [])
 
-    def run(self, resume: bool) -> Progress:
+    def run(self, resume: bool, until: int | None = None) -> Progress:
         """Train to the end of the steps or of the seconds.
 
         Args:
             resume: from the last whole checkpoint in the folder, if there is one.
+            until: stop after this step, which is saved; a later call that resumes goes on as if there had been no stop.
 
         Returns:
             What was reached, with the best state.
@@ -98,7 +116,7 @@ class Loop:
         elapsed = self.processes.from_first(self.elapsed)
         over = self._fraction(elapsed) >= 1
         with self._finishing_on_interrupt():
-            while not over and not self.interrupted:
+            while not over and not self.interrupted and not self._stops(until):
                 step = self.progress.step
                 start, end = self.processes.span(self.prompts)
                 mine = [self._example(step * self.prompts + place) for place in range(start, end)]
@@ -106,8 +124,7 @@ class Loop:
                 torch.manual_seed(seed + start)  # of dropout: for the same examples the same
 
                 # sample and reward: no gradients
-                plays = self.objective.sample(self.trainable, mine, seed, start)
-                self.objective.reward(plays, self.processes.gather_tensor)
+                plays = self._plays(mine, seed, start)
 
                 # backward
                 figures = self.objective.learn(self.trainable, plays, torch.Tensor.backward)
@@ -132,15 +149,29 @@ class Loop:
                 # save
                 self._log(figures, validation, elapsed, over)
                 self.interrupted = self.processes.any(self.interrupted)
-                if over or self.interrupted or step % self.config.save_every == 0:
+                if over or self.interrupted or self._stops(until) or step % self.config.save_every == 0:
                     self._save()
         self._end(over)
         return self.progress
+
+    def _stops(self, until: int | None) -> bool:
+        return until is not None and self.progress.step >= until
 
     @property
     def prompts(self) -> int:
         """Examples a step, over all processes."""
         return min(self.objective.prompts, len(self.examples))
+
+    def _plays(self, mine: Sequence[Example], seed: int, first: int) -> Any:
+        """Sampled and rewarded; in the first step of a sweep's runs once for all, as they differ in nothing yet."""
+        shared = self.start if self.progress.step == 0 else None
+        if shared is not None and shared.plays is not None:
+            return shared.plays
+        plays = self.objective.sample(self.trainable, mine, seed, first)
+        self.objective.reward(plays, self.processes.gather_tensor)
+        if shared is not None:
+            shared.plays = plays
+        return plays
 
     # ------------------------------------------------------------------ begin and end
     def _begin(self, resume: bool) -> None:
@@ -162,6 +193,8 @@ class Loop:
         step = self.progress.step
         if self.interrupted and not over:
             raise KeyboardInterrupt(f"Stopped after step {step}, which is saved. Continue with resume.")
+        if not over:
+            return  # stopped before its end
         if step == 0:
             self.say(
                 f"No step was taken: max_seconds ({self.config.max_seconds}) had passed. What is saved answers as the base model does."
@@ -218,7 +251,10 @@ class Loop:
 
     def _validated(self, step: int) -> float:
         """Validate, and keep the state if it is better than all before, the base model's among them."""
-        score = self.validate()
+        known = self.start.validation if self.start is not None and step == 0 else None
+        score = known if known is not None else self.validate()
+        if self.start is not None and step == 0:
+            self.start.validation = score
         self.progress.validations.append({"step": step, **score.model_dump()})
         if step == 0 or score.score > self.progress.best_score:
             self.progress.best_step, self.progress.best_score, self.progress.best = step, score.score, self.trainable.state()

@@ -113,9 +113,11 @@ class Supervised(Objective[Lessons]):
         Returns:
             Of all processes: `loss` (nats a token) and `tokens` (mean counted tokens an example).
         """
-        trainable.train_mode()
         if self._policy is None:
+            # Finding the readout runs the model: dropout would draw, and a resumed run would draw once more than an undisturbed one.
+            trainable.eval_mode()
             self._policy = Policy(Readout(trainable.model))
+        trainable.train_mode()
         policy, model = self._policy, trainable.model
 
         def work(places: list[int]) -> float:

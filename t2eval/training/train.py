@@ -14,26 +14,23 @@ from typing import Any
 
 from t2eval.basemodel.devices import SPREAD, describe, pick_device
 from t2eval.basemodel.load import base_identity, load_base
-from t2eval.environment.environment import Environment, Example
+from t2eval.environment.environment import Environment
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import BaseModelCard, Score
 from t2eval.expert.expert import check_name
 from t2eval.store.lock import locked
 from t2eval.store.versions import git_commit, versions
 from t2eval.training import claim
-from t2eval.training.checkpoints import Progress
 from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
 from t2eval.training.log import LOG, read_log
-from t2eval.training.loop import Loop
 from t2eval.training.methods import make_trainable
 from t2eval.training.processes import Processes
-from t2eval.training.progress import Report, Show, opening, show
+from t2eval.training.progress import Report, opening
 from t2eval.training.record import RunRecord
-from t2eval.training.reinforce import Reinforce
-from t2eval.training.scores import TestScore, Validator, nan_message, paired_test, refuse_no_room, score_test, summarise
-from t2eval.training.supervised import Supervised
-from t2eval.training.trainable import Names, Trainable
+from t2eval.training.scores import TestScore, paired_test, refuse_no_room, score_test
+from t2eval.training.sweep import Run, Setup, Sweep, best_of, entry_of, swept
+from t2eval.training.trainable import Names
 from t2eval.vision.features import Reader
 from t2eval.vision.images import reads_images, text_tokenizer
 
@@ -78,38 +75,12 @@ class TrainResult:
         return self.record.trainable_parameters
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What all runs of a sweep share."""
-
-    environment: Environment
-    trainable: Trainable
-    tokenizer: Any
-    processor: Any
-    reader: Reader | None
-    identity: BaseModelCard
-    train: list[Example]
-    validation: list[Example]
-    processes: Processes
-    names: Names
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One run of a sweep, done: `point` in `folder`, what it `reached`, and what was said of it."""
-
-    point: TrainConfig
-    folder: Path
-    reached: Progress
-    remarks: tuple[str, ...]
-
-
 def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainResult:
     """Train one expert or baseline.
 
     Args:
-        config: what to train, on what, how. With a list in `lr`, `clip` or `kl`, each combination is trained (sharing `max_seconds`)
-            and the best by validation is kept.
+        config: what to train, on what, how. With a list in `lr`, `clip` or `kl`, each combination is trained (sharing `max_seconds`, or as
+            far as `sweep` says) and the best by validation is kept.
         progress: True: a progress bar; False: nothing; or a function that gets each row of the log.
 
     Returns:
@@ -142,17 +113,13 @@ def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainRe
         raise
 
 
-def _train(setup: _Setup, config: TrainConfig, progress: bool | Report) -> RunRecord | None:
+def _train(setup: Setup, config: TrainConfig, progress: bool | Report) -> RunRecord | None:
     """All runs of the sweep, and what they leave; the record, on the first process."""
     processes = setup.processes
     if processes.first:
         claim.hold(config, setup.environment, [*setup.train, *setup.validation], setup.trainable.model)
     processes.begin_tracking(config.hyperparameters)
-    initial = setup.trainable.state()
-    runs = []
-    for number, point in enumerate(config.points):
-        setup.trainable.load(initial)
-        runs.append(_run(setup, config, point, number, progress))
+    runs = Sweep(setup, config, progress).train()
     processes.close()
     return _finish(setup, config, runs, progress) if processes.first else None
 
@@ -163,7 +130,7 @@ def _known(record: RunRecord | None) -> RunRecord:
 
 
 # ---------------------------------------------------------------------- the runs
-def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) -> _Setup:
+def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) -> Setup:
     model, processor = load_base(
         config.model,
         revision=config.revision,
@@ -200,7 +167,8 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
         trainable.checkpoint_activations()
     steps = f"{config.steps} step{'' if config.steps == 1 else 's'}"
     steps = steps if config.max_seconds is None else f"{config.max_seconds:g} s, {steps} at most"
-    sweep = f", {len(config.points)} runs" if len(config.points) > 1 else ""
+    halving = " by halving" if config.sweep == "halving" else ""
+    sweep = f", {len(config.points)} runs{halving}" if len(config.points) > 1 else ""
     parallel = f", {processes.count} processes" if processes.count > 1 else ""
     opening(
         progress,
@@ -208,7 +176,7 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
         f"{len(train)} examples of {environment.split_source('train')}, validated on {len(validation)} of "
         f"{environment.split_source('validation')}; {steps} of {config.batch_size} answers{sweep}",
     )
-    return _Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation, processes, names)
+    return Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation, processes, names)
 
 
 def _names(config: TrainConfig, environment: Environment, progress: bool | Report) -> Names:
@@ -226,59 +194,10 @@ def _names(config: TrainConfig, environment: Environment, progress: bool | Repor
     return Names(name, str(label or config.task), str(description or f"Questions like those of {config.task}."))
 
 
-def _run(setup: _Setup, config: TrainConfig, point: TrainConfig, number: int, progress: bool | Report) -> _Run:
-    """One run of a sweep, or all of it."""
-    alone = len(config.points) == 1
-    folder = config.output if alone else config.output / "sweep" / str(number)
-    if config.max_seconds is not None:
-        point = point.model_copy(update={"max_seconds": config.max_seconds / len(config.points)})
-    title = f"{config.method} {config.task}" + ("" if alone else f" {number + 1}/{len(config.points)} {_swept(point)}")
-    shown = show(progress, title)
-    objective = (Reinforce if point.objective == "reinforce" else Supervised)(setup.environment, setup.tokenizer, point, setup.reader)
-    try:
-        loop = Loop(
-            setup.trainable,
-            objective,
-            setup.train,
-            _validator(setup, point, shown),
-            point,
-            folder,
-            shown.report,
-            shown.say,
-            setup.processes,
-        )
-        reached = loop.run(resume=point.resume)
-    finally:
-        shown.close()
-    return _Run(point, folder, reached, tuple(shown.remarks))
-
-
-def _validator(setup: _Setup, point: TrainConfig, shown: Show) -> Any:
-    """Scores the validation examples, shared among the processes; documents without a number are named once."""
-    named: list[str] = []
-    validator = Validator(setup.trainable, setup.environment, setup.tokenizer, point, setup.reader)
-
-    def validated() -> Score:
-        outcomes = setup.processes.gather(validator.outcomes(setup.processes.share(setup.validation)))
-        message = nan_message(setup.environment, setup.validation, outcomes)
-        if message is not None and not named:
-            named.append(message)
-            if setup.processes.first:
-                shown.say(message)
-        return summarise(outcomes)
-
-    return validated
-
-
-def _swept(point: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(point, name) for name in ("lr", "clip", "kl")}
-
-
 # ---------------------------------------------------------------------- the end
-def _finish(setup: _Setup, config: TrainConfig, runs: list[_Run], progress: bool | Report) -> RunRecord:
+def _finish(setup: Setup, config: TrainConfig, runs: list[Run], progress: bool | Report) -> RunRecord:
     """Score the test split, draw the curve, and save: the record comes last, and says that the run is finished."""
-    scores = [run.reached.best_score for run in runs]
-    chosen = runs[scores.index(max(scores))]
+    chosen = best_of(runs)
     best = chosen.reached
     setup.trainable.load(best.best)
     if chosen.folder != config.output and (chosen.folder / LOG).is_file():
@@ -301,7 +220,7 @@ def _finish(setup: _Setup, config: TrainConfig, runs: list[_Run], progress: bool
     return record
 
 
-def _record(setup: _Setup, config: TrainConfig, runs: list[_Run], chosen: _Run, tests: tuple[TestScore, TestScore] | None) -> RunRecord:
+def _record(setup: Setup, config: TrainConfig, runs: list[Run], chosen: Run, tests: tuple[TestScore, TestScore] | None) -> RunRecord:
     best, source = chosen.reached, setup.environment.split_source
     points = {entry["step"]: Score(**{key: entry[key] for key in ("score", "stderr", "n")}) for entry in best.validations}
     scores: dict[Any, dict[Any, Score]] = {"before": {"validation": points[0]}, "after": {"validation": points[best.best_step]}}
@@ -316,14 +235,14 @@ def _record(setup: _Setup, config: TrainConfig, runs: list[_Run], chosen: _Run, 
         comparison = paired_test(before.outcomes, after.outcomes)
         splits["test"] = {"source": source("test"), **comparison.model_dump()}
         remarks += tuple(dict.fromkeys(test.remark for test in tests if test.remark))
-    sweep = [{**_swept(run.point), "validation": run.reached.best_score} for run in runs] if len(runs) > 1 else None
+    sweep = [entry_of(run) for run in runs] if len(runs) > 1 else None
     return RunRecord(
         task=config.task,
         splits=splits,
         seed=config.seed,
         method=config.method,
         objective=config.objective,
-        hyperparameters={**config.hyperparameters, **_swept(chosen.point)},
+        hyperparameters={**config.hyperparameters, **swept(chosen.point)},
         steps=max(entry["step"] for entry in best.validations),
         seconds=round(sum(run.reached.elapsed for run in runs), 3),
         metric=setup.environment.metric,

@@ -146,12 +146,33 @@ def test_tokens_and_hours_by_hand(tmp_path: Path) -> None:
     assert work["base"].hours.value == pytest.approx((4000 / 1000 + 3200 / 100) / 3600)
     assert work["base"].hours.source == "assumed"
     run = found.trainings[0]
-    answers, checks = 2 * 10 * 8, 2 * (1 + 10 // 5) * 20
+    # The two runs share the base's validation and the first step's answers.
+    answers, checks = 2 * 10 * 8, (1 + 2 * (10 // 5)) * 20
+    drawn = answers - 8
     assert run.trained.value == answers * 180
-    assert run.written.value == (answers + checks) * 80
-    assert run.read.value == (answers + checks) * 100 + answers * 180  # once more for the KL penalty to the base
+    assert run.written.value == (drawn + checks) * 80
+    assert run.read.value == (drawn + checks) * 100 + answers * 180  # once more for the KL penalty to the base
     assert len(found.trainings) == 2
     assert found.hours().value == pytest.approx(sum(part.hours.value for part in (*found.trainings, *found.evaluations)))
+
+
+def test_the_papers_baselines_under_halving_are_named_beside_the_full_sweeps(tmp_path: Path) -> None:
+    plan = load_plan("paper-llama3-8b")
+    found = forecast(plan, tmp_path / "out")
+    baselines = [work for work in found.trainings if work.method != "svf"]
+    full = sum(work.hours.value for work in baselines)
+    halved = sum(work.other.value for work in baselines)
+    # Twelve runs of 200 steps, against 12 of 20, 6 of 30, 3 of 50 and 2 of 100; prompts and validations are a small part.
+    assert len(baselines) == 9 and halved / full == pytest.approx((12 * 20 + 6 * 30 + 3 * 50 + 2 * 100) / 2400, rel=0.05)
+    assert halved < 24 < full
+    assert f"  9 baselines: {full:.0f} h by full sweeps, {halved:.0f} h with `sweep: halving`\n" in render(found)
+
+    section = plan.config.train
+    chosen = {name: {**settings, "sweep": "halving"} for name, settings in section.methods.items()}
+    halving = plan.config.model_copy(update={"train": section.model_copy(update={"methods": chosen})})
+    other = forecast(Plan(halving, plan.cells), tmp_path / "out")
+    assert sum(work.hours.value for work in other.trainings if work.method != "svf") == pytest.approx(halved)
+    assert f"  9 baselines: {halved:.0f} h by sweeps by halving, {full:.0f} h with `sweep: full`\n" in render(other)
 
 
 def test_supervised_runs_write_nothing_but_their_validations(tmp_path: Path) -> None:
