@@ -47,11 +47,16 @@ def joined(value: str) -> list[str]:
     return [value] if Path(value).exists() else [part for part in value.split("+") if part]
 
 
+_CARDS = ("expert.json", "adapter_config.json")
+"""What makes a folder an expert, or a PEFT adapter in the place of one."""
+
+
 def experts_in(libraries: Iterable[Path]) -> list[Path]:
     """The folder of each expert in some libraries (or the expert that a folder itself is); of those with one name, the last library's."""
     found: dict[str, Path] = {}
     for library in libraries:
-        cards = [library / "expert.json"] if (library / "expert.json").is_file() else sorted(library.glob("*/expert.json"))
+        own = next((library / name for name in _CARDS if (library / name).is_file()), None)
+        cards = [own] if own else sorted(card for name in _CARDS for card in library.glob(f"*/{name}"))
         found |= {card.parent.name: card.parent for card in cards}
     return list(found.values())
 

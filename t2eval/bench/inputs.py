@@ -18,7 +18,7 @@ from t2eval.store.files import inside, read_record
 from t2eval.store.tensors import read_header
 from t2eval.training.methods import find_method
 
-_EXPERT = "expert.safetensors"
+_EXPERT, _ADAPTER = "expert.safetensors", "adapter_model.safetensors"
 _CARD_BYTES = 64 << 20  # a card of an expert holds a few numbers for each of its matrices
 
 
@@ -45,6 +45,12 @@ def cards(library: str | Path) -> dict[str, dict[str, Any]]:
     found = {}
     for part in located_all(str(library)):
         for folder in experts_in([part]):
+            if not (folder / "expert.json").is_file():
+                from t2eval.expert.adapter import Adapter
+
+                adapter = Adapter.load(folder)
+                found[str(folder)] = {"name": adapter.name, "label": adapter.label, "basis_fingerprint": None}
+                continue
             remedy = "Train the expert again, or copy it again."
             file = inside(folder, "expert.json", what="expert's card", remedy=remedy)
             found[str(folder)] = read_record(file, _Card, what="expert's card", remedy=remedy, limit=_CARD_BYTES).model_dump()
@@ -91,7 +97,7 @@ def expert_facts(method: str, spec: str) -> dict[str, Any]:
     used = {
         folder: card for folder, card in cards(spec).items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH
     }
-    files = {folder: Path(folder) / _EXPERT for folder in used}
+    files = {folder: Path(folder) / (_EXPERT if (Path(folder) / "expert.json").is_file() else _ADAPTER) for folder in used}
     names = {folder: str(card["name"]) for folder, card in used.items()}
     sources = {names[folder]: str(source) for folder in used if (source := source_of(folder)) is not None}
     return {
@@ -120,7 +126,7 @@ def files_of(config: BenchConfig) -> dict[str, str]:
     for seed in config.seeds:
         files: list[Path] = []
         if EXPERT_METHODS & set(config.methods):
-            files += [file for place in config.libraries(seed) for file in (place / _EXPERT, *place.glob(f"*/{_EXPERT}"))]
+            files += [file for place in config.libraries(seed) for file in _weights_in(place)]
         for method in sorted(set(BASELINES) & set(config.methods)):
             files += [folder / find_method(method).weights for folder in config.adapters(method, seed)]
         found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
@@ -141,6 +147,11 @@ def pinned_config(config: BenchConfig) -> BenchConfig:
     }
     experts = None if config.experts is None else pinned(config.experts)
     return config.model_copy(update={"experts": experts, "model_args": arguments})
+
+
+def _weights_in(place: Path) -> list[Path]:
+    """The files of experts and of adapters in a library, or of the one that it is itself."""
+    return [file for name in (_EXPERT, _ADAPTER) for file in (place / name, *place.glob(f"*/{name}"))]
 
 
 def task_digest(manager: Any, name: str) -> str:

@@ -24,6 +24,7 @@ from t2eval.errors import T2Error
 from t2eval.models.registry import strategy_class
 from t2eval.store.files import is_disk_full
 from t2eval.store.versions import versions
+from t2eval.svf.attachment import attached
 from t2eval.training.methods import find_method
 from t2eval.vision.images import reads_images
 
@@ -163,7 +164,8 @@ class Worker:
         try:
             yield lm, facts
         finally:
-            lm.adapted.set_z(None)
+            if (scaling := attached(self.base.model)) is not None:
+                scaling.set_z(None)
 
     def _label(self, cell: Cell) -> str:
         return task_label(self.config, cell.task, self._task(cell.task).config.metadata)

@@ -154,6 +154,23 @@ def mix(experts: tuple[Path, ...], alphas: str, output: Path, **options: Any) ->
         )
 
 
+@expert.command()
+@click.argument("path", type=FOLDER)
+@click.option("--label", required=True, help="Skill label, which dispatch chooses.")
+@click.option("--description", default="", help="One line for dispatch prompts.")
+def label(path: Path, label: str, description: str) -> None:
+    """Say how dispatch is to call a PEFT adapter that is used as an expert (`experts=` takes its folder): its card, `t2_adapter.json`.
+
+    \b
+    Example:
+      t2 expert label runs/lora-math --label math --description "Word problems with numbers."
+    """
+    from t2eval.expert.adapter import write_adapter_card
+
+    write_adapter_card(path, label, description)
+    click.echo(f"{path} is called {label!r} by dispatch.")
+
+
 @expert.command("import")
 @click.argument("file", type=FILE)
 @click.option("--output", required=True, type=FOLDER, help="Directory of the expert.")

@@ -165,6 +165,7 @@ def refuse_adapter(folder: Path) -> None:
     except T2Error:
         kind = "PEFT"
     raise T2Error(
-        f"{folder} is a {kind} adapter, not an expert: it has weights of its own, and no z. Evaluate it with lm_eval's own class "
+        f"{folder} is a {kind} adapter, not an expert: it has weights of its own, and no z. the lm-eval classes take it in "
+        f"experts=, and here an expert is needed. Or evaluate it with lm_eval's own class "
         f"(lm_eval --model hf --model_args pretrained=BASE,peft={folder}), or name it under `baselines:` in a benchmark file."
     )

@@ -10,6 +10,7 @@ import torch
 
 from t2eval.basemodel.load import load_base
 from t2eval.errors import T2Error, UsageError
+from t2eval.expert.adapter import Adapter, is_adapter
 from t2eval.expert.card import CARD, TENSORS, refuse_adapter
 from t2eval.expert.expert import Expert, mix, model_name
 from t2eval.expert.hub import located, missing
@@ -28,34 +29,68 @@ def load_library(spec: str | Path | Sequence[str | Path]) -> list[Expert]:
         Experts sorted by name.
 
     Raises:
-        T2Error: no such directory, no expert in it, a damaged expert, two experts of one name.
+        T2Error: no such directory, no expert in it, a damaged expert, a PEFT adapter, two experts of one name.
     """
-    if isinstance(spec, str):
-        parts: list[str | Path] = [*joined(spec)]
-    else:
-        parts = [spec] if isinstance(spec, Path) else list(spec)
-    folders: list[Path] = []
-    for part in parts:
+    for part in _parts(spec):
+        refuse_adapter(located(part))
+    return [found for found in load_any(spec, adapters=False) if isinstance(found, Expert)]
+
+
+def load_any(spec: str | Path | Sequence[str | Path], labels: Sequence[str] = (), *, adapters: bool = True) -> list[Expert | Adapter]:
+    """As `load_library`, with PEFT adapters among the experts.
+
+    Args:
+        spec: directories of experts or adapters, or expert and adapter directories.
+        labels: one for each directory of `spec`, in its order, over the labels on the cards of adapters; nothing: the cards'.
+        adapters: whether a directory of adapters is looked into for them.
+
+    Raises:
+        T2Error: as `load_library`; an adapter that cannot be an expert.
+        UsageError: another number of labels than of directories, or a label for what has its own.
+    """
+    parts = _parts(spec)
+    if labels and len(labels) != len(parts):
+        raise UsageError(f"labels= has {len(labels)} labels for {len(parts)} folders of experts=: give one for each, in their order.")
+    experts: list[Expert | Adapter] = []
+    for place, part in enumerate(parts):
         folder = located(part)
         if not folder.is_dir():
             raise T2Error(missing(folder))
-        if (folder / CARD).exists():
-            folders.append(folder)
+        label = labels[place] if labels else None
+        if is_adapter(folder):
+            experts.append(Adapter.load(folder, label))
             continue
-        refuse_adapter(folder)
-        inside = sorted(child for child in folder.iterdir() if (child / CARD).exists() or (child / TENSORS).exists())
-        if not inside:
-            raise T2Error(
-                f"{folder} holds no expert (a folder with {CARD} and {TENSORS}). Train one with t2 train-expert --output {folder}/NAME."
-            )
-        folders += inside
-    if not folders:
+        if label is not None:
+            raise UsageError(f"labels= names adapters, and {folder} is none: an expert has its label in its {CARD}.")
+        experts += [Expert.load(folder)] if (folder / CARD).exists() else _inside(folder, adapters)
+    if not experts:
         raise UsageError("No expert was given: name a library, or expert directories joined by '+'.")
-    experts = sorted((Expert.load(folder) for folder in folders), key=lambda expert: expert.name)
+    experts.sort(key=lambda expert: expert.name)
     for first, second in zip(experts, experts[1:], strict=False):
         if first.name == second.name:
             raise T2Error(f"Two experts of the library {spec} have the name {first.name!r}. Rename one in its {CARD}.")
     return experts
+
+
+def _parts(spec: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    if isinstance(spec, str):
+        return [*joined(spec)]
+    return [spec] if isinstance(spec, Path) else list(spec)
+
+
+def _inside(folder: Path, adapters: bool) -> list[Expert | Adapter]:
+    """The experts in a library's folder, and the adapters where they are meant."""
+    found: list[Expert | Adapter] = []
+    for child in sorted(folder.iterdir()):
+        if (child / CARD).exists() or (child / TENSORS).exists():
+            found.append(Expert.load(child))
+        elif adapters and child.is_dir() and is_adapter(child):
+            found.append(Adapter.load(child))
+    if not found:
+        raise T2Error(
+            f"{folder} holds no expert (a folder with {CARD} and {TENSORS}). Train one with t2 train-expert --output {folder}/NAME."
+        )
+    return found
 
 
 def adapted_base(

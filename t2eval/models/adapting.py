@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,15 +14,29 @@ from tqdm import tqdm
 
 from t2eval.environment.environment import Environment, Example
 from t2eval.environment.runs import Run, run_of
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, UsageError
+from t2eval.expert.adapter import Adapter
+from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import FewshotOptions
 from t2eval.models.strategy import Strategy
 from t2eval.strategies.alpha import Coefficients
 from t2eval.strategies.fewshot import Adaptation, Candidates, adapt
+from t2eval.strategies.search import Array
 
 _log = logging.getLogger(__name__)
 
 _NO_ANSWER = "has nothing to search by there: no answer is right or wrong. Use t2-expert, t2-prompt or t2-cls, which serve it."
+
+
+@dataclass(frozen=True)
+class AdapterCoefficients(Coefficients):
+    """α over PEFT adapters: one each. `scales` has an empty mapping for each of `adapters`."""
+
+    adapters: tuple[Adapter, ...] = ()
+
+    def z(self, vector: Array) -> Any:
+        """The mix of a flat vector."""
+        return AdapterMix(tuple(zip(self.adapters, map(float, self.alphas(vector)), strict=True)))
 
 
 class Adapting(Strategy):
@@ -35,8 +51,19 @@ class Adapting(Strategy):
         # One expert alone: divided by its sum, α would be 1, and there would be nothing to search.
         self._normalize = self.search.normalize and len(self.skills) > 1
 
+        self._adapters = self.adapters("t2-fewshot")
+        if self._adapters and self.search.granularity != "task":
+            raise UsageError(f"granularity={self.search.granularity}: PEFT mixes adapters as a whole. Leave it out, or use z experts.")
+        if self._adapters and self.options.form is not None:
+            raise UsageError("form= is how z experts are mixed; PEFT adapters have one form (W + Σ α ΔW for LoRA). Leave it out.")
+
     def prepare(self) -> None:
-        self._coefficients = Coefficients([expert.z for expert in self.skills], self.search.granularity, self._normalize, self.search.form)
+        granularity, form = self.search.granularity, self.search.form
+        self._coefficients: Coefficients
+        if self._adapters:
+            self._coefficients = AdapterCoefficients([{}] * len(self._adapters), granularity, self._normalize, form, tuple(self._adapters))
+        else:
+            self._coefficients = Coefficients([expert.z for expert in self.z_skills], granularity, self._normalize, form)
 
     def forget(self) -> None:
         self._found: dict[int, Adaptation] = {}
@@ -52,7 +79,7 @@ class Adapting(Strategy):
                     self._adapt(run)
         return [run.number for run in of]
 
-    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
+    def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
         return self._found[int(str(key))].z
 
     def environment(self, run: Run) -> Environment:
@@ -99,7 +126,7 @@ class Adapting(Strategy):
                 task,
             )
         candidates = Candidates(
-            self.adapted,
+            self.mounts if self._adapters else self.adapted,
             self.engine(),
             environment,
             examples,
@@ -107,6 +134,7 @@ class Adapting(Strategy):
             self.settings(environment.generation_kwargs) if environment.kind == "generate" else None,
             self.search.ties,
             mergeable=not self.through_hooks,
+            together=not self._adapters,
         )
         silent = self._rank != 0 or not sys.stderr.isatty()
         with tqdm(total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=silent) as bar:
@@ -115,7 +143,8 @@ class Adapting(Strategy):
                 bar.set_postfix(score=f"{score:.3f}")
                 bar.update(iteration - bar.n)
 
-            found = adapt(self._coefficients, candidates, self.search, self.ranks(), progress)
+            with self.mounts.ready(self._adapters) if self._adapters else contextlib.nullcontext():
+                found = adapt(self._coefficients, candidates, self.search, self.ranks(), progress)
         self._found[run.number] = found
         self._records[run.number] = self._record(environment, examples, found, overlaps)
         self._names[run.number] = task if task not in self._names.values() else f"{task} ({len(self._names) + 1})"
@@ -138,7 +167,7 @@ class Adapting(Strategy):
             "granularity": self.search.granularity,
             "alpha_rows": self._coefficients.groups,
             "normalize": self._normalize,
-            "form": self.search.form,
+            "form": "peft" if self._adapters else self.search.form,
             "chosen": found.chosen,
             "metric": environment.metric,
             "score": found.score if environment.higher_is_better else -found.score,

@@ -12,10 +12,12 @@ from torch import Tensor
 from t2eval.environment import harness
 from t2eval.environment.runs import Run, run_of
 from t2eval.errors import UsageError
+from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
 from t2eval.expert.hub import located
 from t2eval.expert.location import is_hub
 from t2eval.models.launch import one_message
+from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.questions import question_text
 from t2eval.models.strategy import Strategy
@@ -44,6 +46,14 @@ class Dispatching(Strategy):
     def check_library(self) -> None:
         if self.options.mix == "soft" and self.options.dispatch == "generate":
             raise UsageError("mix=soft needs the labels' likelihoods: use it with dispatch=score.")
+        for expert in self.experts:
+            if isinstance(expert, Adapter) and not expert.label:
+                raise UsageError(
+                    f"Adapter {expert.name!r} has no label, by which dispatch chooses: write its card with `t2 expert label "
+                    f"{expert.folder} --label LABEL --description TEXT`, or give labels= with one for each folder of experts=."
+                )
+            if isinstance(expert, Adapter) and self.options.mix == "soft":
+                raise UsageError(f"mix=soft mixes z experts for each document, and {expert.name!r} is a PEFT adapter: use mix=hard.")
         self._experts_of = by_label({expert.name: expert.label for expert in self.experts})
 
     def prepare(self) -> None:
@@ -70,7 +80,7 @@ class Dispatching(Strategy):
         skills = {label: self._by_name[name].description for label, name in self._experts_of.items()}
         return paper_format(skills, self.options.others_label)
 
-    def classifier(self) -> Expert | None:
+    def classifier(self) -> Expert | Adapter | None:
         """The expert that is merged while the model dispatches."""
         return None
 
@@ -103,7 +113,7 @@ class Dispatching(Strategy):
         classifier = self.classifier()
         if classifier is None:
             return dispatcher.decide(questions)
-        with self.applied(classifier.z):
+        with self.applied(_change(classifier)):
             return dispatcher.decide(questions)
 
     def keys(self, requests: Sequence[Any]) -> list[Hashable]:
@@ -127,13 +137,14 @@ class Dispatching(Strategy):
         key = tuple(sorted((label, round(weight, 4)) for label, weight in decision.weights.items()))
         if key not in self._soft:
             known = [(label, weight) for label, weight in key if label in self._experts_of]
-            scales = [self._by_name[self._experts_of[label]].z for label, _ in known]
+            named = [self._by_name[self._experts_of[label]] for label, _ in known]
+            scales = [expert.z for expert in named if isinstance(expert, Expert)]  # adapters were refused
             # the weights of all outcomes sum to 1 and the base weights are ones: Σ α z over all of them is 1 + Σ α (z - 1)
             self._soft[key] = mix_scales(scales, [weight for _, weight in known], "offset")
         return key
 
-    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
-        return self._soft[key] if self.options.mix == "soft" else self._by_name[str(key)].z
+    def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
+        return self._soft[key] if self.options.mix == "soft" else _change(self._by_name[str(key)])
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
         if self.options.mix == "soft" and method == "generate_until" and self.rows_by_tokens:
@@ -212,8 +223,13 @@ class Classifying(Dispatching):
         self._classifier = next(expert for expert in self.experts if expert.label == DISPATCH_LABEL)
         super().prepare()
 
-    def classifier(self) -> Expert | None:
+    def classifier(self) -> Expert | Adapter | None:
         return self._classifier
+
+
+def _change(expert: Expert | Adapter) -> Mapping[str, Tensor] | AdapterMix:
+    """What an expert does to the model."""
+    return expert.z if isinstance(expert, Expert) else AdapterMix.alone(expert)
 
 
 def _document(request: Any) -> tuple[int, str, int]:

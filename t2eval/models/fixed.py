@@ -9,6 +9,9 @@ from torch import Tensor
 
 from t2eval.environment.runs import Run, run_of
 from t2eval.errors import UsageError, unknown
+from t2eval.expert.adapter import Adapter
+from t2eval.expert.expert import Expert
+from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import ExpertOptions
 from t2eval.models.strategy import Strategy
 from t2eval.svf.scales import mix_scales
@@ -30,14 +33,24 @@ class Fixed(Strategy):
                 f"t2-expert has {len(names)} experts ({', '.join(names)}): name one directory in experts=, or give alphas= with one "
                 f"number for each in this order, joined by '+' (for example alphas={'+'.join([f'{1 / len(names):.2g}'] * len(names))})."
             )
+        if "form" in self.options.model_fields_set and any(isinstance(skill, Adapter) for skill in self.skills):
+            raise UsageError("form= is how z experts are mixed; PEFT adapters have one form (W + Σ α ΔW for LoRA). Leave it out.")
         self._alphas = list(self.options.alphas) if self.options.alphas is not None else [1.0]
+        if self.options.alphas is not None:
+            self.adapters("alphas=")
         if len(self._alphas) != len(names):
             raise UsageError(f"alphas= has {len(self._alphas)} numbers for {len(names)} experts: {', '.join(names)}.")
 
     def prepare(self) -> None:
         self._by_label = {expert.label: expert for expert in self.experts}
-        if not self._picks:
-            self._mixed = mix_scales([expert.z for expert in self.skills], self._alphas, self.options.form)
+        if self._picks:
+            return
+        adapters = [skill for skill in self.skills if isinstance(skill, Adapter)]
+        self._mixed: Mapping[str, Tensor] | AdapterMix
+        if adapters:
+            self._mixed = AdapterMix(tuple(zip(adapters, self._alphas, strict=True)))
+        else:
+            self._mixed = mix_scales([expert.z for expert in self.z_skills], self._alphas, self.options.form)
 
     def forget(self) -> None:
         self._of_task: dict[str, str] = {}
@@ -61,10 +74,10 @@ class Fixed(Strategy):
         self._of_task[task] = self._by_label[label].name
         return self._of_task[task]
 
-    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
+    def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
         if not self._picks:
             return self._mixed
-        return next(expert.z for expert in self.experts if expert.name == key)
+        return next(expert.z for expert in self.experts if isinstance(expert, Expert) and expert.name == key)
 
     def reads_of(self, run: Run) -> Any:
         return [run.name, run.t2.get("label")] if self._picks else None
@@ -73,7 +86,11 @@ class Fixed(Strategy):
         if self._picks:
             return {"expert_by_label": dict(self._of_task)}
         names = [expert.name for expert in self.skills]
-        return {"alphas": dict.fromkeys(sorted(self._tasks), self._alphas), "alpha_order": names, "form": self.options.form}
+        return {
+            "alphas": dict.fromkeys(sorted(self._tasks), self._alphas),
+            "alpha_order": names,
+            "form": "peft" if isinstance(self._mixed, AdapterMix) else self.options.form,
+        }
 
     def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._picks:

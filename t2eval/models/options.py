@@ -23,6 +23,7 @@ class Options(BaseModel):
 
     Attributes:
         experts: a library (a directory of experts), or expert directories joined by `+`; the embedded base has its own.
+        labels: the skill labels of PEFT adapters without a card (`t2 expert label`), one for each folder of `experts`, joined by `+`.
         include_path: a further folder of task YAMLs, where a program that calls `simple_evaluate` with a model's name but without a
             TaskManager has tasks of its own. With `lm_eval --include_path` it is not needed.
         allow_basis_mismatch: use an expert although its basis is not the base's.
@@ -35,9 +36,15 @@ class Options(BaseModel):
     suffix: ClassVar[str] = ""
 
     experts: str | Path | Sequence[str | Path] | None = None
+    labels: tuple[str, ...] = ()
     include_path: str | None = None
     allow_basis_mismatch: bool = False
     keep_base: Literal["device", "host"] | None = None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(str(value).split("+")) if isinstance(value, (str, int, float)) else value
 
     @field_validator("include_path")
     @classmethod

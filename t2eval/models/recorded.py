@@ -18,12 +18,14 @@ import torch
 from t2eval.environment import harness, response_cache, runs
 from t2eval.environment.loading import refuse_unknown_scoring
 from t2eval.errors import UsageError
+from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
 from t2eval.generation.usage import Usage
 from t2eval.models import identity
 from t2eval.models.evaluation import Evaluation, closing_line
 from t2eval.models.launch import under_lm_eval
 from t2eval.paths import tasks_dir
+from t2eval.svf.attachment import attached
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Recorded:
     UNSERVED: ClassVar[Mapping[str, str]] = {}
     """Output type of a task → why the strategy has nothing for it."""
     options: Any
-    experts: list[Expert]
+    experts: list[Expert | Adapter]
     adapted: Any
     model: Any
     tokenizer: Any
@@ -145,11 +147,11 @@ class Recorded:
     # ------------------------------------------------------------------ lm-eval's response cache
     def identity(self) -> dict[str, Any]:
         """Everything that decides an answer besides the request and the run: base, tokenizer, experts, strategy, options, arguments."""
-        scales = {id(parameter) for parameter in self.adapted.trainable().values()}
+        scales = {id(parameter) for parameter in self._scales()}
         return {
             "class": type(self).__name__,
             "options": self.options.model_dump(mode="json", exclude=set(identity.HARMLESS)),
-            "experts": [[e.name, e.label, e.card.description, e.sha256, str(e.card.parameterisation)] for e in self.experts],
+            "experts": [[e.name, e.label, e.description, e.sha256, _form(e)] for e in self.experts],
             "given": identity.given_facts(self._given),
             "model": identity.model_facts(self.model, scales),
             "tokenizer": identity.tokenizer_facts(getattr(self, "processor", None) or self.tokenizer),
@@ -198,8 +200,7 @@ class Recorded:
                     "name": expert.name,
                     "label": expert.label,
                     "sha256": expert.sha256,
-                    "basis_fingerprint": _short(expert),
-                    **({"source": expert.source} if expert.source else {}),
+                    **_kind(expert),
                 }
                 for expert in self.experts
             ],
@@ -215,12 +216,28 @@ class Recorded:
                 info["note"] = "every answer came from lm-eval's response cache (--use_cache): nothing was chosen now"
         return info
 
+    def _scales(self) -> list[torch.nn.Parameter]:
+        """The trainable parameters that scaling put beside the base's own; none where nothing is scaled."""
+        scaling = attached(self.model)
+        return [] if scaling is None else list(scaling.trainable().values())
+
     def get_model_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super().get_model_info()  # type: ignore[misc]
-        scales = sum(parameter.numel() for parameter in self.adapted.trainable().values())
+        scales = sum(parameter.numel() for parameter in self._scales())
         if isinstance(info.get("model_num_parameters"), int) and info["model_num_parameters"] > scales:
             info["model_num_parameters"] -= scales
         return {**info, "t2": self.t2_info()}
+
+
+def _form(expert: Expert | Adapter) -> str:
+    return str(expert.card.parameterisation) if isinstance(expert, Expert) else expert.kind
+
+
+def _kind(expert: Expert | Adapter) -> dict[str, str | None]:
+    """What an expert is known by besides its digest: its basis and source, or an adapter's type and base."""
+    if isinstance(expert, Adapter):
+        return {"peft_type": expert.kind, "base_model": expert.base}
+    return {"basis_fingerprint": _short(expert), **({"source": expert.source} if expert.source else {})}
 
 
 def _short(expert: Expert) -> str:

@@ -25,12 +25,14 @@ from t2eval.basemodel.chat import Chat
 from t2eval.basemodel.load import embedded_library_dir, model_source
 from t2eval.environment import harness, runs
 from t2eval.errors import UsageError
+from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
-from t2eval.expert.library import load_library
+from t2eval.expert.library import load_any
 from t2eval.generation.engine import Engine, room_for_prompt
 from t2eval.generation.settings import GenerationSettings
 from t2eval.models.base import one_reason, placed
 from t2eval.models.launch import one_message
+from t2eval.models.mounts import AdapterMix, Mounts, refuse_unmixable
 from t2eval.models.options import Options, split_arguments
 from t2eval.models.recorded import Recorded
 from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded
@@ -92,7 +94,7 @@ class Strategy(Recorded):
                 raise UsageError("peft= and delta= cannot be combined with experts: merge the adapter into the base model first.")
             rest = placed(pretrained, rest)
             self._refuse_tasks()
-            self.experts: list[Expert] = load_library(self._library())
+            self.experts: list[Expert | Adapter] = load_any(self._library(), self.options.labels)
             self.check_library()
             self._given = dict(rest)
             with one_reason(pretrained, rest.get("tokenizer")):
@@ -123,8 +125,8 @@ class Strategy(Recorded):
         """The first pass: for each request the key of the z' that answers it; None is the base weights."""
         raise NotImplementedError
 
-    def scale(self, key: Hashable) -> Mapping[str, Tensor]:
-        """z' of a key that `keys` gave."""
+    def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
+        """z' of a key that `keys` gave, or the adapters that answer it."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ requests
@@ -160,8 +162,13 @@ class Strategy(Recorded):
             return answers
 
     @contextlib.contextmanager
-    def applied(self, z: Mapping[str, Tensor]) -> Iterator[None]:
-        """The model with z': merged, or through the hooks where weights are quantised or z' is used too briefly to be worth a merge."""
+    def applied(self, z: Mapping[str, Tensor] | AdapterMix) -> Iterator[None]:
+        """The model with z': merged, or through the hooks where weights are quantised or z' is used too briefly to be worth a merge; or
+        with adapters on it."""
+        if isinstance(z, AdapterMix):
+            with self.mounts.applied(z):
+                yield
+            return
         if not self.through_hooks:
             with self.adapted.fast(z):
                 yield
@@ -252,7 +259,7 @@ class Strategy(Recorded):
         return self._renderer([*history, {"role": "assistant", "content": lead.lstrip()}], add_generation_prompt=False)
 
     @property
-    def skills(self) -> list[Expert]:
+    def skills(self) -> list[Expert | Adapter]:
         """The library without its classification expert (unless that is all there is)."""
         found = [expert for expert in self.experts if expert.label != DISPATCH_LABEL]
         return found or self.experts
@@ -261,6 +268,23 @@ class Strategy(Recorded):
         """The processes that share a search; one alone where lm-eval's response cache may skip calls on some ranks."""
         size = int(self._world_size)
         return Ranks(int(self._rank), size, self._gather) if size > 1 and self._collective() else Ranks()
+
+    def adapters(self, what: str) -> list[Adapter]:
+        """The skills as adapters that are to be mixed; empty where they are experts.
+
+        Raises:
+            UsageError: both kinds, or adapters that cannot be mixed.
+        """
+        found = [skill for skill in self.skills if isinstance(skill, Adapter)]
+        if found and len(found) < len(self.skills):
+            raise UsageError(f"{what} mixes experts of one kind, and experts= names both z experts and PEFT adapters ({found[0].name}).")
+        refuse_unmixable(found, what)
+        return found
+
+    @property
+    def z_skills(self) -> list[Expert]:
+        """The skills that are z experts."""
+        return [skill for skill in self.skills if isinstance(skill, Expert)]
 
     # ------------------------------------------------------------------ loading
     def _library(self) -> Any:
@@ -279,9 +303,23 @@ class Strategy(Recorded):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _attach(self) -> None:
-        self.experts = [expert.remapped(self.model) for expert in self.experts]
-        paths = sorted({path for expert in self.experts for path in expert.z})
+        self.mounts = Mounts(self.model)
+        self.experts = [expert.remapped(self.model) if isinstance(expert, Expert) else expert for expert in self.experts]
+        self._attach_z([expert for expert in self.experts if isinstance(expert, Expert)])
+        adapters = [expert for expert in self.experts if isinstance(expert, Adapter)]
+        for adapter in adapters:
+            adapter.check(self.model, allow=self.options.allow_basis_mismatch)
+        self.mounts.probe(adapters)
+
+    def _attach_z(self, experts: list[Expert]) -> None:
+        """Make the matrices of the z experts scalable; an adapter needs nothing of it."""
+        self.through_hooks = False
         known = attached(self.model)  # one scaling a model object, however many lm-eval objects share it
+        if not experts:
+            if known is not None:
+                known.set_z(None)
+            return
+        paths = sorted({path for expert in experts for path in expert.z})
         keep_base = self.options.keep_base or (known.keep_base if known is not None else "device")
         if known is None or not set(paths) <= set(known.paths):
             if known is not None:
@@ -290,6 +328,6 @@ class Strategy(Recorded):
             attach(self.model, paths=paths)
         self.adapted.set_z(None)
         self.adapted.keep_base = keep_base
-        for expert in self.experts:
+        for expert in experts:
             expert.check(self.adapted, self.options.allow_basis_mismatch)
         self.through_hooks = not self.adapted.mergeable

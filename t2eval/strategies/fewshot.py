@@ -231,6 +231,7 @@ class Candidates:
         settings: how generated answers are made; None: as the environment's task has it.
         ties: whether reference answers' likelihoods are wanted.
         mergeable: False where weights cannot be replaced (quantised ones).
+        together: False where candidates cannot share a batch (mixes of PEFT adapters): one after the other, through `adapted.fast`.
     """
 
     def __init__(
@@ -244,9 +245,11 @@ class Candidates:
         ties: Literal["own", "reference"] = "own",
         *,
         mergeable: bool = True,
+        together: bool = True,
     ) -> None:
         self._adapted, self._engine, self._environment = adapted, engine, environment
         self._examples, self._coefficients, self._ties, self._mergeable = list(examples), coefficients, ties, mergeable
+        self._together = together
         self._scores: dict[tuple[str, str], float] = {}
         self._sign = 1.0 if environment.higher_is_better else -1.0
         self._chooses = environment.kind == "choice"
@@ -273,7 +276,8 @@ class Candidates:
         shapes = [(basis.shape[0], basis.shape[1]) for basis in self._adapted.bases.values()]
         cpu = self._engine.decoder.device.type == "cpu"
         size = self._engine.batch_size
-        if self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, size, cpu=cpu):
+        apart = not self._together or (self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, size, cpu=cpu))
+        if apart:
             outcomes = []
             for z in scales:
                 with self._adapted.fast(z):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from t2eval.errors import T2Error, UsageError
+from t2eval.expert.adapter import write_adapter_card
 from t2eval.store.files import inside, read_record, write_text
 from t2eval.store.tensors import read_tensors
 from t2eval.svf.matrices import find_matrix
@@ -59,6 +60,7 @@ class PeftTrainable(Trainable):
 
     def save(self, folder: Path, record: RunRecord, names: Names) -> None:
         self.save_adapter(folder, record.base_model.model_dump())
+        write_adapter_card(folder, names.label, names.description)
         write_text(folder / README, adapter_card(names.name, record))
 
     def save_adapter(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -151,31 +153,59 @@ def _peft_defaults(model: Any, family: str, method: str) -> list[str]:
 # ---------------------------------------------------------------------- loading
 @contextmanager
 def mounted(model: Any, folder: Path) -> Iterator[Any]:
-    """A base model with a PEFT adapter on it, unmerged, inside the context; afterwards the base's own modules again.
+    """A base model with a PEFT adapter on it, unmerged, inside the context; afterwards the base's own modules and tensors again.
 
     Raises:
         T2Error: as `load_adapter`.
     """
-    adapted = None
+    with mounted_together(model, {"default": folder}) as adapted:
+        yield adapted
+
+
+@contextmanager
+def mounted_together(model: Any, folders: Mapping[str, Path]) -> Iterator[Any]:
+    """A base model with PEFT adapters of one type on it, the first of them active, inside the context.
+
+    Whatever happens inside, the model has its own modules and its own tensors, bit for bit, afterwards: tensors that an adapter's file or
+    its first values would write into (biases, the base of some initialisations) are copies meanwhile.
+
+    Args:
+        model: the base model.
+        folders: of each adapter, by the name that PEFT is to know it by.
+
+    Raises:
+        T2Error: as `load_adapter`.
+    """
+    restore = _snapshot(model)
+    checksums = _first_numbers(model)
     try:
-        adapted = load_adapter(model, folder)
+        adapted: Any = None
+        for name, folder in folders.items():
+            adapted = load_adapter(adapted if adapted is not None else model, folder, name)
+        adapted.set_adapter(next(iter(folders)))
+        adapted.eval()
         yield adapted
     finally:
-        if adapted is not None:  # an adapter that broke off half-way has left its layers: the caller looks whether the base is as it was
-            adapted.unload()
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        restore()
+        if _first_numbers(model) != checksums:
+            raise T2Error(f"The adapter in {next(iter(folders.values()))} has changed the base model's weights. Load the base model anew.")
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
+def _first_numbers(model: Any) -> dict[str, tuple[int, float]]:
+    """Where each parameter's memory is, and its sum: other memory or other numbers are noticed."""
+    return {name: (parameter.data_ptr(), float(parameter.detach().double().sum())) for name, parameter in model.named_parameters()}
+
+
+def load_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """A base model with a PEFT adapter on it, in evaluation mode. Where that fails, the model is left exactly as it was.
 
     An adapter of a language model also fits a vision-language model that contains it, as an expert does (`selection.remapped_paths`). PEFT
     checks no weights: whether the language model is the same one is the caller's to know.
 
     Args:
-        model: the base model.
+        model: the base model, or one with an adapter on it, which gets a further one.
         folder: the adapter, as PEFT saves it.
+        name: that PEFT is to know it by.
 
     Raises:
         T2Error: the adapter is damaged, or does not fit the model.
@@ -192,7 +222,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise T2Error(f"The adapter in {folder} cannot be read: {_first_line(error)}. {remedy}") from error
     restore = _snapshot(model)
     try:
-        return _with_adapter(model, config, state, folder)
+        return _with_adapter(model, config, state, folder, name)
     except BaseException as error:
         restore()
         if isinstance(error, Exception) and not isinstance(error, (T2Error, MemoryError, torch.OutOfMemoryError)):
@@ -214,7 +244,7 @@ def _refuse_larger(given: Mapping[str, Any], state: Mapping[str, torch.Tensor], 
             )
 
 
-def _with_adapter(model: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> Any:
+def _with_adapter(model: Any, config: Any, state: dict[str, torch.Tensor], folder: Path, called: str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     places = {name: match["path"] for name in state if (match := _ADAPTED_MODULE.fullmatch(name))}
@@ -226,12 +256,20 @@ def _with_adapter(model: Any, config: Any, state: dict[str, torch.Tensor], folde
             config.feedforward_modules = sorted(new for old, new in remapped.items() if old.endswith(feedforward))
         state = {name.replace(path, remapped[path], 1) if (path := places.get(name)) else name: state[name] for name in state}
     config.inference_mode = True
-    adapted = get_peft_model(model, config)
-    found: Any = set_peft_model_state_dict(adapted, state)
+    if getattr(config, "bias", "none") != "none":  # the file's are written into the model's own
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data = parameter.data.clone()
+    if hasattr(model, "add_adapter") and hasattr(model, "peft_type"):
+        adapted = model
+        adapted.add_adapter(called, config)
+    else:
+        adapted = get_peft_model(model, config, adapter_name=called)
+    found: Any = set_peft_model_state_dict(adapted, state, adapter_name=called)
     if found.unexpected_keys:
         raise T2Error(f"The adapter in {folder} does not fit this {type(model).__name__}: it has no place for {found.unexpected_keys[0]}.")
     # PEFT only warns of tensors that a file lacks, and leaves them as they are before training.
-    missing = sorted(get_peft_model_state_dict(adapted, save_embedding_layers=False).keys() - state.keys())
+    missing = sorted(get_peft_model_state_dict(adapted, adapter_name=called, save_embedding_layers=False).keys() - state.keys())
     if missing:
         raise T2Error(
             f"The adapter in {folder} lacks {len(missing)} of its tensors, {missing[0]} among them: its file is damaged, or of another "
@@ -241,16 +279,17 @@ def _with_adapter(model: Any, config: Any, state: dict[str, torch.Tensor], folde
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
-    """A function that puts every module of a model back in its place, and every parameter's `requires_grad`."""
+    """A function that puts every module of a model back in its place, and every parameter's tensor and `requires_grad`."""
     children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    wanted = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     had_config = hasattr(model, "peft_config")
     training = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
         for parent, name, child in children:
             setattr(parent, name, child)
-        for parameter, gradient in wanted:
+        for parameter, data, gradient in wanted:
+            parameter.data = data
             parameter.requires_grad_(gradient)
         for module, mode in training:
             module.training = mode

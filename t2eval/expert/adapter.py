@@ -1,0 +1,189 @@
+"""Adapter: a PEFT adapter in the place of an expert: what it is called, which base it is of, and its digest.
+
+The folder is what PEFT saves, `adapter_config.json` and `adapter_model.safetensors`; `t2_adapter.json` beside them says the label and the
+description by which dispatch chooses it. Its weights are put on a model by `t2eval.training.adapters`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from t2eval.basemodel.load import base_identity
+from t2eval.errors import T2Error
+from t2eval.expert.card import is_plain, no_directory
+from t2eval.store.digests import file_digest, object_digest
+from t2eval.store.files import read_json, write_json
+
+CARD, CONFIG, TENSORS = "t2_adapter.json", "adapter_config.json", "adapter_model.safetensors"
+_REMEDY = "Copy the adapter again."
+_UNSERVED = {
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"),
+        "it puts tokens of its own before every prompt, and scales or adds to no weight",
+    ),
+    **dict.fromkeys(("XLORA", "POLY"), "it chooses among adapters itself"),
+}
+"""PEFT type → why it cannot be put on for some prompts only."""
+_UNMIXED = {
+    "use_dora": "DoRA's magnitudes cannot be added",
+    "lora_bias": "its biases would not be mixed",
+    "modules_to_save": "it holds whole modules beside the adapter",
+    "target_parameters": "it adapts bare parameters",
+    "trainable_token_indices": "it holds embeddings of tokens",
+    "layer_replication": "it repeats layers",
+    "use_bdlora": "it is block-diagonal",
+    "use_qalora": "it groups its inputs",
+    "alora_invocation_tokens": "it is in force behind certain tokens only",
+}
+"""Setting of a LoRA → why PEFT's weighted sum of such adapters is not the sum of what they do."""
+
+
+class AdapterCard(BaseModel):
+    """`t2_adapter.json`: how dispatch calls an adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = Field(min_length=1)
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter as an expert.
+
+    Attributes:
+        folder: where it lies. name: the folder's.
+        label, description: of its card; the label is empty where there is no card.
+        kind: PEFT's type, such as `LORA`.
+        base: id of the base model that it was trained on; None where its configuration does not say.
+        sha256: over its configuration and its weights.
+        weights: sha256 of the weights' file alone.
+        parameters: how many numbers it holds.
+        config: of `adapter_config.json`.
+    """
+
+    folder: Path
+    name: str
+    label: str
+    description: str
+    kind: str
+    base: str | None
+    sha256: str
+    weights: str
+    parameters: int
+    config: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path, label: str | None = None) -> Adapter:
+        """Read an adapter's configuration, card and digest.
+
+        Args:
+            path: its folder.
+            label: over its card's.
+
+        Raises:
+            T2Error: no such folder, a missing or damaged file, or a type that cannot be an expert.
+        """
+        folder = Path(path).resolve()
+        if not folder.is_dir():
+            raise T2Error(no_directory(folder))
+        if not is_plain(folder.name):
+            raise T2Error(f"The folder {folder} gives its adapter a name that is not plain: rename it (letters, digits, '.', '_', '-').")
+        config = read_json(folder / CONFIG, what="adapter's configuration", remedy=_REMEDY)
+        if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+            raise T2Error(f"{folder / CONFIG} has no peft_type: this is not a PEFT adapter's configuration. {_REMEDY}")
+        kind = config["peft_type"]
+        if kind in _UNSERVED:
+            raise T2Error(
+                f"{folder} is a {kind} adapter, which cannot be an expert: {_UNSERVED[kind]}. Evaluate it with lm_eval's own class "
+                f"(lm_eval --model hf --model_args pretrained=BASE,peft={folder})."
+            )
+        weights = file_digest(folder / TENSORS)
+        card = read_adapter_card(folder)
+        return cls(
+            folder=folder,
+            name=folder.name,
+            label=label or (card.label if card else ""),
+            description=card.description if card else "",
+            kind=kind,
+            base=config.get("base_model_name_or_path") or None,
+            sha256=object_digest([config, weights]),
+            weights=weights,
+            parameters=_count(folder / TENSORS),
+            config=config,
+        )
+
+    def check(self, model: Any, *, allow: bool = False) -> None:
+        """Whether it is of this base model, as far as its configuration says. PEFT's own check of shapes comes when it is put on.
+
+        Raises:
+            T2Error: it was trained on another one.
+        """
+        here = base_identity(model)["id"]
+        if allow or self.base is None or _same_base(self.base, str(here)):
+            return
+        raise T2Error(
+            f"Adapter {self.name!r} was trained on {self.base}, and this is {here} ({type(model).__name__}). Load the adapter's base "
+            "model, or, where this has the same weights, give allow_basis_mismatch=true."
+        )
+
+    @property
+    def unmixable(self) -> str | None:
+        """Why PEFT cannot add it to others, or scale it; None where it can."""
+        if self.kind not in ("LORA", "IA3"):
+            return f"PEFT mixes LoRA and IA3 adapters, not {self.kind}"
+        found = next((why for name, why in _UNMIXED.items() if self.config.get(name)), None)
+        return found or ("it holds biases" if self.config.get("bias", "none") != "none" else None)
+
+
+def read_adapter_card(folder: Path) -> AdapterCard | None:
+    """The card beside an adapter; None where there is none.
+
+    Raises:
+        T2Error: it is damaged.
+    """
+    if not (folder / CARD).is_file():
+        return None
+    content = read_json(folder / CARD, what="adapter's card", remedy="Write it anew with `t2 expert label`.")
+    try:
+        return AdapterCard.model_validate(content)
+    except ValidationError as error:
+        raise T2Error(f"{folder / CARD}: {error.errors()[0]['msg']}. Write it anew with `t2 expert label`.") from error
+
+
+def write_adapter_card(folder: Path, label: str, description: str = "") -> None:
+    """Say how dispatch is to call an adapter.
+
+    Raises:
+        T2Error: no adapter is there, or the card cannot be written.
+    """
+    if not (folder / CONFIG).is_file():
+        raise T2Error(f"{folder} holds no {CONFIG}: it is no PEFT adapter. An expert's own label is in its expert.json.")
+    write_json(folder / CARD, AdapterCard(label=label, description=description).model_dump())
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a PEFT adapter and no expert."""
+    return (folder / CONFIG).is_file() and not (folder / "expert.json").exists()
+
+
+def _same_base(one: str, other: str) -> bool:
+    if one == other or {one, other} == {"embedded", "embedded-vlm"}:  # the second one contains the first
+        return True
+    return Path(one).is_dir() and Path(other).is_dir() and Path(one).resolve() == Path(other).resolve()
+
+
+def _count(file: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise T2Error(f"{file} is damaged or cut off ({error}). {_REMEDY}") from error
