@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,7 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     check_executor(options["executor"])
     request = Request(options["workers"], plan.config.device, *(options[name] for name in ("address", "num_cpus", "num_gpus", "retries")))
     if only_plan:
-        from t2eval.forecast.forecast import forecast
-        from t2eval.forecast.text import render
-
-        uses = describe_executor(options["executor"], request)
-        found = forecast(plan, output)
-        text = f"{render(found)}\nWhere: {uses['text']}\n"
-        click.echo(json.dumps({**found.as_dict(), "executor": uses}, indent=2) if as_json else text, nl=as_json)
-        return 0
+        return _forecast(plan, output, describe_executor(options["executor"], request), as_json)
     from t2eval.bench.execute import run
     from t2eval.checks.preflight import check_bench
 
@@ -99,6 +92,17 @@ def bench(file: Path, output: Path | None, only_plan: bool, assume: tuple[str, .
     else:
         click.echo(f"{len(result.rows)} cells, {len(result.failed)} failed. Now: t2 leaderboard {output}")
     return result.exit_code
+
+
+def _forecast(plan: Any, output: Path, uses: Mapping[str, Any], as_json: bool) -> int:
+    """What a plan will take, and where it would run."""
+    from t2eval.forecast.forecast import forecast
+    from t2eval.forecast.text import render
+
+    found = forecast(plan, output)
+    text = f"{render(found)}\nWhere: {uses['text']}\n"
+    click.echo(json.dumps({**found.as_dict(), "executor": uses}, indent=2) if as_json else text, nl=as_json)
+    return 0
 
 
 @click.command(epilog="Exit code: 0, or 3 where --fail-on-regression found a significant one.")
@@ -159,11 +163,8 @@ def leaderboard(
       t2 leaderboard runs/new --earlier runs/march --earlier runs/june --html page.html
       t2 leaderboard runs/embedded --serve --port 8000
     """
-    asked = {"--compare": pair, "--fail-on-regression": other, "--init-ci": ci, "--html": options["page"], "--serve": options["serve"]}
-    asked["--export"] = exported
-    given = [name for name, value in asked.items() if value]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
+    asked = {"--compare": pair, "--fail-on-regression": other, "--init-ci": ci, "--export": exported}
+    _one_question({**asked, "--html": options["page"], "--serve": options["serve"]})
     if leave_out and other is None:
         raise UsageError("--leave-out-changed-tasks is about --fail-on-regression: give both.")
     if ci is not None:
@@ -192,6 +193,12 @@ def leaderboard(
     board = table(directories)
     click.echo(board.to_json() if form == "json" else board.to_markdown(), nl=form == "json")
     return 0
+
+
+def _one_question(asked: Mapping[str, Any]) -> None:
+    given = [name for name, value in asked.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
 
 
 def _export(directories: Sequence[Path], form: str | None, output: Path | None, organization: str) -> int:
