@@ -106,7 +106,7 @@ def wrong_flags(text: str, own: set[str], known: dict[str, set[str]]) -> list[st
     """The flags in a text that nothing has, or not the command that stands before them in the same line."""
     everything = set().union(*known.values()) | lm_eval_options() | own | _PIP | _LAUNCHERS | _SERVERS
     wrong = []
-    joined = re.sub(r"\$\([^)]*\)", "…", text.replace("\\\n", " "))
+    joined = re.sub(r"\$\([^)]*\)|^#SBATCH .*$", "…", text.replace("\\\n", " "), flags=re.MULTILINE)
     for line in re.split(r"\n|`|\|", joined):
         for flag in _FLAG.finditer(line):
             before = line[: flag.start()]
