@@ -6,7 +6,6 @@ description by which dispatch chooses it. Its weights are put on a model by `t2e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from t2eval.errors import T2Error
 from t2eval.expert.card import is_plain, no_directory
 from t2eval.store.digests import file_digest, object_digest
 from t2eval.store.files import read_json, write_json
+from t2eval.store.tensors import read_header
 
 CARD, CONFIG, TENSORS = "t2_adapter.json", "adapter_config.json", "adapter_model.safetensors"
 _REMEDY = "Copy the adapter again."
@@ -180,10 +180,4 @@ def _same_base(one: str, other: str) -> bool:
 
 
 def _count(file: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), framework="np") as tensors:
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise T2Error(f"{file} is damaged or cut off ({error}). {_REMEDY}") from error
+    return read_header(file, what="adapter's weights", remedy=_REMEDY).numbers

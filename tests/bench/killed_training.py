@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import t2eval.training.train
+import t2eval.training.sweep
 from t2eval.bench.execute import run
 from t2eval.bench.plan import load_plan
 from t2eval.training.progress import Handed, Show
@@ -25,7 +25,7 @@ def main() -> None:
 
         return Handed(report)
 
-    t2eval.training.train.show = show
+    t2eval.training.sweep.show = show
     run(load_plan(sys.argv[1]), sys.argv[2])
 
 
