@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import gzip
 import json
 import os
@@ -146,15 +147,26 @@ def seeds() -> dict[str, Seed]:
     }
 
 
+@functools.cache
+def _outside() -> Path:
+    """A file of our own that lies outside every folder that is damaged."""
+    path = Path(tempfile.mkdtemp()) / "outside"
+    path.write_text("root:x:0:0\n")
+    return path
+
+
 def damage(folder: Path, generator: random.Random) -> None:
     """One file of a folder made wrong, or replaced by something that is no file."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "README.md")
+    # A link that an earlier damage left is never written through: what it leads to is not ours.
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink() and file.name != "README.md")
+    if not files:
+        return
     file = generator.choice(files)
     content, kind = file.read_bytes(), generator.randrange(14)
     packed = file.suffix == ".gz"
     if kind == 0:
         file.unlink()
-        generator.choice([lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero"), lambda: file.symlink_to("/etc/passwd"),
+        generator.choice([lambda: os.mkfifo(file), lambda: file.symlink_to("/dev/zero"), lambda: file.symlink_to(_outside()),
                           file.mkdir, lambda: file.symlink_to(file), lambda: None])()  # fmt: skip
         return
     if kind <= 4 and file.suffix in (".json", ".jsonl"):

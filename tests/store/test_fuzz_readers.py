@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ def _fuzzed(root: Path, program: str) -> dict[str, object]:
 
 
 def test_a_sample_is_read_or_refused(root: Path) -> None:
-    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))")
+    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))"), damage
     assert found["failures"] == {}, found["examples"]
     assert found["read"] and found["refused"]
 
@@ -45,3 +47,18 @@ def test_what_a_reader_does_wrong_is_seen(root: Path) -> None:
     assert isinstance(failures, dict)
     assert {name.split(":")[0] for name in failures} == {"raises", "writes", "fills", "hangs"}
     assert {"raises: KeyError", "fills: memory", "hangs: hangs"} <= failures.keys()
+
+
+def test_damage_never_reaches_through_a_link(tmp_path: Path) -> None:
+    """Else a run as root would damage the files of the machine that it runs on."""
+    outside, folder = tmp_path / "outside", tmp_path / "case"
+    outside.write_text("kept")
+    folder.mkdir()
+    for seed in range(60):
+        (folder / "ours.json").write_text("{}")
+        (folder / "link.json").symlink_to(outside)
+        damage(folder, random.Random(seed))
+        damage(folder, random.Random(-seed))
+        assert outside.read_text() == "kept"
+        shutil.rmtree(folder)
+        folder.mkdir()
