@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.store.fuzz_readers import damage
+
 
 def _fuzzed(root: Path, program: str) -> dict[str, object]:
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120)
@@ -18,7 +20,7 @@ def _fuzzed(root: Path, program: str) -> dict[str, object]:
 
 
 def test_a_sample_is_read_or_refused(root: Path) -> None:
-    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))"), damage
+    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))")
     assert found["failures"] == {}, found["examples"]
     assert found["read"] and found["refused"]
 
