@@ -77,6 +77,12 @@ def near_matches(name: str, available: Iterable[str], limit: int = 3, cutoff: fl
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=cutoff)]
 
 
+def did_you_mean(matches: Iterable[object]) -> str:
+    """The question that follows a message's first sentence, with a space before it; nothing where there is no match."""
+    words = " or ".join(map(str, matches))
+    return f" Did you mean {words}?" if words else ""
+
+
 def unknown(kind: str, name: str, available: Iterable[str]) -> UsageError:
     """A `UsageError` for a name that does not exist, with near matches and what is available, as far as ten lines hold it.
 
@@ -87,8 +93,7 @@ def unknown(kind: str, name: str, available: Iterable[str]) -> UsageError:
     """
     names = sorted(set(available) - {name})
     near = near_matches(name, names)
-    hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-    return UsageError(f"Unknown {kind} {shown(name)}.{hint} Available: {listed(names) or 'none'}.")
+    return UsageError(f"Unknown {kind} {shown(name)}.{did_you_mean(map(repr, near))} Available: {listed(names) or 'none'}.")
 
 
 def listed(names: Iterable[str]) -> str:

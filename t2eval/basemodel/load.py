@@ -18,7 +18,7 @@ from t2eval import paths
 from t2eval.basemodel.devices import AUTO, SPREAD, check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.hub_errors import answer_of, model_problem, one_line
 from t2eval.basemodel.packaged import packaged_folder, unpacked
-from t2eval.errors import T2Error, UsageError, unknown
+from t2eval.errors import T2Error, UsageError, did_you_mean, unknown
 from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, SMOLLM2, is_embedded
 from t2eval.vision.images import text_tokenizer
 
@@ -287,8 +287,7 @@ def model_source(name: str | None) -> str:
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, siblings, n=2, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(str(path.parent / match) for match in near)}?" if near else ""
-        raise T2Error(f"There is no model folder {name}.{hint}")
+        raise T2Error(f"There is no model folder {name}.{did_you_mean(path.parent / match for match in near)}")
     return name
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from t2eval.bench.config import METHODS, BenchConfig, parse_config
 from t2eval.environment import harness
-from t2eval.errors import T2Error, UsageError, listed, unknown
+from t2eval.errors import T2Error, UsageError, did_you_mean, listed, unknown
 from t2eval.expert.location import is_hub
 from t2eval.paths import configs_dir, experts_dir, is_embedded, joined
 from t2eval.store.files import read_yaml
@@ -113,8 +113,9 @@ def find_file(name: str | Path) -> Path:
     if path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"), Path("experts/benchmarks")) and path.stem in shipped:
         return shipped[path.stem]
     near = difflib.get_close_matches(path.stem, shipped, n=2, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(f"Cannot read the benchmark file {path}: there is none.{hint} Shipped with t2eval: {', '.join(shipped)}.")
+    raise UsageError(
+        f"Cannot read the benchmark file {path}: there is none.{did_you_mean(near)} Shipped with t2eval: {', '.join(shipped)}."
+    )
 
 
 def load_plan(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Plan:

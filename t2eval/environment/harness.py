@@ -11,6 +11,7 @@ here and in `runs.py` only, once for each form that it has:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -152,10 +153,9 @@ def metric_names(task: Any) -> list[str]:
 
 def registered(kind: Literal["metric", "aggregation", "model"]) -> list[str]:
     """lm-eval's metrics, aggregations or models, by name (the models with those of plug-ins)."""
-    import lm_eval.api.metrics  # fills the registries
-    import lm_eval.models  # noqa: F401 - fills the third
     from lm_eval.api import registry
 
+    importlib.import_module("lm_eval.models" if kind == "model" else "lm_eval.api.metrics")  # it fills the registry
     return sorted(getattr(registry, f"{kind}_registry").keys())
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from t2eval.environment import harness
-from t2eval.errors import T2Error, UsageError, listed, near_matches, unknown
+from t2eval.errors import T2Error, UsageError, did_you_mean, listed, near_matches, unknown
 from t2eval.paths import tasks_dir
 
 
@@ -168,8 +168,7 @@ def _refuse_unregistered(manager: Any, name: str, error: Exception) -> None:
 
 def _no_such_scoring(task: str, path: Path | None, kind: Literal["metric", "aggregation"], name: str) -> T2Error:
     known = harness.registered(kind)
-    near = near_matches(name, known)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(map(repr, near_matches(name, known)))
     where = f" ({path})" if path is not None else ""
     return T2Error(
         f"Task {task!r}{where} has the {kind} {name!r}, which lm-eval does not know.{hint} It knows {listed(known)}. Mend the "

@@ -6,6 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
+from t2eval.errors import did_you_mean
+
 TENSORS, CARD, README = "expert.safetensors", "expert.json", "README.md"
 
 
@@ -19,5 +21,4 @@ def no_directory(path: Path) -> str:
         return f"{path} is not a directory."
     siblings = [child.name for child in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
-    return f"There is no directory {path}.{hint}"
+    return f"There is no directory {path}.{did_you_mean(path.parent / name for name in near)}"

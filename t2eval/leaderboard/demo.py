@@ -103,6 +103,20 @@ def _claim(output: Path, mark: dict[str, object]) -> None:
     write_json(marker, mark)
 
 
+def _embedded_seeds(seeds: Sequence[int] | None, full: bool) -> tuple[int, ...]:
+    """The seeds of the embedded base's demo: those that are asked for, else 0 and all that are shipped.
+
+    Raises:
+        UsageError: one that is not shipped, nor trained here.
+    """
+    shipped = shipped_seeds()
+    chosen = tuple(seeds) if seeds is not None else tuple(sorted({0, *shipped}))
+    for seed in chosen:
+        if seed not in shipped and not (seed == 0 and full):
+            raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
+    return chosen
+
+
 def run_demo(
     output: str | Path,
     full: bool = False,
@@ -135,17 +149,16 @@ def run_demo(
         raise UsageError(
             f"--full is the embedded base's: there is no full demo of {model}. `t2 bench FILE.yaml` trains what a file's methods need."
         )
-    shipped = shipped_seeds() if model == EMBEDDED else ()
     if model == EMBEDDED:
-        seeds = tuple(seeds) if seeds is not None else tuple(sorted({0, *shipped}))
-        for seed in seeds:
-            if seed not in shipped and not (seed == 0 and full):
-                raise UsageError(f"No experts of seed {seed} are shipped. There are: {', '.join(map(str, shipped)) or 'none'}.")
+        seeds = _embedded_seeds(seeds, full)
     plan = plan_of(model, output, limit, seeds, [*DEFAULT_METHODS, *FURTHER] if full else None)
     output.mkdir(parents=True, exist_ok=True)
     _claim(output, {"full": full, "model": model})
-    todo = jobs(output, full, plan.config.seeds) if model == EMBEDDED else training.jobs(plan)
-    said = assemble(output, {job.output for job in todo}, plan.config.seeds) if model == EMBEDDED else ()
+    if model == EMBEDDED:
+        todo = jobs(output, full, plan.config.seeds)
+        said = assemble(output, {job.output for job in todo}, plan.config.seeds)
+    else:
+        todo, said = training.jobs(plan), ()
     with Pool(workers or min(8, available_cores())) as pool:
         training.train(todo, pool, progress)
         progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.environment import harness
-from t2eval.errors import T2Error, UsageError, listed, near_matches
+from t2eval.errors import T2Error, UsageError, did_you_mean, listed, near_matches
 from t2eval.models.registry import lm_eval_models
 from t2eval.paths import tasks_dir
 
@@ -58,7 +58,7 @@ def typo_message(error: BaseException) -> str | None:
         known = [path.stem for path in tasks_dir().rglob("*.yaml")]
         names = [name.strip() for name in task.group(1).split(",")]
         near = [match for name in names for match in near_matches(name, known)]
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(map(repr, near))
         return f"Unknown task {task.group(1)!r}.{hint} `lm_eval ls tasks` and `t2 tasks` list what there is; --include_path adds a folder."
     if model := re.match(r"Attempted to load model '([^']+)'|Unknown model '([^']+)'", text):
         return unknown_model(model.group(1) or model.group(2))
@@ -69,8 +69,7 @@ def unknown_model(name: str) -> str:
     """What to say of a model that lm-eval does not know: what may have been meant, our models, and lm-eval's own."""
     ours = list(lm_eval_models())
     theirs = [other for other in harness.registered("model") if other not in ours]
-    near = near_matches(name, [*ours, *theirs])
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(map(repr, near_matches(name, [*ours, *theirs])))
     return f"Unknown model {name!r}.{hint} Available: {listed(ours)}; and lm-eval's own: {listed(theirs)}."
 
 

@@ -56,7 +56,7 @@ def _take(folder: Path, what: str) -> int:
             os.close(descriptor)
             raise T2Error(f"Another {what} is at work in {folder}. Wait for it, or choose another folder.") from error
         except FileNotFoundError:
-            pass
+            pass  # removed between the two looks at it: the loop opens it anew
         except BaseException:
             os.close(descriptor)
             raise
