@@ -26,7 +26,14 @@ SECONDS = 5.0
 
 
 class CodeTask(ConfigurableTask):  # type: ignore[misc]
-    """An lm-eval task whose answers are programs."""
+    """An lm-eval task whose answers are programs.
+
+    Attributes:
+        together: run a test behind its program in one process, for tests that need the program's own objects. Such a program can forge its
+            verdict; by default a test calls its program from a process of its own.
+    """
+
+    together = False
 
     def __init__(self, config: dict[str, Any]) -> None:
         """Build the task.
@@ -82,7 +89,7 @@ class CodeTask(ConfigurableTask):  # type: ignore[misc]
     def _run(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Run programs, equal ones once; only these verdicts are kept."""
         different = list(dict.fromkeys(pairs))
-        self._verdicts = dict(zip(different, judge_many(different, timeout=SECONDS), strict=True))
+        self._verdicts = dict(zip(different, judge_many(different, together=self.together, timeout=SECONDS), strict=True))
 
     def build_all_requests(self, **options: Any) -> None:
         """lm-eval's own, unless n answers would all be the same.

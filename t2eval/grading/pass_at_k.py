@@ -68,6 +68,7 @@ def pass_at_k(
     k: int | Sequence[int] = 1,
     timeout: float = 5.0,
     workers: int | None = None,
+    together: bool = False,
 ) -> dict[str, float]:
     """Run every program of every problem in the sandbox, side by side, and estimate pass@k.
 
@@ -77,6 +78,7 @@ def pass_at_k(
         k: one or several values of k.
         timeout: seconds for each program, as `t2eval.sandbox.run_program` counts them; one that uses them up has failed.
         workers: how many programs at a time; default: one a processor, at most 8.
+        together: run a test behind its program in one process, as `t2eval.sandbox.programs.judge_many` says.
 
     Returns:
         `pass@k` → the mean over the problems, for each k.
@@ -92,7 +94,7 @@ def pass_at_k(
     for programs in answers:  # before anything is run
         scores([False] * len(programs), ks)
     flat = [(program, test) for programs, test in zip(answers, references, strict=True) for program in programs]
-    passed = iter(pass_many(flat, timeout=timeout, workers=workers))
+    passed = iter(pass_many(flat, together=together, timeout=timeout, workers=workers))
     each = [scores([next(passed) for _ in programs], ks) for programs in answers]
     return {name: sum(problem[name] for problem in each) / len(each) for name in each[0]}
 

@@ -27,6 +27,7 @@ VARIABLE = "T2EVAL_SANDBOX"
 MEMORY = 512 << 20  # bytes of address space a program may have
 FILE_SIZE = 16 << 20  # bytes of one file
 TASKS = 64  # threads, its first one included
+_INSIDE = ("walls", "foreign", "channel", "supervisor")  # modules that run in the jail, in the order in which they need each other
 _FIRST_USER = 1 << 30
 _PRIVATE = "/tmp"  # the jail's own, not the machine's
 _REMEDY = (
@@ -84,6 +85,15 @@ def _interpreter() -> tuple[str, list[str]]:
     return executable, folders
 
 
+def boot() -> str:
+    """A text that runs the supervisor with the modules it needs, where nothing of t2eval can be imported."""
+    texts = {f"t2eval.sandbox.{name}": (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8") for name in _INSIDE}
+    return (
+        f"import json, sys, types\nfor name, text in {texts!r}.items():\n    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    exec(compile(text, name, 'exec'), module.__dict__)\ndel sys.modules[name], text\nmodule.main(json.loads(sys.argv[1]))\n"
+    )
+
+
 def start(kind: Kind) -> subprocess.Popen[bytes]:
     """Start a supervisor in a jail of this kind: its own session, a clean environment, pipes on 0, 1 and 2."""
     executable, folders = _interpreter()
@@ -103,8 +113,7 @@ def start(kind: Kind) -> subprocess.Popen[bytes]:
         "tasks": TASKS,
         "user": _FIRST_USER + secrets.randbelow(1 << 29),  # nobody's, and no other jail's
     }
-    text = (Path(__file__).parent / "supervisor.py").read_text(encoding="utf-8")
-    command = [executable, "-s", "-S", "-B", "-c", text, json.dumps(config)]
+    command = [executable, "-s", "-S", "-B", "-c", boot(), json.dumps(config)]
     if bubblewrap:
         command = _bubblewrap(executable, folders, devices) + command
     # A fixed hash seed, so that a program's verdict does not change from run to run.

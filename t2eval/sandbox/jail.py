@@ -55,11 +55,11 @@ class Supervisor:
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
-    def send(self, job: int, source: bytes, seconds: float) -> None:
+    def send(self, job: int, source: bytes, seconds: float, test: bytes = b"") -> None:
         assert self.process.stdin is not None
         self.job, self.deadline = job, time.monotonic() + _PATIENCE * seconds + GRACE_SECONDS
         self.number += 1
-        data = memoryview(struct.pack("<qId", self.number, len(source), seconds) + source)
+        data = memoryview(struct.pack("<qIId", self.number, len(source), len(test), seconds) + source + test)
         try:
             while data:
                 data = data[os.write(self.process.stdin.fileno(), data) :]

@@ -282,23 +282,28 @@ def complete(prompt: str, answer: str, entry_point: str) -> str:
     return _future_first((prompt[: start.start()] if start else prompt) + extract_code(answer, entry_point))
 
 
-def judge_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers: int | None = None) -> list[Verdict]:
+def judge_many(
+    pairs: Sequence[tuple[str, str]], *, together: bool = False, timeout: float = 5.0, workers: int | None = None
+) -> list[Verdict]:
     """How each program ended on its test, run side by side in the sandbox.
 
     Args:
-        pairs: programs and tests (Python text, run after the program).
+        pairs: programs and tests (Python text). A test runs in a process of its own, as in `run_programs`.
+        together: run each test behind its program in one process: for tests that need the program's own objects. The program can forge it.
         timeout: seconds for each, as in `run_program`.
         workers: how many at a time; default: one a core, at most 8.
 
     Raises:
         T2Error: programs cannot be isolated on this machine.
     """
-    return run_programs([f"{program}\n{test}\n" for program, test in pairs], timeout=timeout, workers=workers)
+    if together:
+        return run_programs([f"{program}\n{test}\n" for program, test in pairs], timeout=timeout, workers=workers)
+    return run_programs([program for program, _ in pairs], [test for _, test in pairs], timeout=timeout, workers=workers)
 
 
-def pass_many(pairs: Sequence[tuple[str, str]], *, timeout: float = 5.0, workers: int | None = None) -> list[bool]:
+def pass_many(pairs: Sequence[tuple[str, str]], *, together: bool = False, timeout: float = 5.0, workers: int | None = None) -> list[bool]:
     """Whether each program passes its test. See `judge_many`."""
-    return [verdict.passed for verdict in judge_many(pairs, timeout=timeout, workers=workers)]
+    return [verdict.passed for verdict in judge_many(pairs, together=together, timeout=timeout, workers=workers)]
 
 
 def passes(program: str, test: str, timeout: float = 5.0) -> bool:

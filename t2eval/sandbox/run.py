@@ -125,11 +125,12 @@ def require() -> Isolation:
     return isolation
 
 
-def run_program(source: str, *, timeout: float = 5.0) -> Verdict:
-    """Run one program, asserts included, in a fresh jailed process.
+def run_program(source: str, test: str | None = None, *, timeout: float = 5.0) -> Verdict:
+    """Run one program in a fresh jailed process, and its test in another.
 
     Args:
-        source: the program's text; it passes if it runs to its end.
+        source: the program's text.
+        test: as in `run_programs`; without one the program passes if it runs to its end, its own asserts included.
         timeout: seconds of processor time, and of doing nothing; waiting for a core counts for neither (10 times as long in all).
 
     Returns:
@@ -138,14 +139,20 @@ def run_program(source: str, *, timeout: float = 5.0) -> Verdict:
     Raises:
         T2Error: programs cannot be isolated on this machine.
     """
-    return run_programs([source], timeout=timeout, workers=1)[0]
+    return run_programs([source], None if test is None else [test], timeout=timeout, workers=1)[0]
 
 
-def run_programs(sources: Sequence[str], *, timeout: float = 5.0, workers: int | None = None) -> list[Verdict]:
+def run_programs(
+    sources: Sequence[str], tests: Sequence[str] | None = None, *, timeout: float = 5.0, workers: int | None = None
+) -> list[Verdict]:
     """Run programs side by side, each in a fresh jailed process.
 
     Args:
         sources: the programs' texts.
+        tests: a test for each, run in a process of its own that the program cannot reach. What a test does not define itself it takes from
+            its program: functions are called there, and what they return is compared in the test's process. A test that gives its program
+            more than plain values (numbers, texts, containers, functions) runs behind it in one process, which the program can forge.
+            Default: a program passes if it runs to its end, its own asserts included.
         timeout: seconds for each, as in `run_program`.
         workers: how many at a time; default: one a core that this process may use (affinity and the container's quota), at most 8.
 
@@ -163,9 +170,9 @@ def run_programs(sources: Sequence[str], *, timeout: float = 5.0, workers: int |
     kind = require().kind
     assert kind is not None
     verdicts: list[Verdict | None] = [None] * len(sources)
-    jobs: list[tuple[int, bytes]] = []
-    for index, source in enumerate(sources):
-        encoded = _encode(source)
+    jobs: list[tuple[int, tuple[bytes, bytes]]] = []
+    for index, (source, test) in enumerate(zip(sources, [""] * len(sources) if tests is None else tests, strict=True)):
+        encoded = _encode(source, test)
         if isinstance(encoded, Verdict):
             verdicts[index] = encoded
         else:
@@ -176,20 +183,20 @@ def run_programs(sources: Sequence[str], *, timeout: float = 5.0, workers: int |
     return [cast(Verdict, verdict) for verdict in verdicts]
 
 
-def _encode(source: str) -> bytes | Verdict:
+def _encode(source: str, test: str) -> tuple[bytes, bytes] | Verdict:
     try:
-        encoded = source.encode("utf-8")
+        program, asked = source.encode("utf-8"), test.encode("utf-8")
     except UnicodeEncodeError:
         return Verdict(False, "refused", "the program is not text: it holds lone surrogates")
-    if len(encoded) > LONGEST_SOURCE:
-        return Verdict(False, "refused", f"the program has {len(encoded)} bytes, more than {LONGEST_SOURCE}")
-    return encoded
+    if (length := len(program) + len(asked)) > LONGEST_SOURCE:
+        return Verdict(False, "refused", f"the program has {length} bytes, more than {LONGEST_SOURCE}")
+    return program, asked
 
 
 class _Loop:
     """One call of `run_programs`: jobs out, verdicts in."""
 
-    def __init__(self, kind: Kind, jobs: list[tuple[int, bytes]], seconds: float, verdicts: list[Verdict | None]) -> None:
+    def __init__(self, kind: Kind, jobs: list[tuple[int, tuple[bytes, bytes]]], seconds: float, verdicts: list[Verdict | None]) -> None:
         self.kind, self.seconds, self.verdicts = kind, seconds, verdicts
         self.sources = dict(jobs)
         self.waiting = [index for index, _ in reversed(jobs)]
@@ -254,7 +261,8 @@ class _Loop:
     def _next(self, supervisor: Supervisor) -> None:
         if self.waiting:
             job = self.waiting.pop()
-            supervisor.send(job, self.sources[job], self.seconds)
+            program, test = self.sources[job]
+            supervisor.send(job, program, self.seconds, test)
             self.selector.register(supervisor.output, selectors.EVENT_READ, supervisor)
 
     def _collect(self, supervisor: Supervisor) -> None:
@@ -266,6 +274,9 @@ class _Loop:
         if answer["starved"] and job not in self.starved:
             self.starved.add(job)
             self.alone.append(job)
+        elif answer["status"] == "unfit":  # what the test hands over cannot leave its process: the two in one
+            self.sources[job] = (b"\n".join(self.sources[job]), b"")
+            self.waiting.append(job)
         else:
             status = cast(Status, answer["status"])
             detail = "".join(letter if letter.isprintable() else " " for letter in str(answer["detail"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,4 +55,6 @@ class HumanEval(CodeTask):
     """The function that an answer completes, and the problem's own test."""
 
     def program(self, doc: Mapping[str, Any], answer: str) -> tuple[str, str]:
-        return complete(doc["prompt"], answer, doc["entry_point"]), f"{doc['test']}\ncheck({doc['entry_point']})"
+        given = re.split(rf"^(?:async )?def\s+{re.escape(doc['entry_point'])}\b", doc["prompt"], maxsplit=1, flags=re.MULTILINE)[0]
+        # The test has the prompt's own helpers, whatever an answer makes of them.
+        return complete(doc["prompt"], answer, doc["entry_point"]), f"{given}\n{doc['test']}\ncheck({doc['entry_point']})"

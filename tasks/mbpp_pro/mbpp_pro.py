@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,4 +77,6 @@ class MbppPro(CodeTask):
     """The program in an answer, and the base tests."""
 
     def program(self, doc: Mapping[str, Any], answer: str) -> tuple[str, str]:
-        return extract_code(answer, doc["entry_point"]), "\n".join([*doc["test_imports"], *doc["test_list"]])
+        name = doc["entry_point"]
+        theirs = [f"from __main__ import {name}"] if hasattr(builtins, name) else []  # one is called `sum`: not Python's own
+        return extract_code(answer, name), "\n".join([*theirs, *doc["test_imports"], *doc["test_list"]])

@@ -15,7 +15,7 @@ ELSEWHERE = {
     "t2eval/grading/checker.py": {"open", "json.loads"},  # a process of its own: /proc, and lines of a pipe
     "t2eval/grading/mathematics.py": {"json.loads"},  # the other end of it
     "t2eval/sandbox/jail.py": {"json.loads"},  # a pipe
-    "t2eval/sandbox/supervisor.py": {"json.loads"},  # runs alone, without t2eval
+    "t2eval/sandbox/channel.py": {"json.loads"},  # runs alone, without t2eval
     "t2eval/sandbox/isolation.py": {"read_text"},  # the source of that
     "t2eval/expert/machine_paths.py": {"json.loads"},  # of a text that was read
     "t2eval/paper/key.py": {"json.loads"},  # of what was dumped a moment before
