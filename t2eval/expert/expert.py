@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +40,8 @@ from t2eval.expert.card import (
 )
 from t2eval.expert.location import source_of
 from t2eval.expert.model_card import model_card
+from t2eval.store.files import DiskError, write_bytes
+from t2eval.store.folders import staged_folder
 from t2eval.store.tensors import parse_tensors
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.fingerprint import fingerprint_difference
@@ -172,28 +171,20 @@ class Expert:
         Raises:
             T2Error: the directory cannot be written.
         """
-        target = Path(path)
+        folder = Path(path)
         card = self.card.model_dump_json(indent=2) + "\n"
         contents = {TENSORS: self._content, README: model_card(self.card).encode(), CARD: card.encode()}
-        staging: Path | None = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-            for name, content in contents.items():
-                (staging / name).write_bytes(content)
-            staging.chmod(0o755)
-            if not target.exists():
-                os.rename(staging, target)
-                return target
-            (target / CARD).unlink(missing_ok=True)  # without its card a directory is no expert: nobody loads new tensors with an old card
-            for name in contents:
-                os.replace(staging / name, target / name)
-        except OSError as error:
-            raise T2Error(f"Cannot save expert {self.name!r} to {target}: {error}. Free some space, or choose another folder.") from error
-        finally:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
-        return target
+            if folder.is_dir() and not (folder / CARD).exists():  # without its card, which comes last, a folder is no expert
+                for name, content in contents.items():
+                    write_bytes(folder / name, content)
+                return folder
+            with staged_folder(folder, keep=True) as staging:
+                for name, content in contents.items():
+                    write_bytes(staging / name, content)
+        except DiskError as error:
+            raise DiskError(f"Cannot save expert {self.name!r} to {folder}: {error}") from error
+        return folder
 
     @classmethod
     def load(cls, path: str | Path) -> Expert:

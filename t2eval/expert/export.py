@@ -11,7 +11,7 @@ from t2eval.expert.expert import Expert
 from t2eval.expert.library import adapted_base
 from t2eval.expert.machine_paths import without_paths
 from t2eval.expert.model_card import merged_model_card
-from t2eval.store.files import staged_folder
+from t2eval.store.folders import staged_folder
 
 
 def export_merged(expert: str | Path, output: str | Path, *, model: str | None = None) -> Path:

@@ -22,7 +22,8 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.folder import CARD, README, TENSORS, no_directory
 from t2eval.expert.location import Location, is_hub, parse_location
 from t2eval.paths import joined
-from t2eval.store.files import read_bytes, staged_folder
+from t2eval.store.files import read_bytes
+from t2eval.store.folders import staged_folder
 
 FORMAT = "dispatch.json"
 """How a library is dispatched among (`t2eval.strategies.dispatch`)."""

@@ -25,7 +25,7 @@ from t2eval.expert.export import new_folder
 from t2eval.expert.library import adapted_base, load_library
 from t2eval.expert.machine_paths import without_paths
 from t2eval.expert.model_card import lora_model_card
-from t2eval.store.files import staged_folder
+from t2eval.store.folders import staged_folder
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.bases import Basis
 from t2eval.svf.matrices import Matrix, find_matrices

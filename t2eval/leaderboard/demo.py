@@ -25,6 +25,7 @@ from t2eval.leaderboard.table import Leaderboard
 from t2eval.paths import EMBEDDED, SMOLLM2
 from t2eval.store.files import read_record, write_json, write_text
 from t2eval.store.guard import refuse_other_settings
+from t2eval.store.lock import locked
 from t2eval.workers.pool import Pool
 
 LIVE = "math"
@@ -152,17 +153,17 @@ def run_demo(
     if model == EMBEDDED:
         seeds = _embedded_seeds(seeds, full)
     plan = plan_of(model, output, limit, seeds, [*DEFAULT_METHODS, *FURTHER] if full else None)
-    output.mkdir(parents=True, exist_ok=True)
-    _claim(output, {"full": full, "model": model})
-    if model == EMBEDDED:
-        todo = jobs(output, full, plan.config.seeds)
-        said = assemble(output, {job.output for job in todo}, plan.config.seeds)
-    else:
-        todo, said = training.jobs(plan), ()
-    with Pool(workers or min(8, available_cores())) as pool:
-        training.train(todo, pool, progress)
-        progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
-        result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
-    demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)
-    write_text(output / "leaderboard.md", demo.to_markdown())
+    with locked(output, "demo"):
+        _claim(output, {"full": full, "model": model})
+        if model == EMBEDDED:
+            todo = jobs(output, full, plan.config.seeds)
+            said = assemble(output, {job.output for job in todo}, plan.config.seeds)
+        else:
+            todo, said = training.jobs(plan), ()
+        with Pool(workers or min(8, available_cores())) as pool:
+            training.train(todo, pool, progress)
+            progress(f"benchmarking {len(plan.config.methods)} methods on {len(plan.config.tasks)} tasks, {len(plan.cells)} cells …")
+            result = run(plan, output / "bench", pool=pool, progress=lambda event: progress(str(event)))
+        demo = Demo(leaderboard(output / "bench"), result, tuple(str(job) for job in todo), said, time.perf_counter() - started)
+        write_text(output / "leaderboard.md", demo.to_markdown())
     return demo

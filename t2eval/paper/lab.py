@@ -13,6 +13,7 @@ the lab, or use it in a `with`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.stats.means import average_seeds, mean_stderr, spread
 from t2eval.store.files import read_record, write_json
 from t2eval.store.guard import refuse_other_settings
+from t2eval.store.lock import locked
 from t2eval.store.versions import git_commit, versions
 from t2eval.training.record import Results
 from t2eval.workers.pool import Pool
@@ -129,14 +131,18 @@ class Lab:
 
     Raises:
         UsageError: the folder holds another preset's results.
+        T2Error: another process works in it.
     """
 
     def __init__(
         self, output: str | Path, preset: Preset, *, workers: int = 1, say: Callable[[str], None] = print, factory: WorkerFactory = Worker
     ) -> None:
         self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
-        self.sessions = self._claim()
-        self.clock = Clock(self.output, workers)
+        with contextlib.ExitStack() as taken:  # let go where the folder is another preset's, or damaged
+            taken.enter_context(locked(self.output, "run of `t2 paper`"))
+            self.sessions = self._claim()
+            self.clock = Clock(self.output, workers)
+            self._lock = taken.pop_all()
         self.pool = Pool(workers, gpus_of(preset.device) if workers > 1 else ())
 
     def __enter__(self) -> Lab:
@@ -146,8 +152,9 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and let others have the folder."""
         self.pool.close()
+        self._lock.close()
 
     def say(self, line: str) -> None:
         """Tell a step, and keep the time that it took."""

@@ -18,12 +18,10 @@ import json
 import math
 import os
 import secrets
-import shutil
 import stat
 import struct
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -61,7 +59,7 @@ def write_bytes(path: str | Path, content: bytes, *, remedy: str = "Free some sp
         DiskError: nothing is left behind, and an older file of that name is as it was.
     """
     target = Path(path)
-    temporary = _unfinished(target)
+    temporary = unfinished(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -138,51 +136,8 @@ def append_line(path: str | Path, text: str, *, remedy: str = "Free some space, 
         raise disk_error(path, error, remedy) from error
 
 
-@contextmanager
-def staged_folder(target: str | Path, *, remedy: str = "Free some space, or choose another folder.") -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well, and goes when it does not.
-
-    Args:
-        target: the folder to make or replace.
-
-    Yields:
-        The folder to fill.
-
-    Raises:
-        DiskError: the folder, or a file that the block wrote, could not be written; an older `target` is as it was.
-    """
-    target = Path(target)
-    staging, old = _unfinished(target), _unfinished(target)
-    try:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staging.mkdir()
-            yield staging
-            if target.exists():
-                os.rename(target, old)
-            try:
-                os.rename(staging, target)
-            except OSError:
-                if old.exists():
-                    os.rename(old, target)
-                raise
-        finally:
-            for folder in (staging, old):
-                shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise disk_error(target, error, remedy) from error
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left in a folder and below it. Call it only where no one else is writing."""
-    for left in list(folder.rglob(f".*{UNFINISHED}")):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def _unfinished(target: Path) -> Path:
+def unfinished(target: Path) -> Path:
+    """A new name beside `target`, for what will take its place when it is whole."""
     return target.with_name(f".{target.name[:80]}.{secrets.token_hex(6)}{UNFINISHED}")
 
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +26,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from t2eval.errors import T2Error
+from t2eval.store.files import UNFINISHED
 from t2eval.store.tensors import read_header, read_tensors
 from t2eval.svf.fingerprint import Probes, project_probes
 
 Side = Literal["output", "input"]
 
+_ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's
 SOLVER = "gram-eigh-float64-1"  # part of every cache key: change it whenever `decompose` may give other numbers
 _READING = 0.5e9  # bytes a second at which a cached basis is had: a guess on the fast side of digesting weights and reading from a disk
 
@@ -186,7 +189,11 @@ def _write(path: Path, basis: Basis) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     q, sigma = basis.q.cpu().contiguous(), basis.sigma.cpu().contiguous()
     content = save({"q": q, "sigma": sigma}, metadata={"sha256": _payload_digest(q, sigma), "solver": SOLVER})
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    for left in path.parent.glob(f".{path.name}.*{UNFINISHED}"):  # of a killed process; one that is at work touched its own just now
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from t2eval.errors import T2Error
 from t2eval.store.digests import file_digest
-from t2eval.store.files import of_shape, read_record, staged_folder, write_json
+from t2eval.store.files import of_shape, read_record, write_json
+from t2eval.store.folders import staged_folder
 from t2eval.store.tensors import read_tensors
 
 FOLDER, STATE, BEST, OPTIMIZER, PROGRESS = (

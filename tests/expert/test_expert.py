@@ -99,15 +99,15 @@ def test_saving_keeps_other_files_and_never_leaves_half(adapted: Adapted, tmp_pa
     first.save(folder)
     assert (folder / "log.jsonl").read_text() == "{}\n" and Expert.load(folder).sha256 == first.sha256
     second = make(adapted, seed=1)
-    write = Path.write_bytes
+    replace = os.replace
 
-    def full(path: Path, content: bytes) -> int:
-        if path.name == "expert.json":
+    def full(source: Path, target: Path) -> None:
+        if target.name == "expert.json":
             raise OSError(28, "No space left on device")
-        return write(path, content)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(os, "replace", full)
         for target in (folder, tmp_path / "new"):
             with pytest.raises(T2Error, match=r"Cannot save expert 'math' to .*No space left"):
                 second.save(target)

@@ -36,10 +36,15 @@ def test_presets_that_do_not_exist():
 
 
 def test_a_folder_is_of_one_preset(tmp_path):
-    Lab(tmp_path, preset(quick=True))
-    Lab(tmp_path, preset(quick=True))
+    Lab(tmp_path, preset(quick=True)).close()
+    lab = Lab(tmp_path, preset(quick=True))
+    with pytest.raises(T2Error, match="Another run of `t2 paper` is at work in"):
+        Lab(tmp_path, preset(quick=True))
+    lab.close()
     with pytest.raises(UsageError, match="Choose another --output"):
         Lab(tmp_path, preset())
+    Lab(tmp_path, preset(quick=True)).close()
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_a_piece_is_computed_once(tmp_path):
@@ -52,6 +57,7 @@ def test_a_piece_is_computed_once(tmp_path):
     lab = Lab(tmp_path, preset(), say=lambda _: None)
     key = {"model": "embedded", "sizes": {"shots": (3, 5)}}
     assert lab.once("study/one two", compute, key=key) == {"a": 0.5, "b": [1, 2]}
+    lab.close()
     assert Lab(tmp_path, preset(), say=lambda _: None).once("study/one two", compute, key=key) == {"a": 0.5, "b": [1, 2]}
     assert made == [1]
 

@@ -77,6 +77,7 @@ def test_seconds_are_of_all_sessions(lab):
     with lab.clock.running("table3"):
         lab.clock._running = "table3", lab.clock._running[1] - 100
     said = []
+    lab.close()
     again = Lab(lab.output, lab.preset, workers=3, say=said.append)
     report.run_all(again, chosen)
     text = (lab.output / "REPORT.md").read_text()
@@ -88,6 +89,7 @@ def test_seconds_are_of_all_sessions(lab):
 
 def test_the_report_names_the_commit_and_versions_of_every_session(lab, monkeypatch):
     def session(commit, **others):
+        lab.close()
         monkeypatch.setattr(lab_module, "git_commit", lambda: commit)
         monkeypatch.setattr(lab_module, "versions", lambda: {"t2eval": "1", "torch": "2.13", **others})
         return Lab(lab.output, lab.preset, say=lambda _: None)

@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,8 +19,6 @@ from t2eval.store.files import (
     read_json_lines,
     read_lines,
     read_text,
-    remove_unfinished,
-    staged_folder,
     write_bytes,
     write_json,
     write_text,
@@ -91,53 +87,6 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     append_line(path, "three")
     assert path.read_text() == "one\nthree\n"
-
-
-def test_a_folder_takes_its_place_when_it_is_whole(tmp_path):
-    target = tmp_path / "out"
-    with staged_folder(target) as folder:
-        (folder / "a").write_text("1")
-        assert not target.exists()
-    with pytest.raises(RuntimeError), staged_folder(target) as folder:
-        (folder / "a").write_text("2")
-        raise RuntimeError
-    assert (target / "a").read_text() == "1"
-    with staged_folder(target) as folder:
-        (folder / "b").write_text("3")
-    assert os.listdir(target) == ["b"] and os.listdir(tmp_path) == ["out"]
-
-
-def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
-    target = tmp_path / "out"
-    with staged_folder(target) as folder:
-        (folder / "a").write_text("1")
-    rename = os.rename
-    calls = []
-
-    def second_fails(source, to):
-        calls.append(source)
-        if len(calls) == 2:
-            _full()
-        rename(source, to)
-
-    monkeypatch.setattr(files.os, "rename", second_fails)
-    with pytest.raises(DiskError), staged_folder(target) as folder:
-        (folder / "a").write_text("2")
-    assert (target / "a").read_text() == "1" and os.listdir(tmp_path) == ["out"]
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path):
-    script = (
-        "import os, signal, sys\nfrom t2eval.store import files\n"
-        "files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "files.write_text(sys.argv[1], 'new')\n"
-    )
-    (tmp_path / "deep").mkdir()
-    write_text(tmp_path / "deep" / "x", "old")
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "deep" / "x")], check=False)
-    assert len(os.listdir(tmp_path / "deep")) == 2
-    remove_unfinished(tmp_path)
-    assert os.listdir(tmp_path / "deep") == ["x"] and read_text(tmp_path / "deep" / "x") == "old"
 
 
 # ---------------------------------------------------------------------- reading

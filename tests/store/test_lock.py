@@ -52,3 +52,14 @@ def test_many_takers_are_never_in_it_at_once(tmp_path):
     )
     takers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(4)]
     assert [taker.wait(60) for taker in takers] == [0] * 4
+
+
+@pytest.mark.parametrize("way", ["demo", "paper"])
+def test_demo_and_paper_refuse_a_folder_that_is_in_use_before_anything_is_loaded(tmp_path, way):
+    from t2eval.leaderboard.demo import run_demo
+    from t2eval.paper.lab import Lab
+    from t2eval.paper.presets import preset
+
+    with locked(tmp_path, "session"), pytest.raises(T2Error, match=rf"Another .*{way}.* is at work in {tmp_path}"):
+        run_demo(tmp_path) if way == "demo" else Lab(tmp_path, preset(quick=True))
+    assert os.listdir(tmp_path) == []
