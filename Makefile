@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | types | docs | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+# make demo | test | fuzz | lint | types | docs | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.t2eval-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test fuzz lint types docs embedded clean
+.PHONY: help setup demo demo-full test fuzz lint types docs site embedded clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -47,6 +47,11 @@ types: $(STAMP) ## mypy --strict
 
 docs: $(STAMP) ## the pages that the product writes itself
 	@$(BIN)/python -m t2eval.cli.helppage docs
+
+site: $(STAMP) ## the docs as a site, in build/site; a broken link is an error
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 embedded: $(STAMP) ## rebuild the embedded bases, the experts and baselines from the seed (docs say how long it takes)
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base

@@ -145,7 +145,7 @@ def load_base(
     Raises:
         T2Error: no such folder or repository, a gated one, a hub that cannot be reached, a damaged checkpoint, no embedded base.
 
-    Example:
+    Examples:
         >>> model, tokenizer = load_base("embedded")
     """
     source = model_source(name)

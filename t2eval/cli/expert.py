@@ -162,7 +162,7 @@ def label(path: Path, label: str, description: str) -> None:
     """Say how dispatch is to call a PEFT adapter that is used as an expert (`experts=` takes its folder): its card, `t2_adapter.json`.
 
     \b
-    Example:
+    Examples:
       t2 expert label runs/lora-math --label math --description "Word problems with numbers."
     """
     from t2eval.expert.adapter import write_adapter_card
@@ -182,7 +182,7 @@ def import_(file: Path, output: Path, **options: Any) -> None:
     """Convert a `.pt` FILE of the paper's reference implementation. Nothing in it is executed.
 
     \b
-    Example:
+    Examples:
       t2 expert import learned_params.pt --model meta-llama/Meta-Llama-3-8B-Instruct --label math --output runs/math
     """
     _quiet()

@@ -41,7 +41,7 @@ def sandbox() -> None:
     """Where model-written programs run.
 
     \b
-    Example:
+    Examples:
       t2 sandbox check
     """
 

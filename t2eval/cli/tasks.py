@@ -52,7 +52,7 @@ def path() -> None:
     """Print the folder of the task YAMLs.
 
     \b
-    Example:
+    Examples:
       ls "$(t2 tasks path)"
     """
     click.echo(str(tasks_dir()))

@@ -76,7 +76,7 @@ def normalise(answer: str) -> str:
     the answer has a comma inside a number, and else becomes a space; full stops go, unless a figure follows; all becomes lower-case; number
     words from zero to ten, and `none`, become figures; articles go; contractions get their apostrophes; spaces become single ones.
 
-    Example:
+    Examples:
         >>> normalise("The two dogs, dont bark!")
         "2 dogs don't bark"
     """

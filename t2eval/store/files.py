@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import struct
@@ -33,6 +34,7 @@ from t2eval.store.yamls import DEPTH, parse_yaml
 LIMIT = 64 * 2**20
 """Most bytes that a reader takes unless told otherwise."""
 _T = TypeVar("_T")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 UNFINISHED = ".unfinished"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -332,7 +334,7 @@ def _check_value(value: Any) -> None:
                 below += item
             elif isinstance(item, float) and not math.isfinite(item):
                 raise ValueError("it holds a number that is too large")  # 1e999
-            elif isinstance(item, str) and any("\ud800" <= letter <= "\udfff" for letter in item if letter > "\ud7ff"):
+            elif isinstance(item, str) and not item.isascii() and _SURROGATE.search(item):
                 raise ValueError(f"{ascii(item[:40])} holds half of a surrogate pair")
         level = below
 

@@ -64,7 +64,7 @@ def attach(
         UsageError: unknown modules, layers, paths, parameterisation, init or place.
         T2Error: the model is adapted already, has no decoder layers, or holds weights that cannot be decomposed or scaled.
 
-    Example:
+    Examples:
         >>> adapted = attach(model, modules="mlp")
         >>> with adapted.merged(expert.z):
         ...     model.generate(**inputs)

@@ -92,7 +92,7 @@ def train_expert(config: TrainConfig, progress: bool | Report = True) -> TrainRe
         UsageError: an output directory that is in use, a resumed run with other settings.
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
 
-    Example:
+    Examples:
         >>> result = train_expert(TrainConfig(task="embedded_math_seen", output="runs/math", max_seconds=60))
         >>> result.scores["after"]["test"].score, result.comparison["p_value"]
     """

@@ -40,7 +40,7 @@ class ExpertCallback(TrainerCallback):  # type: ignore[misc]
         name, label, description: of the expert.
         task: what it was trained on, an lm-eval task's name where there is one: for its card.
 
-    Example:
+    Examples:
         >>> adapted = attach(model)
         >>> trainer = SFTTrainer(model, args=config, train_dataset=data, callbacks=[ExpertCallback(adapted, name="math", label="math")])
         >>> trainer.train()

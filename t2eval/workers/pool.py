@@ -51,7 +51,7 @@ class Pool:
         gpus: as CUDA_VISIBLE_DEVICES names them. Each process sees one of them alone; where there are more processes than GPUs, several
             share one. Empty: every process sees what this one sees.
 
-    Example:
+    Examples:
         >>> with Pool(2) as pool:
         ...     first = run(plan, "runs/first", pool=pool)
         ...     second = run(other, "runs/second", pool=pool)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.docs import tutorial
 
 _NAME = re.compile(r"(?<![\w./-])t2eval(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"(?<![\w./:=-])(?:t2eval|tests|tasks|docs|experts|configs|benchmarks|\.ci|\.github)/[\w./-]*\w/?(?![\w{-]|\.\w)")
@@ -31,7 +30,13 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 def pages(root: Path) -> list[Path]:
     """What people read; not the changelog, which is about the past, nor the report, which a run wrote."""
-    found = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md"), *(root / "tasks").rglob("*.md")]
+    found = [
+        root / "README.md",
+        root / "CONTRIBUTING.md",
+        *(root / "docs").glob("*.md"),
+        *(root / "docs" / "reference").glob("*.md"),
+        *(root / "tasks").rglob("*.md"),
+    ]
     return sorted([*found, *(root / "experts").glob("*.md"), *(root / "configs").rglob("*.md"), *(root / "benchmarks").glob("*.md")])
 
 
@@ -96,40 +101,14 @@ def test_the_check_sees_a_wrong_name(name: str, there: bool) -> None:
 
 
 # ---------------------------------------------------------------------- the example
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of each code block."""
-    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def example(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """The page's commands, and the folder in which its files were made."""
-    made = tmp_path_factory.mktemp("page")
-    (made / "my_tasks").mkdir()
-    (yaml, task), (python, reader), (_, writer), (console, commands) = blocks(root / "docs" / "add-a-task.md")[:4]
-    assert (yaml, python, console) == ("yaml", "python", "console")
-    (made / "my_tasks" / "my_task.yaml").write_text(task, encoding="utf-8")
-    (made / "my_tasks" / "my_task.py").write_text(reader, encoding="utf-8")
-    subprocess.run([sys.executable, "-c", writer], cwd=made, check=True)
-    return commands.strip().splitlines(), made
-
-
-def test_the_page_on_tasks_has_an_example_that_learns(example: tuple[list[str], Path], root: Path, tmp_path: Path) -> None:
-    commands, made = example
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "t2eval" / "bridge")])}
-    starts = {"t2": [str(root / "cli.py")], "lm_eval": ["-m", "lm_eval"]}
-    outputs = []
-    for command in commands:
-        program, *words = command.replace("my_tasks", str(made / "my_tasks")).split()
-        done = subprocess.run(
-            [sys.executable, *starts[program], *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
-    assert outputs[0].splitlines()[1].split()[:2] == ["my_task", "shopping"]
-    record = json.loads((tmp_path / "runs" / "shopping" / "training.json").read_text())
+def test_the_page_on_tasks_has_an_example_that_learns(root: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (commands,) = tutorial.run(root / "docs" / "add-a-task.md", made, tutorial.of_this_checkout(tmp_path / "bin"))
+    assert re.search(r"^my_task +shopping ", commands, re.MULTILINE)
+    record = json.loads((made / "runs" / "shopping" / "training.json").read_text())
     before, after = (record["scores"][when]["test"] for when in ("before", "after"))
     assert after["score"] > before["score"] + 0.2
-    assert "exact_match" in outputs[2]
-    card = json.loads((tmp_path / "runs" / "shopping" / "expert.json").read_text())
+    assert "exact_match" in commands
+    card = json.loads((made / "runs" / "shopping" / "expert.json").read_text())
     assert (card["label"], card["description"]) == ("shopping", "Questions about buying and giving away.")

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from t2eval.stats.corrections import holm
 
@@ -8,3 +10,11 @@ def test_holm_on_a_worked_example():
     assert holm([0.02, 0.2, 0.01, 0.03]) == pytest.approx([0.06, 0.2, 0.04, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_holm_is_that_of_statsmodels(ties):
+    for seed in range(20):
+        values = np.random.default_rng(seed).beta(0.3, 1.0, size=1 + seed * 7)
+        values = values.round(1) if ties else values
+        assert holm(values) == pytest.approx(multipletests(values, method="holm")[1])

@@ -21,7 +21,7 @@ from t2eval.bench.rows import Row, read_samples
 from t2eval.leaderboard.cells import Group, Where, folders, groups_of, merged_rows
 from t2eval.leaderboard.comparison import Comparison, adjusted
 from t2eval.leaderboard.page.learning import learning
-from t2eval.leaderboard.report import leaderboard
+from t2eval.leaderboard.report import table_of
 from t2eval.leaderboard.table import Leaderboard
 from t2eval.store.versions import commits_between
 
@@ -66,7 +66,7 @@ def content(where: Where, earlier: Sequence[Path] = (), tests: Tests = adjusted)
     for number, (place, name) in enumerate(zip(places, _names([folders(place)[0] for place in places]), strict=True)):
         found = merged_rows(place)
         groups.append(groups_of(place, found.rows))
-        boards.append(leaderboard(place))
+        boards.append(table_of(found, groups[-1]))
         runs.append({"name": name, **_table(boards[-1]), **_run(found, folders(place)[0], number, chunks)})
         runs[-1]["comparisons"] = _pairs(groups[-1], tests)
     history = [
