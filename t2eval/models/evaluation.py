@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from t2eval.errors import listed
 from t2eval.generation.usage import Usage
 
 
@@ -52,20 +53,20 @@ def closing_line(info: dict[str, Any]) -> str:
         parts.append(str(info["note"]))
     elif info["dispatch"]:
         for task, counts in info["dispatch"].items():
-            parts.append(f"{task}: " + ", ".join(f"{label} {count}" for label, count in counts.items()))
+            parts.append(f"{task}: " + listed(f"{label} {count}" for label, count in counts.items()))
     elif info["adaptation"]:
         order = info["alpha_order"]
         for task, alphas in info["alphas"].items():
             found = info["adaptation"][task]
             flat = not (alphas and isinstance(alphas[0], list))
-            values = ", ".join(f"{name} {value:.2f}" for name, value in zip(order, alphas, strict=True)) if flat else f"{len(alphas)} rows"
+            values = listed(f"{name} {value:.2f}" for name, value in zip(order, alphas, strict=True)) if flat else f"{len(alphas)} rows"
             parts.append(f"{task}: α {values} ({found['metric']} {found['score']:.3f} on {found['examples']} of split {found['split']})")
     elif info.get("expert_by_label"):
         parts.append(", ".join(f"{task}: expert {name}" for task, name in info["expert_by_label"].items()))
     elif info.get("alpha_order"):
         alphas = next(iter(info["alphas"].values()), [])
-        parts.append(", ".join(f"{value:g} {name}" for name, value in zip(info["alpha_order"], alphas, strict=False)))
+        parts.append(listed(f"{value:g} {name}" for name, value in zip(info["alpha_order"], alphas, strict=False)))
     else:
-        parts.append("experts " + ", ".join(names))
+        parts.append(f"experts {listed(names)}")
     parts.append(f"first pass {info['first_pass']['seconds']:.1f} s, second {info['second_pass']['seconds']:.1f} s")
     return " | ".join(parts)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error, UsageError, listed
 from t2eval.generation.completion import Likelihood
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
@@ -317,7 +317,7 @@ def checked_labels(labels: Sequence[str], experts: Mapping[str, str], others_lab
     """
     missing = sorted({label for label in labels if label not in experts and label != others_label})
     if missing:
-        have = ", ".join(f"{name} ({label})" for label, name in sorted(experts.items())) or "none"
+        have = listed(f"{name} ({label})" for label, name in sorted(experts.items())) or "none"
         raise T2Error(
             f"Dispatch chose {', '.join(map(repr, missing))}, but the library has no expert with that label. It has: {have}. "
             f"Add such an expert to experts=, or let the label mean the base weights with others_label={missing[0]}."
