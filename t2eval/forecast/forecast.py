@@ -253,6 +253,10 @@ def _memory(config: BenchConfig, shape: Shape, adapted: tuple[str, str], todo: S
     if EXPERT_METHODS & set(config.methods):
         bases = shape.bases(*adapted)
         found["bases"] = figure(bases and bases * (shape.width or 4), shape.source, note="singular bases, in the model's dtype")
+        if any(config.model_args.get(method, {}).get("keep_base") != "host" for method in EXPERT_METHODS & set(config.methods)):
+            waiting = shape.adapted(*adapted)
+            note = "base weights beside merged ones; with keep_base=host they wait in the host's memory"
+            found["kept"] = figure(waiting and waiting * (shape.width or 4), shape.source, note=note)
     if shape.cache_values is not None and shape.width is not None:
         tokens = config.batch_size * (assume.prompt_tokens + longest)
         cached = tokens * shape.cache_values * shape.width + config.batch_size * (shape.vocabulary or 0) * 4

@@ -72,6 +72,11 @@ class Shape:
         chosen = self._chosen(modules, layers)
         return sum(min(matrix.out, matrix.into) ** 2 for matrix in chosen) if chosen else None
 
+    def adapted(self, modules: str = "all", layers: str = "all") -> int | None:
+        """Numbers in the adapted matrices: as many wait beside the merged ones while an expert is merged."""
+        chosen = self._chosen(modules, layers)
+        return sum(matrix.out * matrix.into for matrix in chosen) if chosen else None
+
     def scales(self, modules: str = "all", layers: str = "all") -> int | None:
         """Trainable parameters of one expert: min(out, in) a matrix."""
         chosen = self._chosen(modules, layers)

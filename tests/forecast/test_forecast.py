@@ -89,6 +89,7 @@ def test_the_papers_models_against_models_without_memory(name: str, tmp_path: Pa
     assert found.memory["weights"].value == 2 * parameters
     ranks = [min(module.weight.shape) for module in modules]
     assert found.memory["bases"].value == 2 * sum(rank**2 for rank in ranks)
+    assert found.memory["kept"].value == 2 * sum(module.weight.numel() for module in modules)
     assert found.disk["bases"].value == 4 * sum(rank**2 for rank in ranks)
     assert found.trainable.value == sum(ranks)
     assert found.disk["download"].value == 2 * parameters
