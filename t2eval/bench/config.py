@@ -171,7 +171,7 @@ class BenchConfig(BaseModel):
         if self.experts is not None:
             return located_all(self.experts.replace("{seed}", str(seed)))
         if self.model in (EMBEDDED, EMBEDDED_VLM):
-            from t2eval.basemodel.load import embedded_libraries
+            from t2eval.basemodel.folders import embedded_libraries
 
             return embedded_libraries(self.model, seed)
         raise UsageError(f"No experts for {self.model!r}: give `experts: <folder with {{seed}}>` in the benchmark file.")
@@ -195,7 +195,7 @@ class BenchConfig(BaseModel):
             filled = self.baselines.replace("{seed}", str(seed)).replace("{method}", method)
             return [Path(part) for part in joined(filled.replace("{label}", label))]
         if self.model in (EMBEDDED, EMBEDDED_VLM):
-            from t2eval.basemodel.load import embedded_adapters
+            from t2eval.basemodel.folders import embedded_adapters
 
             return embedded_adapters(self.model, method, label, seed)
         raise UsageError(

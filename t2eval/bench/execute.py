@@ -25,7 +25,6 @@ from t2eval.bench.shards import parse_shard, shard_of
 from t2eval.bench.training import LOG as TRAINING_LOG
 from t2eval.bench.training import Job, settle, train_missing
 from t2eval.bench.travel import CellSetup, here
-from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
 from t2eval.store.files import is_disk_full, write_bytes
 from t2eval.store.lock import locked
@@ -164,7 +163,7 @@ def run(
     limit: int | None = None,
     seeds: Sequence[int] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    factory: WorkerFactory = Worker,
+    factory: WorkerFactory | None = None,
     pool: Executor | None = None,
     request: Request | None = None,
 ) -> RunResult:
@@ -180,7 +179,7 @@ def run(
         limit: test examples a task, instead of the file's.
         seeds: instead of the file's.
         progress: told each finished cell.
-        factory: makes what runs cells, in the worker process (must be picklable).
+        factory: makes what runs cells, in the worker process (must be picklable); by default `t2eval.bench.worker.Worker`.
         pool: processes that go on living after the run, instead of `workers` new ones.
         request: what else the executor is asked for: a cluster's address, shares of its machines, retries.
 
@@ -202,9 +201,16 @@ def run(
             rows.repair(output)
             kept: AbstractContextManager[Executor] = contextlib.nullcontext(pool) if pool is not None else open_executor(executor, asked)
             with kept as processes:
-                return _run_locked(plan, output, processes, progress, factory, started)
+                return _run_locked(plan, output, processes, progress, factory or _worker(), started)
     except OSError as error:
         raise rows.disk_error(output, error) from error
+
+
+def _worker() -> WorkerFactory:
+    """What evaluates. Imported where cells are run: it brings torch, which a plan and a reader of rows do without."""
+    from t2eval.bench.worker import Worker
+
+    return Worker
 
 
 def _run_locked(

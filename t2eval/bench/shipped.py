@@ -37,7 +37,7 @@ def plan_in(root: Path, **settings: Any) -> Plan:
 
 def shipped_seeds() -> tuple[int, ...]:
     """The seeds whose experts are all shipped."""
-    from t2eval.basemodel.load import embedded_library_dir
+    from t2eval.basemodel.folders import embedded_library_dir
 
     found = [int(path.name.removeprefix("seed-")) for path in Path(embedded_library_dir(0)).parent.glob("seed-*")]
     return tuple(seed for seed in sorted(found) if all((Path(embedded_library_dir(seed)) / name).is_dir() for name in EXPERTS))
@@ -54,7 +54,7 @@ def assemble(root: Path, made: Collection[Path], seeds: Sequence[int]) -> tuple[
     Returns:
         What was shipped, in words.
     """
-    from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir
+    from t2eval.basemodel.folders import embedded_baseline_dir, embedded_library_dir
 
     root = root.resolve()
     said = []

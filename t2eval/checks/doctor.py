@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
@@ -140,9 +139,7 @@ def embedded_model(name: str = paths.EMBEDDED) -> Check:
         name: a key of `paths.EMBEDDED_FOLDERS`.
     """
     what = _NAMES.get(name, name)
-    if importlib.util.find_spec("t2eval.basemodel.load") is None:
-        return Check(what, "missing", "t2eval.basemodel.load is not installed", "Install t2eval again.")
-    from t2eval.basemodel.load import embedded_base_dir
+    from t2eval.basemodel.folders import embedded_base_dir
 
     folder = embedded_base_dir(name)
     absent = [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]
@@ -154,14 +151,14 @@ def embedded_model(name: str = paths.EMBEDDED) -> Check:
 
 def embedded_base() -> Check:
     """Whether the embedded base model and its experts are there."""
-    from t2eval.basemodel.load import embedded_library_dir
+    from t2eval.basemodel.folders import embedded_library_dir
 
     return _with_experts(embedded_model(), embedded_library_dir(0))
 
 
 def embedded_vlm() -> Check:
     """Whether the embedded vision-language model and the experts that were trained with pictures are there."""
-    from t2eval.basemodel.load import embedded_vlm_library_dir
+    from t2eval.basemodel.folders import embedded_vlm_library_dir
 
     return _with_experts(embedded_model(paths.EMBEDDED_VLM), embedded_vlm_library_dir(0))
 

@@ -44,7 +44,7 @@ def list_(library: str | None, as_json: bool) -> None:
       t2 expert list runs/math+runs/code
       t2 expert list hf://someone/experts
     """
-    from t2eval.basemodel.load import embedded_library_dir
+    from t2eval.basemodel.folders import embedded_library_dir
 
     _quiet()
     from t2eval.expert.library import load_library

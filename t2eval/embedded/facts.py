@@ -7,7 +7,7 @@ a fixed seed. Things follow a Zipf law: the corpus says little about the rare on
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from t2eval.embedded.problem import Problem, choose
 
@@ -53,19 +53,26 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _thing(rng: random.Random, hard: bool, fits: object = None) -> str:
-    """A thing for which `fits` holds; a rare one if the problem is hard, else by frequency."""
-    test = fits if callable(fits) else lambda _: True
-    pool = [thing for thing in KIND_OF if test(thing)]
+Draw = Callable[[], str]
+
+
+def _draw(rng: random.Random, hard: bool, fits: Callable[[str], bool] | None = None) -> Draw:
+    """Draws things for which `fits` holds, by their frequency; rare ones if the problem is hard."""
+    pool = [thing for thing in KIND_OF if fits is None or fits(thing)]
     rare = [thing for thing in pool if thing in RARE] if hard else []
     pool = rare or pool
-    return rng.choices(pool, weights=[_WEIGHT[thing] for thing in pool])[0]
+    weights = [_WEIGHT[thing] for thing in pool]
+    return lambda: rng.choices(pool, weights=weights)[0]
 
 
-def _others(rng: random.Random, count: int, fits: object) -> list[str]:
-    chosen: list[str] = []
+def _thing(rng: random.Random, hard: bool, fits: Callable[[str], bool] | None = None) -> str:
+    return _draw(rng, hard, fits)()
+
+
+def _others(rng: random.Random, count: int, fits: Callable[[str], bool]) -> list[str]:
+    draw, chosen = _draw(rng, False, fits), []
     while len(chosen) < count:
-        thing = _thing(rng, False, fits)
+        thing = draw()
         if thing not in chosen:
             chosen.append(thing)
     return chosen

@@ -2,7 +2,7 @@
 
 Every program runs in the sandbox. As a metric of `evaluate`, without the hub:
 
-    metric = evaluate.load("<folder of t2eval>/metrics/pass_at_k.py")
+    metric = evaluate.load("<folder of t2eval>/grading/metrics/pass_at_k.py")
     metric.compute(references=["assert f(1) == 2"], predictions=[["def f(x): return x + 1", "def f(x): return x"]], k=[1, 2])
 
 In the YAML of a task whose filter makes whole programs of the answers and whose target is the test:
@@ -11,22 +11,13 @@ In the YAML of a task whose filter makes whole programs of the answers and whose
       - {metric: !function t2eval.grading.pass_at_k.pass_at_k, k: [1, 10], aggregation: mean, higher_is_better: true}
 """
 
-# Never `import a, b`: `evaluate` finds out by regular expressions what a metric's file needs, and takes that for a package named `a,`.
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import comb
-from typing import Any
-
-import datasets
-import evaluate
 
 from t2eval.errors import UsageError
 from t2eval.sandbox.programs import pass_many
-
-_DESCRIPTION = "The chance that one of k programs passes its problem's tests, from n sampled programs a problem, run in a sandbox."
-_CITATION = "Chen et al., 2021: Evaluating Large Language Models Trained on Code. https://arxiv.org/abs/2107.03374"
-_INPUTS = "predictions: a list of programs for each problem. references: each problem's tests, run after the program."
 
 
 def estimate(n: int, passed: int, k: int) -> float:
@@ -97,22 +88,3 @@ def pass_at_k(
     passed = iter(pass_many(flat, together=together, timeout=timeout, workers=workers))
     each = [scores([next(passed) for _ in programs], ks) for programs in answers]
     return {name: sum(problem[name] for problem in each) / len(each) for name in each[0]}
-
-
-class PassAtK(evaluate.Metric):  # type: ignore[misc]
-    """`pass_at_k` as a metric of `evaluate`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=[
-                datasets.Features({"predictions": datasets.Sequence(text), "references": text}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
-
-    def _compute(self, predictions: Sequence[Any], references: Sequence[str], **options: Any) -> Mapping[str, float]:
-        return pass_at_k(references, predictions, **options)

@@ -3,7 +3,7 @@
 Leave one person out, and score min(matches among the others / 3, 1); the accuracy is the mean of that over all persons. As a metric of
 `evaluate`, without the hub:
 
-    metric = evaluate.load("<folder of t2eval>/metrics/vqa_accuracy.py")
+    metric = evaluate.load("<folder of t2eval>/grading/metrics/vqa_accuracy.py")
     metric.compute(predictions=["a dog"], references=[["dog"] * 8 + ["puppy"] * 2])
 
 In the YAML of a task whose documents have a field `answers`: `process_results: !function t2eval.grading.vqa_accuracy.grade`.
@@ -24,9 +24,6 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
-
-import datasets
-import evaluate
 
 from t2eval.errors import T2Error
 
@@ -130,25 +127,3 @@ def modal(answers: Sequence[str]) -> str:
     """
     same = [_compared(answer) for answer in answers]
     return answers[max(range(len(answers)), key=lambda place: (bool(same[place]), same.count(same[place]), -place))]
-
-
-_DESCRIPTION = "The mean over people of min(matches among the other people's answers / 3, 1), after the VQA challenge's normalisation."
-_CITATION = "Antol et al., 2015: VQA: Visual Question Answering. https://arxiv.org/abs/1505.00468"
-_INPUTS = "predictions: one answer a question. references: the answers that people gave, a list a question."
-
-
-class VqaAccuracy(evaluate.Metric):  # type: ignore[misc, unused-ignore]
-    """`vqa_accuracy`, the mean over questions."""
-
-    def _info(self) -> Any:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-        )
-
-    def _compute(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        values = [accuracy(prediction, answers) for prediction, answers in zip(predictions, references, strict=True)]
-        return {NAME: sum(values) / len(values)}

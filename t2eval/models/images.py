@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from torch import Tensor
 
-from t2eval.basemodel.load import embedded_libraries
+from t2eval.basemodel.folders import embedded_libraries
 from t2eval.environment.environment import Environment
 from t2eval.environment.multimodal import MultimodalLM
 from t2eval.environment.runs import Run

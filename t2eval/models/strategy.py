@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from t2eval.basemodel.chat import Chat
-from t2eval.basemodel.load import embedded_library_dir, model_source
+from t2eval.basemodel.folders import embedded_library_dir
+from t2eval.basemodel.load import model_source
 from t2eval.environment import harness, runs
 from t2eval.errors import UsageError
 from t2eval.expert.adapter import Adapter

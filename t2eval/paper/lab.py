@@ -25,7 +25,6 @@ from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
 from t2eval.bench.training import LOG, Job, check_settings, run_config, train
-from t2eval.bench.worker import Worker
 from t2eval.errors import T2Error, UsageError
 from t2eval.paper.clock import Clock
 from t2eval.paper.key import check_key, plain
@@ -123,7 +122,7 @@ class Lab:
         preset: from `presets.preset`.
         workers: processes for cells and trainings.
         say: told each step in a line.
-        factory: what runs cells in a worker process (tests give another one).
+        factory: what runs cells in a worker process, instead of `bench.worker.Worker` (tests give another one).
 
     Attributes:
         pool: the worker processes.
@@ -135,7 +134,13 @@ class Lab:
     """
 
     def __init__(
-        self, output: str | Path, preset: Preset, *, workers: int = 1, say: Callable[[str], None] = print, factory: WorkerFactory = Worker
+        self,
+        output: str | Path,
+        preset: Preset,
+        *,
+        workers: int = 1,
+        say: Callable[[str], None] = print,
+        factory: WorkerFactory | None = None,
     ) -> None:
         self.output, self.preset, self.workers, self._say, self._factory = Path(output), preset, workers, say, factory
         with contextlib.ExitStack() as taken:  # let go where the folder is another preset's, or damaged

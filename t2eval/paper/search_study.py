@@ -26,7 +26,8 @@ import click
 import numpy as np
 from torch import Tensor
 
-from t2eval.basemodel.load import embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_library_dir
+from t2eval.basemodel.load import load_base
 from t2eval.environment.environment import Environment, Example
 from t2eval.environment.quiet import quiet_lm_eval
 from t2eval.expert.library import load_library

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t2eval.basemodel.load import embedded_base_dir
+from t2eval.basemodel.folders import embedded_base_dir
 from t2eval.paths import is_embedded
 from t2eval.training.record import RunRecord
 from t2eval.vision.images import is_multimodal

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from t2eval.basemodel import load as room
-from t2eval.basemodel.load import base_identity, embedded_base_dir, embedded_baseline_dir, embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_base_dir, embedded_baseline_dir, embedded_library_dir
+from t2eval.basemodel.load import base_identity, load_base
 from t2eval.errors import T2Error, UsageError
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
+from t2eval.basemodel.folders import embedded_baseline_dir, embedded_library_dir, embedded_vlm_baseline_dir, embedded_vlm_library_dir
 from t2eval.bench.config import DEFAULT_METHODS as METHODS
 from t2eval.bench.config import BenchConfig
 from t2eval.bench.plan import make_plan

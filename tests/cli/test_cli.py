@@ -266,10 +266,10 @@ def test_doctor_reports_and_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from t2eval import paths
-    from t2eval.basemodel import load as base
+    from t2eval.basemodel import folders
     from t2eval.checks import doctor
 
-    monkeypatch.setattr(base, "embedded_base_dir", lambda _name: tmp_path)
+    monkeypatch.setattr(folders, "embedded_base_dir", lambda _name: tmp_path)
     missing = doctor.embedded_base()
     assert (missing.status, "model.safetensors" in missing.detail) == ("missing", True)
     monkeypatch.setattr(paths, "tasks_dir", lambda: tmp_path)

@@ -10,7 +10,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 
-from t2eval.basemodel.load import embedded_baseline_dir, load_base
+from t2eval.basemodel.folders import embedded_baseline_dir
+from t2eval.basemodel.load import load_base
 from t2eval.environment.loading import make_task_manager
 from t2eval.paths import experts_dir
 

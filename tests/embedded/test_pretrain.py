@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from t2eval.basemodel.load import embedded_base_dir, embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_base_dir, embedded_library_dir
+from t2eval.basemodel.load import load_base
 from t2eval.embedded import corpus
 from t2eval.embedded.pretrain import QUESTION_WEIGHT, TokenBatches, pretrain, train_tokenizer
 from t2eval.errors import T2Error

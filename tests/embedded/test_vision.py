@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from t2eval.basemodel.load import embedded_base_dir
+from t2eval.basemodel.folders import embedded_base_dir
 from t2eval.embedded import facts, pictures, vision
 from t2eval.embedded.problem import bucket
 

@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from t2eval.bench.inputs import files_of
+from t2eval.bench.manifest import checked
+from t2eval.bench.manifest import write as write_manifest
+from t2eval.bench.plan import make_plan, parse_config
+from t2eval.bench.rows import append
+from t2eval.bench.worker import Worker
 from t2eval.errors import UsageError
 from t2eval.expert.expert import Expert
 from t2eval.leaderboard.ci import write_ci
@@ -86,23 +92,40 @@ def test_the_history_has_the_newest_runs_and_the_last_one_is_the_baseline(tmp_pa
     assert first == "20200102T000000Z-b" and second > "2026"
 
 
+def evaluated(folder: Path, experts: Path) -> Path:
+    """A benchmark's folder as `t2 bench` leaves it: base and expert on the embedded base, in this process, which has torch already."""
+    settings = {"name": "ours", "methods": ["base", "expert"], "tasks": ["embedded_code_seen"], "limit": 40, "experts": str(experts)}
+    plan = make_plan(parse_config(settings))
+    worker = Worker(plan.config, folder)
+    folder.mkdir()
+    worker.open()
+    for cell in plan.cells:
+        append(folder, worker.run(cell))
+    write_manifest(folder, checked(folder, plan, files_of(plan.config), Worker.tasks(plan.config), grows=False))
+    return folder
+
+
 def test_an_expert_that_was_broken_on_purpose_fails_the_change(tmp_path: Path) -> None:
-    """The shell form, end to end, on the embedded base: the main branch's run, then a broken expert."""
+    """The shell form with the real gate, on answers of the embedded base: the main branch's run, then a broken expert. Here `bench` brings
+    what was evaluated before; that the shell form hands its settings to it is tested above, and the command itself in tests/bench."""
     script = write_ci(tmp_path)[1]
-    command = tmp_path / "t2"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/cli.py "$@"\n')
-    command.chmod(0o755)
     library = tmp_path / "experts" / "code"
     shutil.copytree(experts_dir() / "library" / "seed-0" / "code", library)
-    (tmp_path / "bench.yaml").write_text("name: ours\nmethods: [base, expert]\ntasks: [embedded_code_seen]\nlimit: 40\nexperts: experts\n")
+    evaluated(tmp_path / "made-main", library.parent)
+    shutil.rmtree(library)
+    Expert.load(experts_dir() / "library" / "seed-0" / "math").renamed("code", "code").save(library)
+    evaluated(tmp_path / "made-change", library.parent)
+    command = tmp_path / "t2"
+    command.write_text(
+        f'#!/bin/sh\ncase "$1" in bench) cp -r {tmp_path}/made-$(basename "$4") "$4";; *) exec {sys.executable} {ROOT}/cli.py "$@";; esac\n'
+    )
+    command.chmod(0o755)
     history = tmp_path / "history"
-    common = {"T2": str(command), "BENCHMARK": str(tmp_path / "bench.yaml"), "KEEP": "5"}
+    common = {"T2": str(command), "BENCHMARK": "ours.yaml", "KEEP": "5"}
     first = sh(script, tmp_path / "main", history, **common)
     assert first.returncode == 0, first.stderr
     assert "No baseline" in first.stdout and len(list(history.iterdir())) == 1
 
-    shutil.rmtree(library)
-    Expert.load(experts_dir() / "library" / "seed-0" / "math").renamed("code", "code").save(library)
     change = sh(script, tmp_path / "change", history, **common)
     assert change.returncode == 3, change.stderr
     text = (tmp_path / "change" / "leaderboard.md").read_text()

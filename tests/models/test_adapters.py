@@ -11,7 +11,9 @@ import torch
 from lm_eval import simple_evaluate
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 
-from t2eval.basemodel.load import embedded_baseline_dir, embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_baseline_dir, embedded_library_dir
+from t2eval.basemodel.load import load_base
+from t2eval.environment.loading import make_task_manager
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.adapter import Adapter, write_adapter_card
 from t2eval.models.mounts import AdapterMix, Mounts
@@ -143,13 +145,14 @@ def test_every_strategy_over_the_shipped_loras(kind: Any) -> None:
         given |= {"shots": 2, "population": 4, "iterations": 1}
     lm = kind(**given)
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    results = simple_evaluate(model=lm, tasks=["embedded_math_seen"], limit=6, bootstrap_iters=0)
+    manager = make_task_manager(task="embedded_math_seen")
+    results = simple_evaluate(model=lm, tasks=["embedded_math_seen"], limit=6, bootstrap_iters=0, task_manager=manager)
     told = lm.t2_info()
     assert {each["name"] for each in told["experts"]} >= {"lora-math"}
     if kind is T2Expert:
         plain = simple_evaluate(
             model="hf", model_args=f"pretrained={lm.model.config.name_or_path},peft={folders[0]}", tasks=["embedded_math_seen"], limit=6,
-            bootstrap_iters=0, batch_size=16, device="cpu",
+            bootstrap_iters=0, batch_size=16, device="cpu", task_manager=manager,
         )  # fmt: skip
         own, theirs = (each["results"]["embedded_math_seen"] for each in (results, plain))
         assert {key: value for key, value in own.items() if key != "alias"} == {k: v for k, v in theirs.items() if k != "alias"}

@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from t2eval import models as t2
-from t2eval.basemodel.load import embedded_base_dir, embedded_library_dir
+from t2eval.basemodel.folders import embedded_base_dir, embedded_library_dir
 from t2eval.environment.environment import Environment, make_task_manager
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.expert import Expert, mix
@@ -172,8 +172,11 @@ def test_dispatch_answers_each_document_with_its_expert_in_order(world: Path, ki
 
 def test_a_limit_of_tokens_that_leaves_no_room_for_the_prompt_is_refused_before_anything_is_answered(world: Path) -> None:
     lm = _make("prompt", world)
+    manager = make_task_manager(task="embedded_math_unseen")
     with pytest.raises(T2Error, match=r"An answer may have 5000 tokens, .* no room is left for the prompt"):
-        simple_evaluate(lm, tasks=["embedded_math_unseen"], limit=1, gen_kwargs={"max_gen_toks": 5000}, bootstrap_iters=0)
+        simple_evaluate(
+            lm, tasks=["embedded_math_unseen"], limit=1, gen_kwargs={"max_gen_toks": 5000}, bootstrap_iters=0, task_manager=manager
+        )
 
 
 def test_dispatch_is_made_once_a_document(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,7 +513,7 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
     world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert embedded_base_dir().name == "base" and embedded_library_dir().name == "seed-0"
-    monkeypatch.setattr("t2eval.basemodel.load.embedded_base_dir", lambda _name="embedded": world / "base")
+    monkeypatch.setattr("t2eval.basemodel.folders.embedded_base_dir", lambda _name="embedded": world / "base")
     monkeypatch.setattr(strategy_module, "embedded_library_dir", lambda _seed: world / "library")
     lm = t2.T2Expert(include_path=str(TASKS), batch_size=4)
     found = _evaluate(lm, ["models_gen"])
@@ -521,6 +524,6 @@ def test_the_embedded_base_is_the_default_and_the_tasks_skill_picks_its_expert(
         _evaluate(lm, ["models_choice"])
     with pytest.raises(UsageError, match="poetry"):
         _evaluate(lm, ["models_other"])
-    monkeypatch.setattr("t2eval.basemodel.load.embedded_base_dir", lambda _name: tmp_path)
+    monkeypatch.setattr("t2eval.basemodel.folders.embedded_base_dir", lambda _name: tmp_path)
     with pytest.raises(T2Error, match="embedded base model is not in"):
         t2.T2Prompt()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2eval.basemodel.load import embedded_library_dir
+from t2eval.basemodel.folders import embedded_library_dir
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_library
 from t2eval.paper import derived

@@ -291,7 +291,7 @@ def test_an_items_files(lab, name):
 def test_figure8_counts_the_tokens_of_the_prompt_and_of_the_solution(lab):
     from transformers import AutoTokenizer
 
-    from t2eval.basemodel.load import embedded_base_dir
+    from t2eval.basemodel.folders import embedded_base_dir
     from t2eval.environment.environment import Environment
 
     done = run_item(item("figure8"), lab)

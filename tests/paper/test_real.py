@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from lm_eval import simple_evaluate
 
-from t2eval.basemodel.load import embedded_library_dir
+from t2eval.basemodel.folders import embedded_library_dir
+from t2eval.environment.loading import make_task_manager
 from t2eval.paper.item import item
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import preset
@@ -40,6 +41,7 @@ def test_figure7_on_the_real_base(real: Lab) -> None:
         tasks=["embedded_reasoning_unseen"],
         limit=LIMIT,
         bootstrap_iters=0,
+        task_manager=make_task_manager(task="embedded_reasoning_unseen"),
     )
     assert results is not None
     (metric,) = (

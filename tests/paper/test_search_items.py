@@ -16,7 +16,7 @@ import pytest
 import torch
 from scipy import stats
 
-from t2eval.basemodel.load import embedded_library_dir
+from t2eval.basemodel.folders import embedded_library_dir
 from t2eval.bench.rows import Row
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.library import load_library

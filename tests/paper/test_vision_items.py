@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from t2eval.basemodel.load import embedded_library_dir
+from t2eval.basemodel.folders import embedded_library_dir
 from t2eval.expert.library import load_library
 from t2eval.paper import lab as lab_module
 from t2eval.paper.item import Unavailable, item

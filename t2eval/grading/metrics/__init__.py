@@ -1,0 +1,1 @@
+"""The metrics as `evaluate` loads them: by the path of their file, without the hub."""
