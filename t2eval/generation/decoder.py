@@ -18,6 +18,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from t2eval.generation.cache import new_cache
+from t2eval.generation.packing import packs
 from t2eval.vision.features import Features, image_arguments
 
 _BY_MASK = ("bloom", "mpt")
@@ -97,6 +98,11 @@ class Decoder:
         """Whether sequences of unlike lengths may share a batch, shorter ones padded on the left."""
         return not self.recurrent and (self.takes_positions or self.config.model_type in _BY_MASK)
 
+    @cached_property
+    def packs(self) -> bool:
+        """Whether continuations of one prompt may stand side by side behind it (`packing`)."""
+        return packs(self)
+
     def new_cache(self) -> Cache:
         return new_cache(self.config)
 
@@ -140,7 +146,10 @@ class Decoder:
         return self._prepares
 
     def behind(self, ids: Tensor, cache: Cache, mask: Tensor, positions: Tensor) -> Tensor:
-        """The logits behind each of `ids`, (sequences, new, vocabulary) float32, where the cache holds what stands before."""
+        """The logits behind each of `ids`, (sequences, new, vocabulary) float32, where the cache holds what stands before.
+
+        `mask`: (sequences, held + new), 0 on padding; or (sequences, 1, new, held + new), added to the attention's scores.
+        """
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, self.cache_name or "": cache, "use_cache": True}
         if self.takes_positions:
             arguments["position_ids"] = positions

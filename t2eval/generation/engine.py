@@ -243,7 +243,7 @@ class Engine:
             prompts: token ids, none empty. Too long ones lose their beginning, as in HFLM.
             continuations: for each prompt, the token ids of its continuations, none empty.
             prefix: ids with which many of the prompts begin; they are read once for all of these.
-            scope: called with the prompts that run, one a place of the batch (a prompt once for each of its continuations).
+            scope: called with the prompts that run, one a place of the batch (a prompt may take several, for its continuations).
             features: the features of each prompt's images; None where no prompt has any.
         """
         return likelihoods.loglikelihoods(self, prompts, continuations, prefix or (), scope, features)

@@ -1,7 +1,8 @@
 """Likelihoods: how probable a model finds given continuations of prompts.
 
 prompts with one cache ── read (behind a shared prefix) ── last logits: the first token of every continuation
-                                                      └── the cache, spread over the continuations ── their other tokens
+                                                      └── the cache ── their other tokens, side by side behind it (`packing`)
+                                                   └── or spread over the continuations, where a model takes no such mask
 models without a usable cache: prompt and continuation as one sequence
 """
 
@@ -19,10 +20,14 @@ from t2eval.errors import T2Error
 from t2eval.generation.cache import selected
 from t2eval.generation.completion import Likelihood
 from t2eval.generation.loop import SequenceScope, padded
+from t2eval.generation.packing import pack
 from t2eval.vision.features import Features, within
 
 if TYPE_CHECKING:
     from t2eval.generation.engine import Engine
+
+_WIDTH = 32
+"""Tokens of continuations side by side, a sequence of the batch, whose logits are held at once."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,9 @@ def _continue(
             found[task.prompt][place] = Likelihood(next(heads), best[row] == tokens[0], len(tokens))
             if len(tokens) > 1:
                 spread.append((row, index))
+    if len(spread) > 1 and engine.decoder.packs:
+        _side_by_side(engine, tasks, cache, mask, scope, found)
+        return
     spread.sort(key=lambda each: -len(tasks[each[0]].continuations[each[1]]))
     for start in range(0, len(spread), engine.batch_size):
         part = spread[start : start + engine.batch_size]
@@ -170,6 +178,34 @@ def _continue(
             task = tasks[row]
             first = found[task.prompt][task.places[index]]
             found[task.prompt][task.places[index]] = Likelihood(first.value + value, first.greedy and greedy, first.tokens)
+
+
+def _side_by_side(
+    engine: Engine, tasks: list[_Task], cache: Cache, mask: Tensor, scope: SequenceScope, found: list[dict[int, Likelihood]]
+) -> None:
+    """What stands behind the continuations' first tokens, all continuations of a context in one sequence."""
+    widest = max(sum(len(tokens) - 1 for tokens in task.continuations) for task in tasks)
+    size = max(1, min(len(tasks), engine.batch_size * _WIDTH // widest))
+    for start in range(0, len(tasks), size):
+        rows = list(range(start, min(start + size, len(tasks))))
+        part = [tasks[row] for row in rows]
+        if all(len(tokens) == 1 for task in part for tokens in task.continuations):
+            continue
+        own = cache if len(part) == len(tasks) else selected(cache, rows, mask.device)
+        packed = pack([task.continuations for task in part], mask[rows], engine.encoding.padding, engine.model.dtype)
+        with scope([task.prompt for task in part]):
+            logits = engine.decoder.behind(packed.ids, own, packed.mask, packed.positions)  # (contexts, width, vocabulary)
+        engine.usage.tokens += sum(packed.lengths)
+        logits = logits[packed.rows, packed.columns]  # (predicted tokens, vocabulary)
+        log_probs = logits.gather(-1, packed.targets[:, None])[:, 0] - logits.logsumexp(-1)  # (predicted tokens,)
+        count = sum(len(task.continuations) for task in part)
+        values = log_probs.new_zeros(count).index_add(0, packed.owners, log_probs)  # (continuations,)
+        missed = log_probs.new_zeros(count).index_add(0, packed.owners, (logits.argmax(-1) != packed.targets).float())
+        each = zip(values.tolist(), missed.tolist(), strict=True)
+        for task in part:
+            for place in task.places:
+                first, (value, wrong) = found[task.prompt][place], next(each)
+                found[task.prompt][place] = Likelihood(first.value + value, first.greedy and not wrong, first.tokens)
 
 
 def _sums(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
