@@ -1,4 +1,4 @@
-# make demo | test | fuzz | lint | types | docs | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+# make demo | test | fuzz | bench-check | lint | types | docs | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.t2eval-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test fuzz lint types docs site embedded clean
+.PHONY: help setup demo demo-full test fuzz bench-check lint types docs site embedded clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ test: $(STAMP) ## all tests, offline (WORKERS=2)
 
 fuzz: $(STAMP) ## damage the files of every reader (CASES=20000)
 	@$(BIN)/python -m tests.store.fuzz_readers --cases $(CASES)
+
+bench-check: $(STAMP) ## the benchmarks' ratios on small CPU cases, against benchmarks/baseline.json
+	@$(BIN)/python benchmarks/bench_check.py
 
 lint: $(STAMP) ## ruff and the arrows between the rooms
 	@$(BIN)/ruff check .

@@ -149,11 +149,11 @@ def check(names: Sequence[str], baseline: Baseline, measure: Measure = measured,
     return worse
 
 
-def update(names: Sequence[str], baseline: Baseline, measure: Measure = measured) -> None:
-    """Measure the cases and put their ratios into the baseline: of three runs the middle one."""
+def update(names: Sequence[str], baseline: Baseline, measure: Measure = measured, count: int = 3) -> None:
+    """Measure the cases and put their ratios into the baseline: of `count` runs the middle one."""
     for case in chosen(names, baseline):
-        runs = [measure(case, baseline.cases[case].arguments) for _ in range(3)]
-        baseline.cases[case].ratios = {name: sorted(run[name] for run in runs)[1] for name in runs[0]}
+        runs = [measure(case, baseline.cases[case].arguments) for _ in range(count)]
+        baseline.cases[case].ratios = {name: sorted(run[name] for run in runs)[count // 2] for name in runs[0]}
         print(f"{case}: {', '.join(f'{name} {[run[name] for run in runs]}' for name in runs[0])}")
 
 
@@ -162,11 +162,12 @@ def main(arguments: Sequence[str] | None = None, measure: Measure = measured, pa
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all where none is given")
     parser.add_argument("--update", action="store_true", help="write the baseline")
+    parser.add_argument("--runs", type=int, default=3, help="with --update: how many, of which the middle one is kept")
     options = parser.parse_args(arguments)
     try:
         baseline = load(path)
         if options.update:
-            update(options.cases, baseline, measure)
+            update(options.cases, baseline, measure, options.runs)
             write_json(path, baseline.model_dump(mode="json", exclude_none=True))
             return 0
         worse = check(options.cases, baseline, measure)

@@ -4,7 +4,8 @@
     python benchmarks/mixed_batch.py --each 1 2 4 8 --new 1 16 64        a grid
 
 Both sides write the same greedy tokens with the same random Llama; that they do is checked first (float32). For each number of sequences an
-expert and of new tokens a line says which side was faster, and which one `t2eval.svf.cost` would choose.
+expert and of new tokens a line says which side was faster, and which one `merging_is_cheaper` would choose, by which few-shot
+search decides how its candidates are answered.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 import torch
 from measuring import add_machine_options, in_turns, llama, medians, ratio, tell
 
+from t2eval.strategies.fewshot import merging_is_cheaper
 from t2eval.svf.adapted import Adapted
 from t2eval.svf.attachment import attach
-from t2eval.svf.cost import Sizes, mixing_is_cheaper
 
 
 def sides(adapted: Adapted, options: argparse.Namespace, each: int, new: int) -> dict[str, Callable[[], Any]]:
@@ -73,13 +74,13 @@ def main() -> None:
     for each in options.each:
         for new in options.new:
             seconds = in_turns(sides(adapted, options, each, new), options)
-            sizes = Sizes(options.experts * each, options.prompt, new, batch=options.experts * each)
-            cheaper = mixing_is_cheaper(shapes, [each] * options.experts, sizes, torch.device(options.device).type)
+            batch, cpu = options.experts * each, torch.device(options.device).type == "cpu"
+            merged = merging_is_cheaper(shapes, options.experts, each, options.prompt + new, batch, cpu=cpu)
             found = {
                 "each": each,
                 "new": new,
                 "mixed_over_grouped": ratio(seconds, "mixed", "grouped"),
-                "chosen": "mixed" if cheaper else "grouped",
+                "chosen": "grouped" if merged else "mixed",
             }
             grid.append({**found, "seconds": medians(seconds)})
             print(grid[-1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +141,17 @@ def test_bfloat16_gradients_point_the_same_way() -> None:
 def test_the_count_at_the_shapes_of_8b(tokens: int, passes: int, device: str, cheaper: bool) -> None:
     shapes = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096), (14336, 4096), (4096, 14336)] * 32
     assert learning_from_merged_is_cheaper(shapes, tokens, passes, device) is cheaper
+
+
+def test_the_count_picks_the_faster_way_where_clocks_have_been() -> None:
+    """33 steps that `benchmarks/learning_paths.py` measured on one CPU thread; no clock runs here."""
+    grid = json.loads((Path(__file__).parent / "learning_paths.json").read_text(encoding="utf-8"))["grid"]
+    slower = []
+    for point in grid:
+        shapes = [(out, into) for out, into in point["shapes"]] * point["layers"]
+        tokens = point["sequences"] * point["tokens"] * point["passes"]
+        merged = learning_from_merged_is_cheaper(shapes, tokens, point["passes"], "cpu")
+        slower.append(point["merged_over_hooks"] if merged else 1 / point["merged_over_hooks"])
+    assert len(slower) == 33 and {point["merged_over_hooks"] < 0.97 for point in grid} == {True, False}
+    assert sum(value <= 1.03 for value in slower) >= 0.9 * len(slower)  # within 3%: what two runs of one side differ by
+    assert max(slower) < 1.3
