@@ -53,11 +53,11 @@ def _device() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        return Check("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}")
+        return Check("device", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, dtype as stored")
     if torch.backends.mps.is_available():
-        return Check("device", "ok", "Apple GPU (mps)")
+        return Check("device", "ok", "Apple GPU (mps), dtype as stored")
     cores = available_cores()
-    return Check("device", "note", f"no GPU; {cores} CPU cores, {torch.get_num_threads()} threads: enough for the embedded base")
+    return Check("device", "note", f"no GPU; {cores} CPU cores, {torch.get_num_threads()} threads, float32: enough for the embedded base")
 
 
 def _smollm2() -> Check:
