@@ -160,6 +160,11 @@ class Environment:
         return source_of(self.task.config, self.t2, split, self.name, sorted(map(str, getattr(self.task, "dataset", None) or {})))
 
     @property
+    def has_test(self) -> bool:
+        """Whether lm-eval scores a split of it."""
+        return self._scored is not None
+
+    @property
     def _scored(self) -> str | None:
         """The split that lm-eval scores."""
         return split_roles(self.task.config, self.t2)["test"]

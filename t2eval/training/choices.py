@@ -13,6 +13,7 @@ get one sequence a choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 _REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
 """What families raise that cannot take such a mask."""
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+_WASTE = 1 / 8
+"""On a CPU, the most padding of a batch beside the tokens that it holds."""
 _REST: Pairs = [([3, 1, 4, 1, 5], [5, 3]), ([3, 1, 4, 1, 5, 8], [9, 7])]
 _TRIALS: tuple[Pairs, Pairs] = ([([3, 1, 4, 1, 5], [9, 2, 6, 11]), *_REST], [([3, 1, 4, 1, 5], [7, 8, 2, 10]), *_REST])
 """Choices of one prompt; in the second the first choice is another."""
@@ -83,7 +86,7 @@ class ChoicePolicy:
                 items = [examples[place] for place in places]
                 if run == self._apart:
                     items = [[pair] for choices in items for pair in choices]
-                values = torch.split(_in_calls(run, model, items, at_once), counts)
+                values = torch.split(_in_calls(partial(_by_length, run), model, items, at_once), counts)
                 for place, value in zip(places, values, strict=True):
                     parts[place] = value
         return [part for part in parts if part is not None]
@@ -118,6 +121,37 @@ def _in_calls(run: Callable[[Any, Sequence[Pairs]], Tensor], model: Any, items: 
     if not torch.is_grad_enabled():
         return torch.cat([run(model, call) for call in calls])
     return torch.cat([checkpoint(run, model, call, use_reentrant=False) for call in calls])
+
+
+def _by_length(run: Callable[[Any, Sequence[Pairs]], Tensor], model: Any, items: Sequence[Pairs]) -> Tensor:
+    """`run` on all items, (choices of all items,): on a CPU, where padding takes as long as text, those of like lengths at a time."""
+    if model.device.type != "cpu":
+        return run(model, items)
+    found: dict[int, Tensor] = {}
+    for places in alike([_read(choices) for choices in items]):
+        part = [items[place] for place in places]
+        found |= zip(places, torch.split(run(model, part), [len(choices) for choices in part]), strict=True)
+    return torch.cat([found[place] for place in range(len(items))])
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The places of some lengths, the longest first, in groups whose padding is at most an eighth of what they hold."""
+    groups: list[list[int]] = []
+    held = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        held += lengths[place]
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= (1 + _WASTE) * held:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+            held = lengths[place]
+    return groups
+
+
+def _read(choices: Pairs) -> int:
+    """How many tokens a sequence of these choices has."""
+    shared = shared_prefix(choices)
+    return shared + sum(len(context) + len(continuation) - shared - 1 for context, continuation in choices)
 
 
 def shared_prefix(pairs: Pairs) -> int:

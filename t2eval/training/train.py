@@ -154,8 +154,8 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
     if not environment.higher_is_better:
         raise T2Error(f"The main metric of task {config.task!r}, {environment.metric}, is better when lower: it cannot be a reward.")
     refuse_no_room(model, text_tokenizer(processor), environment)
-    train = environment.examples("train", config.train_limit, config.seed)
-    validation = environment.examples("validation", config.validation_limit, seed=0)
+    train = apart_from_test(environment, environment.examples("train", config.train_limit, config.seed), progress)
+    validation = apart_from_test(environment, environment.examples("validation", config.validation_limit, seed=0), progress)
     if not train or not validation:
         raise T2Error(f"Task {config.task!r} has {len(train)} training and {len(validation)} validation examples: both are needed.")
     identity = BaseModelCard.model_validate(base_identity(model))
@@ -177,6 +177,26 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
         f"{environment.split_source('validation')}; {steps} of {config.batch_size} answers{sweep}",
     )
     return Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation, processes, names)
+
+
+def apart_from_test(environment: Environment, examples: list[Example], progress: bool | Report) -> list[Example]:
+    """The examples that do not ask, with the same choices, what a test example asks: ARC-Easy's own training split holds three test rows.
+
+    A task with images keeps all, as one question may be asked about two pictures.
+    """
+    if environment.images or not environment.has_test:
+        return examples
+    tested = {asked(environment.task, example) for example in environment.examples("test")}
+    kept = [example for example in examples if asked(environment.task, example) not in tested]
+    if left := len(examples) - len(kept):
+        which = f"{left} of {len(examples)} examples of split {examples[0].split!r} of {environment.name!r}"
+        opening(progress, f"Left out: {which}, which are test rows too.")
+    return kept
+
+
+def asked(task: Any, example: Example) -> tuple[str, tuple[str, ...] | None]:
+    """What tells a question from another, however many worked examples stand before it: its text, and its choices."""
+    return str(task.doc_to_text(example.doc)), example.choices
 
 
 def _names(config: TrainConfig, environment: Environment, progress: bool | Report) -> Names:
