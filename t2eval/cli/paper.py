@@ -17,7 +17,11 @@ from t2eval.errors import UsageError
 @click.option("--list", "listed", is_flag=True, help="The items, and what each measures.")
 @click.option("--output", type=FOLDER, help="Folder for all results; items share what they have in common in it.")
 @click.option(
-    "--preset", "chosen", default="embedded", show_default=True, help="embedded; or, on a GPU, paper, paper-mistral-7b, paper-llama3-70b."
+    "--preset",
+    "chosen",
+    default="embedded",
+    show_default=True,
+    help="embedded; smollm2, a real model on a CPU; or, on a GPU, smollm2-whole, paper, paper-mistral-7b, paper-llama3-70b.",
 )
 @click.option("--quick", is_flag=True, help="Few examples, one seed, short trainings: minutes. Too small to conclude anything.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core, at most 8]")
@@ -44,11 +48,11 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
         return 0
     if name is None:
         raise UsageError("Which item? `t2 paper --list` names them; `t2 paper all --output DIR` runs all of them.")
-    todo = list(items().values()) if name == "all" else [item(name)]
     if output is None:
         raise UsageError(f"Where to? `t2 paper {name} --output runs/paper`.")
     from t2eval.paper.presets import preset
 
+    todo = None if name == "all" else [item(name)]
     settings = preset(chosen, quick=quick)
     from t2eval.environment.quiet import quiet_lm_eval
     from t2eval.paper.lab import Lab
@@ -57,7 +61,7 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
     quiet_lm_eval()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with Lab(output, settings, workers=workers or min(8, cores), say=lambda line: click.echo(line, err=True)) as lab:
-        done = run_all(lab, todo) if name == "all" else [run_item(todo[0], lab)]
+        done = run_all(lab) if todo is None else [run_item(todo[0], lab)]
     if as_json:
         found = {entry.item.name: {"rows": entry.result.rows, "claims": [c.model_dump() for c in entry.result.claims]} for entry in done}
         click.echo(json.dumps(found))
@@ -67,7 +71,7 @@ def paper(name: str | None, listed: bool, output: Path | None, chosen: str, quic
     else:
         click.echo(done[0].markdown)
     if not as_json:
-        own = output if name == "all" else output / todo[0].name
+        own = output if todo is None else output / todo[0].name
         shared = [str(folder) for folder in (output / "cells", output / "training") if folder.is_dir()]
         click.echo(f"Files: {own}" + (f"; what items share: {' and '.join(shared)}" if shared else ""))
     return 1 if any(entry.error for entry in done) else 0

@@ -94,6 +94,7 @@ class Item:
         ours: our columns of the table.
         draw: the picture: (result, matplotlib figure); None where there is none.
         size: the picture's width and height in inches.
+        presets: those that it is for; empty: all.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Item:
     ours: Callable[[Result], Columns]
     draw: Callable[[Result, Any], None] | None = None
     size: tuple[float, float] = (6.4, 4.0)
+    presets: tuple[str, ...] = ()
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.config import BASELINES, DISPATCH, EXPERT_METHODS, parse_config
+from t2eval.bench.config import BASELINES, EXPERT_METHODS, parse_config
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
@@ -28,7 +28,7 @@ from t2eval.bench.training import LOG, Job, check_settings, run_config, train
 from t2eval.errors import T2Error, UsageError
 from t2eval.paper.clock import Clock
 from t2eval.paper.key import check_key, plain
-from t2eval.paper.presets import SKILLS, Preset
+from t2eval.paper.presets import Preset
 from t2eval.paths import EMBEDDED, is_embedded
 from t2eval.stats.means import average_seeds, mean_stderr, spread
 from t2eval.store.files import read_record, write_json
@@ -252,8 +252,8 @@ class Lab:
             settings: of `TrainConfig`, over the recipe's and the preset's. `method` also chooses the recipe.
         """
         preset, section = self.preset, self.preset.bench.train
-        if section is None or section.recipe is None:
-            raise UsageError(f"The benchmark file of the preset {preset.name!r} has no `train: {{recipe: …}}`, which trainings follow.")
+        if section is None or (section.recipe is None and "task" not in section.skills.get(label, {})):
+            raise UsageError(f"The benchmark file of the preset {preset.name!r} does not say in `train:` how {label!r} is trained.")
         method = str(settings.get("method", "svf"))
         base = {"model": None if preset.model == EMBEDDED else preset.model, "dtype": preset.dtype, "device": preset.device}
         own = {"output": self.folder(name, seed) / label, "test": False, "name": label, "label": label}
@@ -280,7 +280,7 @@ class Lab:
         """The experts' folder with `{seed}` in it: shipped, or trained here (the three skills and dispatch)."""
         if self.preset.shipped:
             return str(self.preset.bench.experts)
-        self.train([self.training("svf", label, seed) for seed in seeds for label in (*SKILLS, DISPATCH)])
+        self.train([self.training("svf", label, seed) for seed in seeds for label in self.preset.library])
         return str(self.folder("svf"))
 
     def adapters(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
@@ -288,7 +288,7 @@ class Lab:
         if self.preset.shipped:
             return str(self.preset.bench.baselines)
         options = {"objective": "supervised"}
-        self.train([self.training(m, label, seed, method=m, **options) for m in methods for seed in seeds for label in SKILLS])
+        self.train([self.training(m, label, seed, method=m, **options) for m in methods for seed in seeds for label in self.preset.skills])
         return str(self.folder("{method}") / "{label}")
 
     # ------------------------------------------------------------------ pieces

@@ -1,7 +1,8 @@
 """Presets: a benchmark file, and the tasks, seeds and sizes with which the items are run on its base model.
 
 `embedded` runs on the embedded base in hours (`quick`: in minutes, with few examples and one seed); its experts and baselines of three
-seeds are shipped. `paper` and its like are the paper's models as `configs/` has them: everything is trained, by the recipes that the
+seeds are shipped. `smollm2` is a real instruct model on the real rows of ARC, at a CPU's size, and `smollm2-whole` the same model on all
+tasks, for a GPU. `paper` and its like are the paper's models as `configs/` has them: everything is trained, by the recipes that the
 file names, and takes a GPU, the hub, and time.
 
 Deviations from the paper:
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from t2eval.bench.config import BenchConfig
+from t2eval.bench.config import BASELINES, DISPATCH, PAPER_STRATEGIES, BenchConfig
 from t2eval.bench.plan import load_plan
 from t2eval.errors import UsageError, unknown
 from t2eval.paths import EMBEDDED_VLM, experts_dir
@@ -64,6 +65,10 @@ class Preset:
         vision: a vision-language model and its tasks; None: the preset has none.
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
         rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
+        baseline_seeds: of LoRA, IA3 and DoRA in tables 1, 2 and 7, where there are fewer than of the experts; None: `seeds`.
+        strategies: those that are compared on unseen tasks; without any the seen task's own expert answers.
+        left_out: item → why the preset does not carry it, in a sentence.
+        rewarded: skill → task whose right samples are counted (`limits`), over `samples` training examples.
     """
 
     name: str
@@ -81,6 +86,26 @@ class Preset:
     rates: tuple[float, ...] = _RATES
     policy_rates: tuple[float, ...] = _POLICY_RATES
     rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    baseline_seeds: tuple[int, ...] | None = None
+    strategies: tuple[str, ...] = PAPER_STRATEGIES
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    rewarded: Mapping[str, str] = field(default_factory=dict)
+    samples: int = 2000
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """Those that experts and baselines are trained for."""
+        return tuple(self.seen)
+
+    @property
+    def library(self) -> tuple[str, ...]:
+        """The labels of a library's experts: the skills, and the classification expert where the benchmark file trains one."""
+        section = self.bench.train
+        return self.skills if section is not None and DISPATCH not in section.skills else (*self.skills, DISPATCH)
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The training seeds of a method."""
+        return self.seeds if self.baseline_seeds is None or method not in BASELINES else self.baseline_seeds
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -165,6 +190,51 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
     )
 
 
+_SMOLLM2_LEFT_OUT = {
+    "table3": "it times the strategies' first pass, and there is none with one skill",
+    "table4": "its seven variants are trained on the math task, of which the base answers too few questions right to be rewarded",
+    "table5": "there is no second base model",
+    "table8": "its forty searches and its trainings of 1,000 steps are more than a CPU's size",
+    "table9": "there is no second base model",
+    "table10": "its searches of 100 iterations are more than a CPU's size",
+    "figure5": "there is no vision-language model around this base",
+    "figure6": "with one skill there is nothing to dispatch to",
+    "figure7": "with one expert there is nothing to mix",
+    "figure9": "its trainings are on the math task, of which the base answers too few questions right to be rewarded",
+    "figure11": "there is no second base model",
+}
+"""What one skill of a small base does not carry on a CPU."""
+_ALONE = {item: f"{_SMOLLM2_LEFT_OUT[item]}." for item in ("table5", "table9", "figure5", "figure11")}
+_WHOLE = "`--preset smollm2-whole` has all skills, and takes a GPU."
+
+
+def _smollm2(name: str) -> Preset:
+    """The real model: at a CPU's size, the choice form of ARC alone."""
+    bench = load_plan("smollm2").config
+    return Preset(
+        name=name,
+        bench=bench,
+        model=bench.model,
+        seen={"reasoning": "arc_easy"},
+        unseen={"reasoning": "arc_challenge"},
+        seeds=bench.seeds,
+        limit=bench.limit,
+        rates=_trained_at(bench, "lora"),
+        baseline_seeds=bench.seeds[:1],
+        strategies=(),
+        left_out={item: f"{reason}. {_WHOLE}" for item, reason in _SMOLLM2_LEFT_OUT.items()},
+        rewarded={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
+        samples=_CPU_SAMPLES,
+    )
+
+
+def _trained_at(bench: BenchConfig, method: str) -> tuple[float, ...]:
+    """The learning rates that a benchmark file gives to a method."""
+    assert bench.train is not None
+    rate = bench.train.methods[method]["lr"]
+    return tuple(rate) if isinstance(rate, list | tuple) else (float(rate),)
+
+
 _QUICK: dict[str, Any] = {
     "quick": True,
     "seeds": (0,),
@@ -180,7 +250,9 @@ _FILES = {
     "paper-mistral-7b": ("paper-mistral-7b", None),
     "paper-llama3-70b": ("paper-llama3-70b", None),
 }
-PRESETS = ("embedded", *_FILES)
+SMOLLM2_PRESETS = ("smollm2", "smollm2-whole")
+PRESETS = ("embedded", *SMOLLM2_PRESETS, *_FILES)
+_CPU_SAMPLES = 64
 
 
 def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
@@ -201,4 +273,9 @@ def preset(name: str = "embedded", *, quick: bool = False) -> Preset:
         found = _embedded(name)
         short = found.bench.model_copy(update={"model_args": {"fewshot": {"iterations": _QUICK_ITERATIONS}}})
         return replace(found, bench=short, **_QUICK) if quick else found
+    if name == "smollm2":
+        return _smollm2(name)
+    if name == "smollm2-whole":
+        whole = {"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"}
+        return replace(_paper(name, name, None), left_out=_ALONE, rewarded=whole)
     return _paper(name, *_FILES[name])

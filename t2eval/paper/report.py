@@ -86,6 +86,8 @@ def run_item(item: Item, lab: Lab) -> Done:
     """
     started = time.perf_counter()
     with lab.clock.running(item.name):
+        if (reason := lab.preset.left_out.get(item.name)) is not None:
+            raise Unavailable(f"{item.name} is not carried by the preset {lab.preset.name!r}: {reason}")
         lab.say(f"{item.name}: {item.title}")
         result = item.run(lab)
         text = render(item, result, lab)
@@ -108,6 +110,11 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
         ) from error
 
 
+def of_preset(name: str) -> list[Item]:
+    """The items that are for a preset, whether it carries them or not."""
+    return [item for item in items().values() if not item.presets or name in item.presets]
+
+
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
     """Run items one after the other and write REPORT.md after each, so that an interrupted run leaves a report of what is finished.
 
@@ -118,7 +125,7 @@ def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:
         T2Error, KeyboardInterrupt: Ctrl-C.
     """
     done: list[Done] = []
-    todo = list(chosen) if chosen is not None else list(items().values())
+    todo = list(chosen) if chosen is not None else of_preset(lab.preset.name)
     for number, item in enumerate(todo, start=1):
         started = time.perf_counter()
         try:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from t2eval.errors import T2Error
 from t2eval.paper.lab import Cells, Lab
-from t2eval.paper.presets import SKILLS
 from t2eval.training.config import RECORD
 from t2eval.training.record import Results
 
@@ -48,12 +47,17 @@ class Sweep:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.rates = lab.preset.rates
+        self.rates, self.skills, self.seeds = lab.preset.rates, lab.preset.skills, lab.preset.seeds_of("lora")
         own = [rate for rate in self.rates if not self._shipped(rate)]
         options = {"method": "lora", "objective": "supervised"}
         lab.train(
-            [lab.training(_name(rate), skill, seed, lr=rate, **options) for rate in own for seed in lab.preset.seeds for skill in SKILLS]
+            [lab.training(_name(rate), skill, seed, lr=rate, **options) for rate in own for seed in self.seeds for skill in self.skills]
         )
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one adapter for each seed, and so nothing to choose."""
+        return len(self.rates) * len(self.skills) == 1
 
     def _shipped(self, rate: float) -> bool:
         return self.lab.preset.shipped and rate == SHIPPED_RATE
@@ -67,7 +71,7 @@ class Sweep:
     def validation(self, rate: float, skill: str) -> float:
         """The validation score of a rate on a training task, averaged over the seeds."""
         scores = []
-        for seed in self.lab.preset.seeds:
+        for seed in self.seeds:
             scores.append(self._validation(self.adapter(rate, skill, seed)))
         return sum(scores) / len(scores)
 
@@ -86,7 +90,7 @@ class Sweep:
     def by_test(self, task: str) -> Candidate:
         """The best on the test items of the task: on a seen task over rates, on an unseen one over rates and training tasks."""
         skill = self.lab.preset.labels[task]
-        sources = SKILLS if task in self.lab.preset.unseen.values() else (skill,)
+        sources = self.skills if task in self.lab.preset.unseen.values() else (skill,)
         return max((self._evaluated(rate, source, task) for rate in self.rates for source in sources), key=lambda found: found.score)
 
     def _evaluated(self, rate: float, source: str, task: str) -> Candidate:
@@ -95,12 +99,14 @@ class Sweep:
         own = [preset.seen[source], preset.unseen[source]]
         others = [other for skill, other in preset.unseen.items() if skill != source]
         if task in own and self._shipped(rate):
-            return Candidate(rate, source, task, self.lab.cells(["lora"], preset.tasks))
+            return Candidate(rate, source, task, self.lab.cells(["lora"], preset.tasks, seeds=self.seeds))
         tasks = others if self._shipped(rate) else [*own, *others]
         labels = dict.fromkeys(tasks, source)
         pattern = str(self.adapter(rate, source))
         study = f"{_name(rate)}-{source}"
-        return Candidate(rate, source, task, self.lab.cells(["lora"], tasks, study=study, baselines=pattern, labels=labels))
+        return Candidate(
+            rate, source, task, self.lab.cells(["lora"], tasks, study=study, seeds=self.seeds, baselines=pattern, labels=labels)
+        )
 
 
 def _name(rate: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from t2eval.basemodel.devices import SPREAD, describe, pick_device
 from t2eval.basemodel.load import base_identity, load_base
-from t2eval.environment.environment import Environment
+from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import BaseModelCard, Score
 from t2eval.expert.expert import check_name
@@ -180,7 +180,7 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
 
 
 def apart_from_test(environment: Environment, examples: list[Example], progress: bool | Report) -> list[Example]:
-    """The examples that do not ask, with the same choices, what a test example asks: ARC-Easy's own training split holds three test rows.
+    """The examples that do not ask, with the same choices, what a test example asks: ARC-Easy's own training split holds two test rows.
 
     A task with images keeps all, as one question may be asked about two pictures.
     """

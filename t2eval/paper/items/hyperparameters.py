@@ -55,7 +55,7 @@ def run(lab: Lab) -> Result:
     claims = []
     for method, settings in _SETTINGS.items():
         paper = TrainConfig(task="any", output="unused", preset="paper", method=method, objective=_OBJECTIVES[method])
-        here = lab.training("settings", "math", 0, method=method, objective=_OBJECTIVES[method]).config
+        here = lab.training("settings", lab.preset.skills[0], 0, method=method, objective=_OBJECTIVES[method]).config
         for setting in settings:
             values = {"paper": getattr(paper, setting), "here": getattr(here, setting)}
             rows.append({"method": method, "setting": setting, **values})

@@ -54,7 +54,7 @@ def draw(result: Result, figure: Any) -> None:
     """One panel a task."""
     rows = [row for row in result.rows if row["kind"] == "validation"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    axes = figure.subplots(1, len(tasks), sharey=True)
+    axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for place, (panel, task) in enumerate(zip(axes, tasks, strict=True)):
         own = [row for row in rows if row["task"] == task]
         seeds = len({row["seed"] for row in own})

@@ -36,9 +36,15 @@ _SEEN, _UNSEEN = tuple(PAPER_SEEN.values()), tuple(PAPER_UNSEEN.values())
 
 
 def _cells(lab: Lab, methods: Sequence[str], tasks: Sequence[str]) -> tuple[Cells, list[dict[str, Any]]]:
-    """Cells of the shared study, and a row for each method and task."""
-    found = lab.cells(methods, tasks)
+    """Cells of the shared study, and a row for each method and task; methods have the same seeds."""
+    found = lab.cells(methods, tasks, seeds=lab.preset.seeds_of(methods[-1]))
     return found, [{**found.summary(method, task), "label": NAMES[method]} for method in methods for task in tasks]
+
+
+def _lora_rows(sweep: Sweep, validated: Candidate, best: Candidate) -> list[dict[str, Any]]:
+    """LoRA as validation chose it, and as the test items would choose it, where there is a choice."""
+    rows = [_lora(validated, NAMES["lora"])]
+    return rows if sweep.single else [*rows, _lora(best, BEST)]
 
 
 def _lora(candidate: Candidate, label: str) -> dict[str, Any]:
@@ -77,9 +83,10 @@ def run_seen(lab: Lab) -> Result:
     cells, rows = _cells(lab, ("base", "expert"), tuple(preset.seen.values()))
     sweep = Sweep(lab)
     claims: list[Claim] = []
-    for head, (skill, task) in zip(_SEEN, preset.seen.items(), strict=True):
+    for skill, task in preset.seen.items():
+        head = PAPER_SEEN[skill]
         validated, best = sweep.by_validation(skill, task), sweep.by_test(task)
-        rows += [_lora(validated, NAMES["lora"]), _lora(best, BEST)]
+        rows += _lora_rows(sweep, validated, best)
         side = functools.partial(_side, lab, TABLE1.reported, head)
         svf = side(NAMES["expert"], cells.examples("expert", task))
         others = (
@@ -122,31 +129,39 @@ TABLE1 = Item(
 def run_unseen(lab: Lab) -> Result:
     """Base, LoRA and the three strategies on tasks that nothing was trained on."""
     preset = lab.preset
-    strategies = ("prompt", "cls", "fewshot")
+    shown = preset.strategies or ("expert",)
     tasks = tuple(preset.unseen.values())
-    cells, rows = _cells(lab, ("base", *strategies), tasks)
-    if not preset.searches_as_paper:
+    cells, rows = _cells(lab, ("base", *shown), tasks)
+    if "fewshot" in shown and not preset.searches_as_paper:
         theirs = paper_search(lab, tasks)
         rows += [{**theirs.summary("fewshot", task), "label": PAPER_SEARCH} for task in tasks]
     sweep = Sweep(lab)
     claims: list[Claim] = []
-    for head, (skill, task) in zip(_UNSEEN, preset.unseen.items(), strict=True):
+    for skill, task in preset.unseen.items():
+        head = PAPER_UNSEEN[skill]
         validated, best = sweep.by_validation(skill, task), sweep.by_test(task)
-        rows += [_lora(validated, NAMES["lora"]), _lora(best, BEST)]
+        rows += _lora_rows(sweep, validated, best)
         side = functools.partial(_side, lab, TABLE2.reported, head)
-        sides = {method: side(NAMES[method], cells.examples(method, task)) for method in strategies}
+        sides = {method: side(NAMES[method], cells.examples(method, task)) for method in shown}
         sides["base"] = side(NAMES["base"], cells.examples("base", task), "the base")
         sides["lora"] = side(BEST, validated.cells.examples("lora", task), "LoRA chosen by validation")
-        sides["best"] = side(BEST, best.cells.examples("lora", task), "the LoRA that is best by test")
+        if not sweep.single:
+            sides["best"] = side(BEST, best.cells.examples("lora", task), "the LoRA that is best by test")
         pairs = [
-            *((strategy, "base") for strategy in strategies),
+            *((method, "base") for method in shown),
+            ("expert", "lora"),
             ("cls", "prompt"),
             ("fewshot", "cls"),
             ("fewshot", "lora"),
             ("fewshot", "best"),
         ]
-        claims += [better(sides[a], sides[b], f"on {short(task)}") for a, b in pairs]
-    own = "" if preset.searches_as_paper else f" {NAMES['fewshot']!r} is t2eval's default, with α divided by its sum."
+        claims += [better(sides[a], sides[b], f"on {short(task)}") for a, b in pairs if a in sides and b in sides]
+    own = (
+        ""
+        if preset.searches_as_paper or "fewshot" not in shown
+        else f" {NAMES['fewshot']!r} is t2eval's default, with α divided by its sum."
+    )
+    own += "" if preset.strategies else " No strategy: one skill was trained, so there is nothing to choose or to mix; its expert answers."
     text = f"The paper's figures for LoRA are of its best checkpoint for each test task.{own}"
     return Result(tuple(rows), judge(claims), (*notes(lab, rows), text))
 
@@ -185,12 +200,14 @@ def run_more(lab: Lab) -> Result:
     """IA3 and DoRA beside SVF and the strategies."""
     preset = lab.preset
     cells, rows = _cells(lab, ("base", "ia3", "dora"), preset.tasks)
+    shown = preset.strategies or ("expert",)
+    chosen = "fewshot" if "fewshot" in shown else shown[-1]
     svf, more = _cells(lab, ("expert",), tuple(preset.seen.values()))
-    adapted, further = _cells(lab, ("prompt", "cls", "fewshot"), tuple(preset.unseen.values()))
+    adapted, further = _cells(lab, shown, tuple(preset.unseen.values()))
     claims = []
-    for heads, tasks, method, own in ((_SEEN, preset.seen, "expert", svf), (_UNSEEN, preset.unseen, "fewshot", adapted)):
-        for head, task in zip(heads, tasks.values(), strict=True):
-            side = functools.partial(_side, lab, TABLE7.reported, head)
+    for heads, tasks, method, own in ((PAPER_SEEN, preset.seen, "expert", svf), (PAPER_UNSEEN, preset.unseen, chosen, adapted)):
+        for skill, task in tasks.items():
+            side = functools.partial(_side, lab, TABLE7.reported, heads[skill])
             ours = side(NAMES[method], own.examples(method, task))
             claims += [better(ours, side(NAMES[other], cells.examples(other, task)), f"on {short(task)}") for other in ("ia3", "dora")]
     rows = [*rows, *more, *further]

@@ -13,7 +13,6 @@ from t2eval.errors import T2Error
 from t2eval.paper.claims import Claim
 from t2eval.paper.item import Columns, Item, Reported, Result
 from t2eval.paper.markdown import short
-from t2eval.paper.presets import SKILLS
 
 if TYPE_CHECKING:
     from t2eval.paper.lab import Lab
@@ -75,7 +74,7 @@ def _only_the_solution(rows: Sequence[Mapping[str, Any]]) -> Claim:
 
 def run(lab: Lab) -> Result:
     """The training examples of the seen tasks, as they are encoded."""
-    configs = {skill: lab.training("settings", skill, 0, method="lora", objective="supervised").config for skill in SKILLS}
+    configs = {skill: lab.training("settings", skill, 0, method="lora", objective="supervised").config for skill in lab.preset.skills}
     fields = {"task", "apply_chat_template", "num_fewshot", "mask_prompt"}  # what a prompt and its loss depend on
     key = {
         "model": lab.preset.model,
@@ -83,7 +82,7 @@ def run(lab: Lab) -> Result:
         **{skill: config.model_dump(include=fields) for skill, config in configs.items()},
     }
     rows: list[dict[str, Any]] = lab.once("supervision", lambda: _read(lab, configs), key=key)
-    claims = tuple(_only_the_solution([row for row in rows if row["skill"] == skill]) for skill in SKILLS)
+    claims = tuple(_only_the_solution([row for row in rows if row["skill"] == skill]) for skill in configs)
     first = rows[0]
     notes = (
         f"The picture is example {first['index']} of {first['task']}'s training split. ↵ is a line break.",
@@ -95,7 +94,7 @@ def run(lab: Lab) -> Result:
 def ours(result: Result) -> Columns:
     """Mean tokens of each task without and with loss, and the loss's share."""
     columns: dict[str, dict[str, str]] = {}
-    for skill in SKILLS:
+    for skill in dict.fromkeys(row["skill"] for row in result.rows):
         own = [row for row in result.rows if row["skill"] == skill]
         without, loss = (sum(len(row[key]) for row in own) / len(own) for key in (WITHOUT, WITH))
         cells = {"prompt tokens, without loss": f"{without:.1f}", "solution tokens, with loss": f"{loss:.1f}"}
