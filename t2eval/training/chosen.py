@@ -130,7 +130,7 @@ class ChosenAnswers:
     def measure(
         self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Pick], places: Sequence[int], at_once: int
     ) -> Measured:
-        """Run the model over the choices of some answers' examples (arguments as for written answers)."""
+        """Run the model over the choices of some answers' examples (arguments as for written answers; an example's side by side)."""
         policy, samples = self._policy_of(trainable), self.config.rollouts
         asked = list(dict.fromkeys(place // samples for place in places))
         pairs = self._pairs_of(trainable, [examples[each] for each in asked])
@@ -139,19 +139,19 @@ class ChosenAnswers:
             with torch.no_grad(), trainable.base():
                 base = policy.likelihoods(trainable.model, pairs, at_once=at_once)
         new = policy.likelihoods(trainable.model, pairs, at_once=at_once)
-        log_probs, penalties = [], []
-        for place in places:
-            number = asked.index(place // samples)
-            scores = new[number] / self._temperature  # (choices,)
-            log_probs.append(scores.log_softmax(-1)[answers[place].choice])
+        log_probs, penalties = [], []  # of each example: (its answers,) and, for each of them, ()
+        for number, scores in enumerate(each / self._temperature for each in new):  # (choices,)
+            own = [place for place in places if place // samples == asked[number]]
+            log_probs.append(scores.log_softmax(-1)[[answers[place].choice for place in own]])
             zero = scores.new_zeros(())
-            penalties.append(divergence(scores, base[number] / self._temperature, self.config.kl_direction) if base else zero)
-        now = torch.stack(log_probs)  # (answers,)
+            penalty = divergence(scores, base[number] / self._temperature, self.config.kl_direction) if base else zero
+            penalties.append(penalty.expand(len(own)))
+        now = torch.cat(log_probs)  # (answers,)
         ratio = log_ratio(now, torch.tensor([answers[place].log_prob for place in places], device=now.device))
         weighed = now
         if not self.config.greedy and self.config.importance != "never":
             weighed = now * weights(ratio, ratio.abs(), always=self.config.importance == "always", cap=self.config.importance_cap)
-        return Measured(weighed, torch.stack(penalties), float(ratio.abs().sum()))
+        return Measured(weighed, torch.cat(penalties), float(ratio.abs().sum()))
 
 
 def _offered(example: Example) -> Sequence[tuple[str, str]]:

@@ -5,8 +5,10 @@ import pytest
 
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
+from t2eval.paper.item import items
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import PRESETS, preset
+from t2eval.paper.report import of_preset
 from t2eval.strategies.search import SearchConfig
 from tests.bench.fakes import FakeWorker
 
@@ -16,12 +18,22 @@ TRAINING = Path(__file__).parents[1] / "fixtures" / "training"
 def test_presets_have_tasks_for_every_skill():
     for name in PRESETS:
         found = preset(name)
-        assert set(found.seen) == set(found.unseen) == {"math", "code", "reasoning"}, name
+        assert set(found.seen) == set(found.unseen) == ({"reasoning"} if name == "smollm2" else {"math", "code", "reasoning"}), name
         assert set(found.tasks) == set(found.bench.tasks)
         assert set(found.labels) == set(found.tasks)
     assert preset("paper").describe().startswith("preset paper: base meta-llama/")
     assert preset("paper").search == {"preset": "paper"}
     assert preset(quick=True).describe().endswith("at most 30 test examples a task, trainings of 4 steps")
+
+
+def test_the_real_model_at_a_cpus_size_names_what_it_does_not_carry():
+    found, whole = preset("smollm2"), preset("smollm2-whole")
+    assert (found.library, whole.library) == (("reasoning",), ("math", "code", "reasoning", "dispatch"))
+    assert found.seeds_of("expert") == (0, 1, 2) and found.seeds_of("lora") == found.seeds_of("dora") == (0,)
+    assert set(found.left_out) | set(whole.left_out) <= set(items())
+    assert all("smollm2-whole" in reason for reason in found.left_out.values())
+    assert set(whole.left_out) == {"table5", "table9", "figure5", "figure11"}
+    assert [entry.name for entry in of_preset("smollm2") if entry not in of_preset("embedded")] == ["limits"]
 
 
 def test_a_quick_search_is_shorter_than_the_default():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2eval.svf.attachment import attach
-from t2eval.training.choices import ChoicePolicy, pack, shared_prefix
+from t2eval.training.choices import ChoicePolicy, alike, pack, shared_prefix
 from t2eval.training.likelihood import Policy
 from t2eval.training.readout import Readout
 from tests.training.families import FAMILIES, SCALABLE, family
@@ -67,3 +67,13 @@ def test_a_prompt_longer_than_a_sliding_window_is_read_once_a_choice() -> None:
     policy = ChoicePolicy(Policy(Readout(model)), model)
     short, long = [([1] * 6, [2]), ([1] * 6, [3])], [([1] * 9, [2]), ([1] * 9, [3])]
     assert (policy.sequences(short), policy.sequences(long)) == (1, 2)
+
+
+def test_on_a_cpu_sequences_of_like_lengths_are_read_together() -> None:
+    lengths = [10, 40, 11, 38, 9, 12]
+    groups = alike(lengths)
+    assert groups == [[1, 3], [5, 2, 0], [4]]
+    for group in groups:
+        held = sum(lengths[place] for place in group)
+        assert max(lengths[place] for place in group) * len(group) <= held * 9 / 8
+    assert alike([]) == [] and alike([7, 7, 7]) == [[0, 1, 2]]

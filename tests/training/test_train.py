@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ from t2eval.training.loop import Loop
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
-from t2eval.training.train import train_expert
+from t2eval.training.train import apart_from_test, train_expert
 from tests.tiny import save_tiny_gguf, tiny_model, tiny_tokenizer
 from tests.training.conftest import constant_score, one_step
 
@@ -269,3 +270,17 @@ def test_a_diverged_loss_is_told(settings: dict[str, Any], monkeypatch: pytest.M
     monkeypatch.setattr(Supervised, "learn", lambda *_: {"loss": float("nan")})
     with pytest.raises(T2Error, match="loss of step 1 is nan: training diverged. Lower lr"):
         train_expert(TrainConfig(**settings, objective="supervised"), progress=False)
+
+
+def test_rows_that_are_test_rows_too_are_not_learnt(capsys: pytest.CaptureFixture[str]) -> None:
+    def example(split: str, text: str, choices: tuple[str, ...] = ("a", "b")) -> Any:
+        return SimpleNamespace(split=split, doc={"text": text}, choices=choices)
+
+    task = SimpleNamespace(doc_to_text=lambda doc: doc["text"])
+    tested = [example("test", "How far?"), example("test", "How near?")]
+    environment: Any = SimpleNamespace(name="t", task=task, images=False, has_test=True, examples=lambda split: tested)
+    train = [example("train", "How far?"), example("train", "How far?", ("c", "d")), example("train", "How tall?")]
+    assert apart_from_test(environment, train, True) == train[1:]
+    assert "Left out: 1 of 3 examples of split 'train' of 't', which are test rows too." in "".join(capsys.readouterr())
+    environment.has_test = False
+    assert apart_from_test(environment, train, True) == train

@@ -161,7 +161,7 @@ def run_unseen(lab: Lab) -> Result:
         if preset.searches_as_paper or "fewshot" not in shown
         else f" {NAMES['fewshot']!r} is t2eval's default, with α divided by its sum."
     )
-    own += "" if preset.strategies else " No strategy: one skill was trained, so there is nothing to choose or to mix; its expert answers."
+    own += "" if preset.strategies else " One skill was trained, so there is nothing to choose or to mix: its expert answers."
     text = f"The paper's figures for LoRA are of its best checkpoint for each test task.{own}"
     return Result(tuple(rows), judge(claims), (*notes(lab, rows), text))
 
