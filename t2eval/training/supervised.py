@@ -17,6 +17,7 @@ import torch
 
 from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
+from t2eval.training.choices import alike
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy, pad
 from t2eval.training.objective import Backward, Gather, Objective, alone
@@ -121,11 +122,17 @@ class Supervised(Objective[Lessons]):
         policy, model = self._policy, trainable.model
 
         def work(places: list[int]) -> float:
-            batch = pad([lessons.pairs[place] for place in places], trainable.device, [lessons.features[place] for place in places])
-            log_probs, _ = policy.scores(policy.states(model, batch), batch.targets)  # (n,)
-            loss = -log_probs.sum() / lessons.total
-            backward(loss)
-            return loss.item()
+            lengths = [len(prompt) + len(more) for prompt, more in (lessons.pairs[place] for place in places)]
+            groups = alike(lengths) if trainable.device.type == "cpu" else [list(range(len(places)))]
+            total = 0.0
+            for group in groups:
+                read = [places[each] for each in group]
+                batch = pad([lessons.pairs[place] for place in read], trainable.device, [lessons.features[place] for place in read])
+                log_probs, _ = policy.scores(policy.states(model, batch), batch.targets)  # (n,)
+                loss = -log_probs.sum() / lessons.total
+                backward(loss)
+                total += loss.item()
+            return total
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         tokens, passes = sum(len(prompt) + len(more) for prompt, more in lessons.pairs), math.ceil(len(lessons.pairs) / self.parts.size)
