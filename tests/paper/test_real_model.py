@@ -67,7 +67,7 @@ def test_right_samples_are_counted_once(real: Lab, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(FakeSampler, "made", [])
     real.preset = replace(real.preset, rewarded={"math": "t2_gsm8k"}, samples=2000)
     first = item("limits").run(real)
-    assert first.rows == ({"skill": "math", "task": "t2_gsm8k", "samples": 70, "right": 18, "cut": 3},)
+    assert first.rows == ({"skill": "math", "task": "t2_gsm8k", "samples": 70, "right": 18, "cut": 2},)
     assert first.claims[0].holds and first.claims[0].seen == "18 of 70 samples"
     assert item("limits").run(real) == first and FakeSampler.made == ["t2_gsm8k"]
 

@@ -16,7 +16,7 @@ from t2eval.paper.presets import SMOLLM2_PRESETS
 if TYPE_CHECKING:
     from t2eval.paper.lab import Lab
 
-PART = 32
+PART = 64
 """Samples that are drawn and kept at a time."""
 ENOUGH = 0.01
 """A batch of the paper's 256 answers then has two or three that are right."""
