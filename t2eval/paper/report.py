@@ -176,6 +176,7 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
         "The tables and figures of Transformer-squared (arXiv 2501.06252), run by `t2 paper all`.",
         f"- {run[0].upper()}{run[1:]}.\n- {_commits(lab.sessions)}.\n- Versions: {_versions(lab.sessions)}.\n"
         f"- Computing took {lab.clock}: wall time over all sessions of this folder. What items share counts where it was first needed.",
+        *(["\n".join(f"- {remark}" for remark in lab.preset.remarks)] if lab.preset.remarks else []),
         _READING,
     ]
     if lab.preset.model == EMBEDDED:

@@ -68,7 +68,9 @@ def notes(lab: Lab, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         ", except LoRA's other learning rates, trained here." if swept else "."
     )
     found = (spread(rows), shipped if lab.preset.shipped else "Everything was trained here, in `training/`.")
-    return (*found, f"Learning rate and training task that were chosen: {chosen}.") if swept else found
+    single = len(lab.preset.rates) == 1
+    only = "LoRA has one learning rate, and nothing was chosen" if single else "Learning rate and training task that were chosen"
+    return (*found, f"{only}: {chosen}.") if swept else found
 
 
 def _side(lab: Lab, reported: Reported, head: str, label: str, scores: Mapping[str, float], name: str = "") -> Side:
