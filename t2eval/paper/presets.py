@@ -209,7 +209,7 @@ _SMOLLM2_LEFT_OUT = {
 _SMOLLM2_REMARKS = (
     "The tasks are lm-eval's own `arc_easy` and `arc_challenge`: an answer is the choice whose text is likeliest, without a chat template. "
     "Nothing was trained on ARC-Challenge, and rows of ARC-Easy's training split that are test rows too are left out.",
-    "Before any test row was scored, SVF's learning rate was chosen from 0.006 and 0.02 by 128 validation rows with seed 0: 0.641 and 0.672 "
+    "Before any test row was scored, SVF's learning rate was chosen from 0.006 and 0.02 by 128 validation rows, seed 0: 0.641 and 0.672 "
     "after a third of the steps, where the first one was stopped. LoRA, IA3 and DoRA have one rate and one seed each and are not swept: a "
     "rate of their own choosing may serve them better. All methods see the same 32 questions a step, 12 steps.",
 )
@@ -233,7 +233,7 @@ def _smollm2(name: str) -> Preset:
         strategies=(),
         remarks=_SMOLLM2_REMARKS,
         left_out={item: f"{reason}. {_WHOLE}" for item, reason in _SMOLLM2_LEFT_OUT.items()},
-        rewarded={"math": "t2_gsm8k", "code": "t2_mbpp_pro", "reasoning": "t2_arc_easy"},
+        rewarded={"math": "t2_gsm8k", "code": "t2_mbpp_pro"},
         samples=_CPU_SAMPLES,
     )
 
