@@ -123,6 +123,11 @@ def _order(name: str) -> tuple[bool, int]:
     return not name.startswith("table"), int(number.group()) if number else 0
 
 
+def of_preset(name: str) -> list[Item]:
+    """The items that are for a preset, whether it carries them or not."""
+    return [entry for entry in items().values() if not entry.presets or name in entry.presets]
+
+
 def item(name: str) -> Item:
     """One item.
 

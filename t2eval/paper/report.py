@@ -20,7 +20,7 @@ from typing import Any
 from t2eval.errors import T2Error
 from t2eval.leaderboard.report import LATENT_SKILL
 from t2eval.paper.claims import sentence
-from t2eval.paper.item import Item, Result, Unavailable, items
+from t2eval.paper.item import Item, Result, Unavailable, of_preset
 from t2eval.paper.lab import Lab
 from t2eval.paper.markdown import NONE, beside, table
 from t2eval.paper.style import picture
@@ -108,11 +108,6 @@ def _write(item: Item, result: Result, text: str, folder: Path) -> None:
         raise T2Error(
             f"Could not write to {folder}: {error.strerror or error}. Free some space, then run the same command again."
         ) from error
-
-
-def of_preset(name: str) -> list[Item]:
-    """The items that are for a preset, whether it carries them or not."""
-    return [item for item in items().values() if not item.presets or name in item.presets]
 
 
 def run_all(lab: Lab, chosen: Sequence[Item] | None = None) -> list[Done]:

@@ -5,10 +5,9 @@ import pytest
 
 from t2eval.bench.rows import read
 from t2eval.errors import T2Error, UsageError
-from t2eval.paper.item import items
+from t2eval.paper.item import items, of_preset
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import PRESETS, preset
-from t2eval.paper.report import of_preset
 from t2eval.strategies.search import SearchConfig
 from tests.bench.fakes import FakeWorker
 
