@@ -56,8 +56,9 @@ def test_wheel_holds_each_file_once(wheel: Path, root: Path) -> None:
     assert not any("t2eval/bridge" in name or "__pycache__" in name for name in names)
     for folder in ("tasks", "experts", "configs"):
         expected = subprocess.run(["git", "ls-files", folder], cwd=root, check=True, capture_output=True, text=True).stdout.split()
+        left_out = [name for name in expected if name.startswith("experts/smollm2/")]  # the real model is no part of the wheel either
         missing = [name for name in expected if f"t2eval/{name}" not in names]
-        assert not missing
+        assert missing == left_out
 
 
 def test_wheel_declares_the_commands_and_the_plugin(wheel: Path) -> None:
