@@ -37,7 +37,7 @@ def outside(target: str, page: str, root: Path, repository: str) -> str:
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """The page with its links out of docs/ made absolute."""
     root = Path(config.config_file_path).parent
-    repository = str(config.repo_url).rstrip("/")
+    repository = str(config.extra["repository"])
 
     def replaced(match: re.Match[str]) -> str:
         return match[1] + outside(match[2], page.file.src_uri, root, repository) + match[3]

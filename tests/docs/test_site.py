@@ -51,6 +51,8 @@ def test_no_page_asks_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     found = [(page.name, match[0]) for page in pages for match in _FOREIGN.finditer(page.read_text(encoding="utf-8"))]
     assert pages and not found
+    # The theme's script asks an API of the repository's host for stars where a page has this element, as a browser showed.
+    assert not [page.name for page in pages if 'data-md-component="source"' in page.read_text(encoding="utf-8")]
 
 
 def test_the_reference_is_made_of_docstrings(site: Path) -> None:

@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes longer than the 30 that Ray waits
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 - only where ray is installed
 
