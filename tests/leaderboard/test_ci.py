@@ -64,7 +64,8 @@ def test_the_shell_form_passes_its_settings_on(tmp_path: Path) -> None:
     assert sh(script, tmp_path / "out", **settings).returncode == 0
     calls = (tmp_path / "calls").read_text().splitlines()
     out = tmp_path / "out"
-    assert calls == [f"bench b.yaml --output {out} --workers 1 --limit 5", f"leaderboard {out}", f"leaderboard {out} --format json"]
+    shown = [f"leaderboard {out}", f"leaderboard {out} --format json", f"leaderboard {out} --html {out}/page.html"]
+    assert calls == [f"bench b.yaml --output {out} --workers 1 --limit 5", *shown]
     assert (tmp_path / "summary").read_text() == (tmp_path / "out" / "leaderboard.md").read_text()
 
 
@@ -133,6 +134,7 @@ def test_an_expert_that_was_broken_on_purpose_fails_the_change(tmp_path: Path) -
     assert "The runs were made with two experts named code (seed 0)" in text
     assert len(list(history.iterdir())) == 1, "what is worse is not kept"
     assert json.loads((tmp_path / "change" / "leaderboard.json").read_text())["title"] == "ours"
+    assert "<title>" in (tmp_path / "change" / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_workflow_runs_the_shell_form_keeps_its_history_and_comments(tmp_path: Path) -> None:

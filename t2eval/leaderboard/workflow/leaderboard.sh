@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A benchmark for one change: run it, write the table, hold it against the last run that was kept, keep it.
+# A benchmark for one change: run it, write the table and the page, hold it against the last run that was kept, keep it.
 #   ci/leaderboard.sh OUTPUT [HISTORY]    HISTORY: a folder with the runs that were kept, one folder each; may not exist yet
 # Exit code: 0; 3 where a cell is significantly worse than in the last run kept; 2 where the two cannot be compared; 1 where a cell failed.
 # BENCHMARK names the benchmark file, WORKERS, LIMIT and SEEDS are passed on where they are set, T2 is the command.
@@ -14,6 +14,7 @@ failed=0
 [ "$failed" -le 1 ] || exit "$failed"
 "$t2" leaderboard "$output" >"$output/leaderboard.md"
 "$t2" leaderboard "$output" --format json >"$output/leaderboard.json"
+"$t2" leaderboard "$output" --html "$output/page.html"
 
 verdict=0
 if [ -n "$history" ]; then
