@@ -6,6 +6,7 @@ description by which dispatch chooses it. Its weights are put on a model by `t2e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from t2eval.basemodel.load import base_identity
+from t2eval.basemodel.sampled import sampled_digest
 from t2eval.errors import T2Error
 from t2eval.expert.card import is_plain, no_directory
 from t2eval.store.digests import file_digest, object_digest
 from t2eval.store.files import read_json, write_json
 from t2eval.store.tensors import read_header
+
+_log = logging.getLogger(__name__)
 
 CARD, CONFIG, TENSORS = "t2_adapter.json", "adapter_config.json", "adapter_model.safetensors"
 _REMEDY = "Copy the adapter again."
@@ -45,12 +49,17 @@ _UNMIXED = {
 
 
 class AdapterCard(BaseModel):
-    """`t2_adapter.json`: how dispatch calls an adapter."""
+    """`t2_adapter.json`: how dispatch calls an adapter, and the weights that it was trained on.
+
+    `base_digest` is `basemodel.sampled.sampled_digest` of these, and `base_dtype` what they were loaded in; None where nobody noted it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str = Field(min_length=1)
     description: str = ""
+    base_digest: str | None = None
+    base_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Adapter:
         weights: sha256 of the weights' file alone.
         parameters: how many numbers it holds.
         config: of `adapter_config.json`.
+        base_digest, base_dtype: of its card.
     """
 
     folder: Path
@@ -78,6 +88,8 @@ class Adapter:
     weights: str
     parameters: int
     config: Mapping[str, Any]
+    base_digest: str | None = None
+    base_dtype: str | None = None
 
     @classmethod
     def load(cls, path: str | Path, label: str | None = None) -> Adapter:
@@ -117,21 +129,43 @@ class Adapter:
             weights=weights,
             parameters=_count(folder / TENSORS),
             config=config,
+            base_digest=card.base_digest if card else None,
+            base_dtype=card.base_dtype if card else None,
         )
 
     def check(self, model: Any, *, allow: bool = False) -> None:
-        """Whether it is of this base model, as far as its configuration says. PEFT's own check of shapes comes when it is put on.
+        """Whether it is of this base model: by the base's name, and by its weights where the card says which. PEFT's own check of shapes
+        comes when it is put on.
 
         Raises:
-            T2Error: it was trained on another one.
+            T2Error: it was trained on another one, or on other weights of this name.
         """
         here = base_identity(model)["id"]
-        if allow or self.base is None or _same_base(self.base, str(here)):
+        if allow:
+            return
+        if self.base is None or _same_base(self.base, str(here)):
+            self._check_weights(model, str(here))
             return
         raise T2Error(
             f"Adapter {self.name!r} was trained on {self.base}, and this is {here} ({type(model).__name__}). Load the adapter's base "
             "model, or, where this has the same weights, give allow_basis_mismatch=true."
         )
+
+    def _check_weights(self, model: Any, here: str) -> None:
+        dtype = str(model.dtype).removeprefix("torch.")
+        if self.base_digest is None:
+            _say_once("Adapters without a note of their base's weights are checked by its name only (the first: %s).", self.name)
+        elif self.base != here and self.base is not None and not Path(here).is_dir():
+            _say_once("Adapter %s is used in a model that contains its base: whether the weights are the same was not checked.", self.name)
+        elif sampled_digest(model) == self.base_digest:
+            return
+        elif dtype != self.base_dtype:
+            _say_once(f"Adapter %s was trained in {self.base_dtype}, and this is {dtype}: the weights were not compared.", self.name)
+        else:
+            raise T2Error(
+                f"Adapter {self.name!r} was trained on other weights of {self.base or here} than these: another revision, or another model "
+                "of one name. Load the weights that it was trained on, or give allow_basis_mismatch=true."
+            )
 
     @property
     def unmixable(self) -> str | None:
@@ -157,20 +191,39 @@ def read_adapter_card(folder: Path) -> AdapterCard | None:
         raise T2Error(f"{folder / CARD}: {error.errors()[0]['msg']}. Write it anew with `t2 expert label`.") from error
 
 
-def write_adapter_card(folder: Path, label: str, description: str = "") -> None:
+def write_adapter_card(folder: Path, label: str, description: str = "", base: tuple[str, str] | None = None) -> None:
     """Say how dispatch is to call an adapter.
+
+    Args:
+        folder: the adapter's.
+        label, description: of the card.
+        base: the digest and the dtype of the base's weights; None: as an older card has them.
 
     Raises:
         T2Error: no adapter is there, or the card cannot be written.
     """
     if not (folder / CONFIG).is_file():
         raise T2Error(f"{folder} holds no {CONFIG}: it is no PEFT adapter. An expert's own label is in its expert.json.")
-    write_json(folder / CARD, AdapterCard(label=label, description=description).model_dump())
+    if base is None and (old := read_adapter_card(folder)) is not None and old.base_digest and old.base_dtype:
+        base = old.base_digest, old.base_dtype
+    digest, dtype = base or (None, None)
+    card = AdapterCard(label=label, description=description, base_digest=digest, base_dtype=dtype)
+    write_json(folder / CARD, card.model_dump(exclude_none=True))
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is a PEFT adapter and no expert."""
     return (folder / CONFIG).is_file() and not (folder / "expert.json").exists()
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(message: str, name: str) -> None:
+    """A warning, once a process."""
+    if message not in _SAID:
+        _SAID.add(message)
+        _log.warning(message, name)
 
 
 def _same_base(one: str, other: str) -> bool:

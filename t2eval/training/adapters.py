@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from t2eval.basemodel.sampled import sampled_digest
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.adapter import write_adapter_card
 from t2eval.store.files import inside, read_record, write_text
@@ -45,6 +46,7 @@ class PeftTrainable(Trainable):
         from peft import get_peft_model
 
         model.requires_grad_(False)
+        self._base = sampled_digest(model), str(model.dtype).removeprefix("torch.")  # before an adapter changes it, as PiSSA does
         torch.manual_seed(config.seed)
         self.model = get_peft_model(model, adapter)
 
@@ -60,7 +62,7 @@ class PeftTrainable(Trainable):
 
     def save(self, folder: Path, record: RunRecord, names: Names) -> None:
         self.save_adapter(folder, record.base_model.model_dump())
-        write_adapter_card(folder, names.label, names.description)
+        write_adapter_card(folder, names.label, names.description, self._base)
         write_text(folder / README, adapter_card(names.name, record))
 
     def save_adapter(self, folder: Path, identity: Mapping[str, Any]) -> None:
