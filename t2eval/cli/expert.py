@@ -1,4 +1,4 @@
-"""Commands about experts: list, show, mix, import, export, push, pull."""
+"""Commands about experts: list, show, mix, vectors, import, export, push, pull."""
 
 from __future__ import annotations
 
@@ -169,6 +169,27 @@ def label(path: Path, label: str, description: str) -> None:
 
     write_adapter_card(path, label, description)
     click.echo(f"{path} is called {label!r} by dispatch.")
+
+
+@expert.command()
+@click.argument("library")
+@click.option("--task", help="The task that it was trained on.  [default: as its card says; an adapter's card does not]")
+@click.option("--prompts", "limit", type=click.IntRange(min=1), default=128, show_default=True, help="At most so many of each expert.")
+@click.option("--model", help="The base model.  [default: the one on the experts' cards]")
+@click.option("--include-path", type=FOLDER, help="A folder of task YAMLs.")
+def vectors(library: str, **options: Any) -> None:
+    """Write beside each expert of a LIBRARY the vectors of its training prompts, by which t2-nearest finds it (`prompts.safetensors`).
+
+    \b
+    Examples:
+      t2 expert vectors runs/library
+      t2 expert vectors runs/lora-math --task embedded_math_seen --prompts 64
+    """
+    _quiet()
+    from t2eval.strategies.training_prompts import write_prompt_vectors
+
+    for written in write_prompt_vectors(library, **options):
+        click.echo(f"{written.path}: {written.prompts} prompts of {written.task}")
 
 
 @expert.command("import")

@@ -71,6 +71,7 @@ class Expert:
         card: what `expert.json` holds.
         is_remapped: whether `remapped` gave its matrices other paths than its file has.
         source: the place on the hub that it was loaded from, with its commit (`hf://owner/name@commit/folder`); None for any other folder.
+        folder: the directory that it was loaded from; None for one that was made here.
     """
 
     z: dict[str, Tensor]
@@ -78,6 +79,7 @@ class Expert:
     _content: bytes = field(repr=False)
     is_remapped: bool = False
     source: str | None = None
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         return f"Expert(name={self.name!r}, label={self.label!r}, matrices={len(self.z)}, sha256={self.sha256[:12]!r})"
@@ -206,7 +208,8 @@ class Expert:
         for name, tensor in tensors.items():
             check_tensor(str(folder / TENSORS), name, tensor, card.modules[name].rank)
         source = source_of(folder)
-        return cls({name: tensors[name] for name in card.modules}, card, content, source=None if source is None else str(source))
+        z = {name: tensors[name] for name in card.modules}
+        return cls(z, card, content, source=None if source is None else str(source), folder=folder)
 
     def remapped(self, model: Any) -> Expert:
         """This expert with the module paths of a model that contains its base model, or that its base model contains.

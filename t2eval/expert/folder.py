@@ -9,6 +9,10 @@ from pathlib import Path
 from t2eval.errors import did_you_mean
 
 TENSORS, CARD, README = "expert.safetensors", "expert.json", "README.md"
+PROMPTS = "prompts.safetensors"
+"""The vectors of training prompts beside an expert (`prompts.py`), where somebody made them."""
+PROMPTS_LIMIT = 2**28
+"""Most bytes of that file: some ten thousand prompts of the largest models."""
 
 
 def is_plain(name: str) -> bool:

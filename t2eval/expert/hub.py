@@ -19,7 +19,7 @@ from t2eval import __version__
 from t2eval.basemodel.hub_errors import Answer, answer_of, one_line
 from t2eval.basemodel.probe import offline
 from t2eval.errors import T2Error, UsageError
-from t2eval.expert.folder import CARD, README, TENSORS, no_directory
+from t2eval.expert.folder import CARD, PROMPTS, PROMPTS_LIMIT, README, TENSORS, no_directory
 from t2eval.expert.location import Location, is_hub, parse_location
 from t2eval.paths import joined
 from t2eval.store.files import read_bytes
@@ -27,7 +27,7 @@ from t2eval.store.folders import staged_folder
 
 FORMAT = "dispatch.json"
 """How a library is dispatched among (`t2eval.strategies.dispatch`)."""
-LIMITS = {TENSORS: 2**30, CARD: 64 * 2**20, README: 2**20, FORMAT: 2**20}
+LIMITS = {TENSORS: 2**30, CARD: 64 * 2**20, README: 2**20, FORMAT: 2**20, PROMPTS: PROMPTS_LIMIT}
 """The files that are pulled, and the most bytes of each."""
 _TOTAL, _EXPERTS = 16 * 2**30, 10_000
 _PATH = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/){0,3}(?:" + "|".join(re.escape(name) for name in LIMITS) + ")", re.ASCII)

@@ -16,10 +16,12 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.card import CARD, README, TENSORS, ExpertCard, is_plain, read_card, refuse_adapter
 from t2eval.expert.eval_results import FOLDER, NoBenchmark, benchmark_task, eval_results, has_test_score, not_shown, test_split
 from t2eval.expert.expert import Expert
+from t2eval.expert.folder import PROMPTS
 from t2eval.expert.hub import FORMAT, LIMITS, api, expert_folders, missing, problem
 from t2eval.expert.location import Location, parse_repository
 from t2eval.expert.machine_paths import refuse_paths, without_paths
 from t2eval.expert.model_card import library_card, model_card
+from t2eval.expert.prompts import PromptVectors
 from t2eval.paths import is_embedded
 from t2eval.store.files import inside, read_bytes
 
@@ -151,6 +153,11 @@ def _add_expert(parcel: Parcel, name: str, place: Path, repository: str, base_mo
     parcel.files[f"{prefix}{TENSORS}"] = content
     parcel.files[f"{prefix}{CARD}"] = (card.model_dump_json(indent=2) + "\n").encode()
     parcel.files[f"{prefix}{README}"] = model_card(card, str(Location(repository, folder="" if name == "." else name)), data).encode()
+    if (place / PROMPTS).exists():
+        PromptVectors.load(place, card.name)  # whole, and of the form that it says
+        vectors = read_bytes(inside(place, PROMPTS, what="expert's file"), what="expert's file", limit=LIMITS[PROMPTS])
+        refuse_paths(f"{prefix}{PROMPTS}.json", _header(vectors))
+        parcel.files[f"{prefix}{PROMPTS}"] = vectors
     for picture in sorted(place.glob("*.png")):
         if picture.is_symlink() or not picture.is_file() or not is_plain(picture.name):
             continue

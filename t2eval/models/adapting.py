@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +20,9 @@ from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import FewshotOptions
 from t2eval.models.strategy import Strategy
 from t2eval.strategies.alpha import Coefficients
+from t2eval.strategies.coarse import Stage, by_stages
 from t2eval.strategies.fewshot import Adaptation, Candidates, adapt
+from t2eval.strategies.hierarchy import children
 from t2eval.strategies.search import Array
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class AdapterCoefficients(Coefficients):
 
     def z(self, vector: Array) -> Any:
         """The mix of a flat vector."""
-        return AdapterMix(tuple(zip(self.adapters, map(float, self.alphas(vector)), strict=True)))
+        weighed = [(each, float(alpha)) for each, alpha in zip(self.adapters, self.alphas(vector), strict=True)]
+        return AdapterMix(tuple((each, alpha) for each, alpha in weighed if alpha) or tuple(weighed[:1]))
 
 
 class Adapting(Strategy):
@@ -51,6 +54,10 @@ class Adapting(Strategy):
         # One expert alone: divided by its sum, α would be 1, and there would be nothing to search.
         self._normalize = self.search.normalize and len(self.skills) > 1
 
+        if self.search.hierarchy:
+            children([skill.label for skill in self.skills])  # refuses labels with nameless parts
+            if len({skill.label for skill in self.skills}) < len(self.skills):
+                raise UsageError("hierarchy=true goes by the experts' labels, and two experts have the same one.")
         self._adapters = self.adapters("t2-fewshot")
         if self._adapters and self.search.granularity != "task":
             raise UsageError(f"granularity={self.search.granularity}: PEFT mixes adapters as a whole. Leave it out, or use z experts.")
@@ -125,17 +132,6 @@ class Adapting(Strategy):
                 len(examples),
                 task,
             )
-        candidates = Candidates(
-            self.mounts if self._adapters else self.adapted,
-            self.engine(),
-            environment,
-            examples,
-            self._coefficients,
-            self.settings(environment.generation_kwargs) if environment.kind == "generate" else None,
-            self.search.ties,
-            mergeable=not self.through_hooks,
-            together=not self._adapters,
-        )
         silent = self._rank != 0 or not sys.stderr.isatty()
         with tqdm(total=self.search.search.iterations, desc=f"t2-fewshot: alphas for {task}", disable=silent) as bar:
 
@@ -143,11 +139,37 @@ class Adapting(Strategy):
                 bar.set_postfix(score=f"{score:.3f}")
                 bar.update(iteration - bar.n)
 
+            def searched(coefficients: Coefficients) -> Adaptation:
+                candidates = self._candidates(coefficients, environment, examples)
+                return adapt(coefficients, candidates, self.search, self.ranks(), progress)
+
+            stages: list[Stage] = []
             with self.mounts.ready(self._adapters) if self._adapters else contextlib.nullcontext():
-                found = adapt(self._coefficients, candidates, self.search, self.ranks(), progress)
+                if self.search.hierarchy:
+                    labels = [skill.label for skill in self.skills]
+                    found, alphas, stages = by_stages(labels, self._coefficients, searched)
+                    found = replace(found, alphas=alphas, evaluations=sum(stage.evaluations for stage in stages))
+                else:
+                    found = searched(self._coefficients)
         self._found[run.number] = found
         self._records[run.number] = self._record(environment, examples, found, overlaps)
+        if stages:
+            self._records[run.number]["stages"] = [asdict(stage) for stage in stages]
         self._names[run.number] = task if task not in self._names.values() else f"{task} ({len(self._names) + 1})"
+
+    def _candidates(self, coefficients: Coefficients, environment: Environment, examples: Sequence[Example]) -> Candidates:
+        """What evaluates candidates of a task."""
+        return Candidates(
+            self.mounts if self._adapters else self.adapted,
+            self.engine(),
+            environment,
+            examples,
+            coefficients,
+            self.settings(environment.generation_kwargs) if environment.kind == "generate" else None,
+            self.search.ties,
+            mergeable=not self.through_hooks,
+            together=not self._adapters,
+        )
 
     def _record(self, environment: Environment, examples: Sequence[Example], found: Adaptation, overlaps: bool) -> dict[str, Any]:
         search = self.search.search

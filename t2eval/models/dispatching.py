@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from t2eval.environment import harness
-from t2eval.environment.runs import Run, run_of
+from t2eval.environment.runs import Run
 from t2eval.errors import UsageError
 from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
 from t2eval.expert.hub import located
 from t2eval.expert.location import is_hub
-from t2eval.models.launch import one_message
-from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
+from t2eval.models.per_document import PerDocument, change_of
 from t2eval.models.questions import question_text
-from t2eval.models.strategy import Strategy
 from t2eval.strategies.dispatch import (
     DISPATCH_LABEL,
     Decision,
     Dispatcher,
     DispatchFormat,
     Question,
-    by_label,
-    checked_labels,
     load_format,
     paper_format,
 )
-from t2eval.svf.scales import mix_scales
-
-_SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"
+from t2eval.strategies.hierarchy import Steps
 
 
-class Dispatching(Strategy):
-    """One expert for each document, chosen by the model's own first pass; with `mix=soft`, α for each document."""
+class Dispatching(PerDocument):
+    """One expert for each document, which the model itself names in a first pass."""
 
     OPTIONS: ClassVar[type[Options]] = PromptOptions
     options: DispatchOptions
@@ -46,27 +36,17 @@ class Dispatching(Strategy):
     def check_library(self) -> None:
         if self.options.mix == "soft" and self.options.dispatch == "generate":
             raise UsageError("mix=soft needs the labels' likelihoods: use it with dispatch=score.")
-        for expert in self.experts:
-            if isinstance(expert, Adapter) and not expert.label:
-                raise UsageError(
-                    f"Adapter {expert.name!r} has no label, by which dispatch chooses: write its card with `t2 expert label "
-                    f"{expert.folder} --label LABEL --description TEXT`, or give labels= with one for each folder of experts=."
-                )
-            if isinstance(expert, Adapter) and self.options.mix == "soft":
-                raise UsageError(f"mix=soft mixes z experts for each document, and {expert.name!r} is a PEFT adapter: use mix=hard.")
-        self._experts_of = by_label({expert.name: expert.label for expert in self.experts})
+        if self.options.hierarchy and self.options.mix == "soft":
+            raise UsageError("mix=soft needs the likelihoods of all labels, and hierarchy=true does not read them all: leave one out.")
+        super().check_library()
 
     def prepare(self) -> None:
-        self.through_hooks = self.through_hooks or self.options.mix == "soft"  # nearly every document has a z' of its own
-        self._by_name = {expert.name: expert for expert in self.experts}
+        super().prepare()
         self._form = self._format()
+        if self.options.hierarchy and self.options.dispatch == "generate" and self._own_format:
+            raise UsageError("hierarchy=true goes on with an answer that dispatch.json begins: use it with dispatch=score.")
         # What the base model answers to a question is the same in every evaluation: kept, by whether prompts are chats.
-        self._dispatchers: dict[bool, Dispatcher] = {}
-
-    def forget(self) -> None:
-        self._chosen: dict[tuple[str, int], Decision] = {}
-        self._told: dict[tuple[str, int], tuple[str, dict[str, float]]] | None = None
-        self._soft: dict[Hashable, dict[str, Tensor]] = {}
+        self._dispatchers: dict[bool, Dispatcher | Steps] = {}
 
     def _format(self) -> DispatchFormat:
         """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels."""
@@ -75,6 +55,8 @@ class Dispatching(Strategy):
         folders = [located(library) if is_hub(library) and "+" not in str(library) else library, base]
         found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
         self._own_format = found is not None
+        if found is not None and self.options.hierarchy:
+            return found
         if found is not None:
             return found.with_labels(sorted(self._experts_of))
         skills = {label: self._by_name[name].description for label, name in self._experts_of.items()}
@@ -89,119 +71,41 @@ class Dispatching(Strategy):
 
     def reads_of(self, run: Run) -> Any:
         chat = run.chat_template is not None
-        return [run.name, chat, [[int(request.doc_id or 0), self._question(request).text] for request in run.requests]]
+        return [run.name, chat, [[int(request.doc_id or 0), self.question(request).text] for request in run.requests]]
 
-    def _question(self, request: Any) -> Question:
+    def question(self, request: Any) -> Question:
         text = question_text(request, plain=self._own_format)
         images = harness.request_images(request) if getattr(self.options, "dispatch_image", False) else None
         if images is None:
             return Question(text)
         return Question(text, images, (str(request.task_name), request.doc_id))
 
-    def _decisions(self, questions: list[Question], *, chat: bool) -> list[Decision]:
+    def _dispatcher(self, *, chat: bool) -> Dispatcher | Steps:
+        others, options = self.options.others_label, self.options
+        asked = self._chat_prompt if chat else None
+
+        def node(form: DispatchFormat) -> Dispatcher:
+            return Dispatcher(self.engine(), form, others, options.dispatch, options.dispatch_tokens, asked)
+
+        if not options.hierarchy:
+            return node(self._form)
+        skills = {label: self._by_name[name].description for label, name in self._experts_of.items()}
+        return Steps(node, skills, self._form if self._own_format else None, others)
+
+    def decide(self, questions: list[Question], *, chat: bool) -> list[Decision]:
         if chat not in self._dispatchers:
-            self._dispatchers[chat] = Dispatcher(
-                self.engine(),
-                self._form,
-                self.options.others_label,
-                self.options.dispatch,
-                self.options.dispatch_tokens,
-                self._chat_prompt if chat else None,
-            )
+            self._dispatchers[chat] = self._dispatcher(chat=chat)
         dispatcher = self._dispatchers[chat]
         dispatcher.count_in(self.first_pass)
         classifier = self.classifier()
         if classifier is None:
             return dispatcher.decide(questions)
-        with self.applied(_change(classifier)):
+        with self.applied(change_of(classifier)):
             return dispatcher.decide(questions)
 
-    def keys(self, requests: Sequence[Any]) -> list[Hashable]:
-        first = {_document(request): request for request in reversed(requests)}
-        decisions: dict[tuple[int, str, int], Decision] = {}
-        for chat in (False, True):
-            asked = [document for document, request in first.items() if _in_chat(request) == chat]
-            if asked:
-                found = self._decisions([self._question(first[document]) for document in asked], chat=chat)
-                decisions.update(zip(asked, found, strict=True))
-        labels = [decision.weights for decision in decisions.values()] if self.options.mix == "soft" else []
-        wanted = [label for weights in labels for label in weights] or [decision.label for decision in decisions.values()]
-        checked_labels(wanted, self._experts_of, self.options.others_label)
-        self._chosen.update({(task, document): decision for (_, task, document), decision in decisions.items()})
-        of = [decisions[_document(request)] for request in requests]
-        if self.options.mix == "soft":
-            return [self._soft_key(decision) for decision in of]
-        return [self._experts_of.get(decision.label) for decision in of]
-
-    def _soft_key(self, decision: Decision) -> Hashable:
-        key = tuple(sorted((label, round(weight, 4)) for label, weight in decision.weights.items()))
-        if key not in self._soft:
-            known = [(label, weight) for label, weight in key if label in self._experts_of]
-            named = [self._by_name[self._experts_of[label]] for label, _ in known]
-            scales = [expert.z for expert in named if isinstance(expert, Expert)]  # adapters were refused
-            # the weights of all outcomes sum to 1 and the base weights are ones: Σ α z over all of them is 1 + Σ α (z - 1)
-            self._soft[key] = mix_scales(scales, [weight for _, weight in known], "offset")
-        return key
-
-    def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
-        return self._soft[key] if self.options.mix == "soft" else _change(self._by_name[str(key)])
-
-    def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-        if self.options.mix == "soft" and method == "generate_until" and self.rows_by_tokens:
-            return self._answer_rows(requests, disable_tqdm)
-        return super()._answer(method, requests, disable_tqdm)
-
-    def _answer_rows(self, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-        """Every document has a z' of its own: one z' a row of lm-eval's own batches, found by the row's tokens."""
-        with one_message():
-            self._enter(requests)
-            keys = self.keys(requests)
-            self._row_z = {self._row(request): self._soft[key] for request, key in zip(requests, keys, strict=True)}
-            try:
-                with self.second_pass.timed(), self._alone():
-                    answers: list[Any] = super(Strategy, self).generate_until(requests, disable_tqdm=disable_tqdm)  # type: ignore[misc]
-            finally:
-                self._row_z = {}
-            self._share()
-            return answers
-
-    def _row(self, request: Any) -> tuple[int, ...]:
-        context, settings = request.args
-        room = self.max_length - int(harness.generation_settings(settings, self.max_gen_toks)["max_gen_toks"])
-        ids, _ = self.tok_batch_encode([context], left_truncate_len=room, truncation=self.truncation)
-        return tuple(ids[0].tolist())
-
-    def dispatched(self, task: str) -> dict[int, str]:
-        """The label that each document of a task was given in this evaluation: doc_id → label."""
-        return {document: decision.label for (name, document), decision in self._chosen.items() if name == task}
-
-    def explain(self, run_name: str, document: int) -> dict[str, Any] | None:
-        if self._told is None:  # of all processes
-            chosen = [each for record in self._evaluation.totals for each in record["report"]["chosen"]]
-            self._told = {(task, doc): (label, weights) for task, doc, label, weights in chosen}
-        if (run_name, document) not in self._told:
-            return None
-        label, weights = self._told[run_name, document]
-        return {"decision": label, "expert": self._experts_of.get(label), "probabilities": weights}
-
     def report(self) -> dict[str, Any]:
-        return {
-            "chosen": [
-                [task, document, decision.label, {label: round(weight, 6) for label, weight in decision.weights.items()}]
-                for (task, document), decision in self._chosen.items()
-            ],
-            "dispatch_mode": self.options.dispatch,
-            "mix": self.options.mix,
-            "mix_note": _SOFT_NOTE if self.options.mix == "soft" else "",
-        }
-
-    def merge_reports(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
-        chosen = {(task, document): label for report in reports for task, document, label, _ in report["chosen"]}
-        histogram: dict[str, Counter[str]] = {}
-        for (task, _), label in chosen.items():
-            histogram.setdefault(task, Counter())[label] += 1
-        rest = {name: value for name, value in reports[0].items() if name != "chosen" and value != ""}
-        return {"dispatch": {task: dict(sorted(counts.items())) for task, counts in histogram.items()}, **rest}
+        hierarchy = {"hierarchy": True} if self.options.hierarchy else {}
+        return {**super().report(), "dispatch_mode": self.options.dispatch, **hierarchy}
 
 
 class Classifying(Dispatching):
@@ -225,20 +129,3 @@ class Classifying(Dispatching):
 
     def classifier(self) -> Expert | Adapter | None:
         return self._classifier
-
-
-def _change(expert: Expert | Adapter) -> Mapping[str, Tensor] | AdapterMix:
-    """What an expert does to the model."""
-    return expert.z if isinstance(expert, Expert) else AdapterMix.alone(expert)
-
-
-def _document(request: Any) -> tuple[int, str, int]:
-    """A request's run, task and document."""
-    run = run_of(request)
-    return run.number if run is not None else 0, str(request.task_name), int(request.doc_id or 0)
-
-
-def _in_chat(request: Any) -> bool:
-    """Whether a request's prompt is a chat: its question is then put to the model as one too."""
-    run = run_of(request)
-    return run is not None and run.chat_template is not None

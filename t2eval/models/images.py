@@ -1,4 +1,4 @@
-"""Multimodal: the classes `t2-expert-vlm`, `t2-prompt-vlm`, `t2-cls-vlm` and `t2-fewshot-vlm`, over lm-eval's hf-multimodal.
+"""Multimodal: the classes `t2-expert-vlm`, `t2-prompt-vlm`, `t2-cls-vlm`, `t2-nearest-vlm` and `t2-fewshot-vlm`, over hf-multimodal.
 
 The strategies are those of the text classes; `WithImages` holds what differs.
 """
@@ -19,12 +19,13 @@ from t2eval.errors import UsageError
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
 from t2eval.models.fixed import Fixed
-from t2eval.models.options import ClsVlmOptions, PromptVlmOptions
+from t2eval.models.nearest import Nearest
+from t2eval.models.options import ClsVlmOptions, NearestVlmOptions, PromptVlmOptions
 from t2eval.models.strategy import Strategy
 from t2eval.paths import EMBEDDED_VLM, experts_in
 from t2eval.vision.features import Reader
 
-__all__ = ["T2ClsVlm", "T2ExpertVlm", "T2FewshotVlm", "T2PromptVlm"]
+__all__ = ["T2ClsVlm", "T2ExpertVlm", "T2FewshotVlm", "T2NearestVlm", "T2PromptVlm"]
 
 
 class WithImages(Strategy):
@@ -67,6 +68,13 @@ class T2ClsVlm(WithImages, Classifying, MultimodalLM):
     """One expert for each document, chosen with the classification expert merged, with images."""
 
     OPTIONS = ClsVlmOptions
+
+
+@register_model("t2-nearest-vlm")
+class T2NearestVlm(WithImages, Nearest, MultimodalLM):
+    """One expert for each document, whose training prompts lie nearest to the text of its question."""
+
+    OPTIONS = NearestVlmOptions
 
 
 @register_model("t2-fewshot-vlm")

@@ -74,20 +74,49 @@ class ExpertOptions(Options):
         return (value,) if isinstance(value, (int, float)) else value
 
 
-class DispatchOptions(Options):
-    """`t2-prompt` and `t2-cls`: one expert for each document.
+class DocumentOptions(Options):
+    """Strategies that choose one expert for each document.
 
     Attributes:
         others_label: the outcome that means the base weights.
-        dispatch: `score` the labels, or `generate` the answer (the paper's way).
-        mix: `hard`, or `soft` where the labels' likelihoods are the α (a step beyond the paper).
-        dispatch_tokens: the longest generated answer.
+        mix: `hard`, or `soft` where the outcomes' probabilities are the α (a step beyond the paper).
     """
 
     others_label: str = "others"
-    dispatch: Literal["score", "generate"] = "score"
     mix: Literal["hard", "soft"] = "hard"
+
+
+class DispatchOptions(DocumentOptions):
+    """`t2-prompt` and `t2-cls`: the base model names the expert.
+
+    Attributes:
+        dispatch: `score` the labels, or `generate` the answer (the paper's way).
+        dispatch_tokens: the longest generated answer.
+        hierarchy: whether labels are paths (`math/sums/apples`), of which one part is chosen after the other.
+    """
+
+    dispatch: Literal["score", "generate"] = "score"
     dispatch_tokens: int = Field(default=1024, ge=1)
+    hierarchy: bool = False
+
+
+class NearestOptions(DocumentOptions):
+    """`t2-nearest`: the expert whose training prompts lie nearest to the question.
+
+    Attributes:
+        neighbours: how many of an expert's prompts count, the nearest ones; 0: the mean of all of them.
+        floor: the least score (a mean cosine, -1 to 1) for which an expert is chosen, and not the base weights; None: one always is.
+    """
+
+    strategy: ClassVar[str] = "nearest"
+    neighbours: int = Field(default=5, ge=0)
+    floor: float | None = Field(default=None, ge=-1, le=1)
+
+
+class NearestVlmOptions(NearestOptions):
+    """`t2-nearest-vlm`: by the text of the question."""
+
+    suffix: ClassVar[str] = "-vlm"
 
 
 class PromptOptions(DispatchOptions):
@@ -118,12 +147,13 @@ class ClsVlmOptions(ClsOptions):
 
 class FewshotOptions(Options):
     """`t2-fewshot`: α by search. What is left out comes from the preset, else from `FewshotConfig` and `SearchConfig`, which say what
-    the values mean."""
+    the values mean. `hierarchy`: labels are paths, and α is searched over groups first, then within the best ones."""
 
     strategy: ClassVar[str] = "fewshot"
     shots: int | None = Field(default=None, ge=1)
     granularity: Granularity | None = None
     normalize: bool | None = None
+    hierarchy: bool | None = None
     search: Method | None = None
     population: int | None = Field(default=None, ge=2)
     iterations: int | None = Field(default=None, ge=1)
@@ -140,7 +170,7 @@ class FewshotOptions(Options):
             UsageError: a search that cannot be.
         """
         base = FewshotConfig.paper() if self.preset == "paper" else FewshotConfig()
-        named = {"shots", "granularity", "normalize", "ties", "choose", "form"}
+        named = {"shots", "granularity", "normalize", "hierarchy", "ties", "choose", "form"}
         given = self.model_dump(include=named, exclude_none=True)
         search: dict[str, Any] = self.model_dump(include={"population", "iterations"}, exclude_none=True) | {"seed": self.adapt_seed}
         if self.search is not None:
@@ -172,7 +202,7 @@ def _as_given(value: Any) -> Any:
     return plain if Path(plain).exists() else next((path.name for path in sorted(Path().iterdir()) if same(path.name)), plain)
 
 
-_ALL = (ExpertOptions, PromptOptions, ClsOptions, FewshotOptions, PromptVlmOptions, ClsVlmOptions)
+_ALL = (ExpertOptions, PromptOptions, ClsOptions, NearestOptions, FewshotOptions, PromptVlmOptions, ClsVlmOptions, NearestVlmOptions)
 
 
 def split_arguments(kind: type[Options], arguments: Mapping[str, Any], parents: Sequence[type]) -> tuple[Options, dict[str, Any]]:

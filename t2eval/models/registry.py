@@ -38,6 +38,7 @@ STRATEGIES: dict[str, Entry] = {
     "expert": Entry("one expert, or a fixed mix of several", f"{_TEXT}:T2Expert", f"{_IMAGES}:T2ExpertVlm", chooses=False),
     "prompt": Entry("per prompt, by the base model", f"{_TEXT}:T2Prompt", f"{_IMAGES}:T2PromptVlm"),
     "cls": Entry("per prompt, by a classification expert", f"{_TEXT}:T2Cls", f"{_IMAGES}:T2ClsVlm"),
+    "nearest": Entry("per prompt, by the nearest training prompts", f"{_TEXT}:T2Nearest", f"{_IMAGES}:T2NearestVlm", in_paper=False),
     "fewshot": Entry("per task, by a search over α", f"{_TEXT}:T2Fewshot", f"{_IMAGES}:T2FewshotVlm"),
 }
 

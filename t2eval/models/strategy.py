@@ -31,6 +31,7 @@ from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_any
 from t2eval.generation.engine import Engine, room_for_prompt
 from t2eval.generation.settings import GenerationSettings
+from t2eval.generation.usage import Usage
 from t2eval.models.base import one_reason, placed
 from t2eval.models.launch import one_message
 from t2eval.models.mounts import AdapterMix, Mounts, refuse_unmixable
@@ -244,14 +245,14 @@ class Strategy(Recorded):
         assert found is not None
         return found
 
-    def engine(self) -> Engine:
+    def engine(self, usage: Usage | None = None) -> Engine:
         """The model for batches of the first pass, outside of lm-eval's response cache; no batch is larger than lm-eval's."""
         given = self.batch_size_per_gpu
         return Engine(
             self.model,
             self.tokenizer,
             batch_size=given if isinstance(given, int) and given > 0 else _AUTOMATIC,
-            usage=self.first_pass,
+            usage=self.first_pass if usage is None else usage,
             max_length=int(self.max_length),
             add_bos_token=self.add_bos_token,
             reader=self.image_reader(),

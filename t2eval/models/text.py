@@ -1,4 +1,4 @@
-"""Models: the lm-eval classes `t2-expert`, `t2-prompt`, `t2-cls` and `t2-fewshot`.
+"""Models: the lm-eval classes `t2-expert`, `t2-prompt`, `t2-cls`, `t2-nearest` and `t2-fewshot`.
 
 Each is lm-eval's HFLM with a first pass, takes HFLM's `model_args` and its own (`options.py`), and without `pretrained` uses the
 embedded base model and its experts. What the first pass decided is reported under `config.t2` in lm-eval's results file.
@@ -12,8 +12,9 @@ from lm_eval.models.huggingface import HFLM
 from t2eval.models.adapting import Adapting
 from t2eval.models.dispatching import Classifying, Dispatching
 from t2eval.models.fixed import Fixed
+from t2eval.models.nearest import Nearest
 
-__all__ = ["T2Cls", "T2Expert", "T2Fewshot", "T2Prompt"]
+__all__ = ["T2Cls", "T2Expert", "T2Fewshot", "T2Nearest", "T2Prompt"]
 
 
 @register_model("t2-expert")
@@ -29,6 +30,11 @@ class T2Prompt(Dispatching, HFLM):  # type: ignore[misc]
 @register_model("t2-cls")
 class T2Cls(Classifying, HFLM):  # type: ignore[misc]
     """One expert for each document, chosen with the classification expert merged."""
+
+
+@register_model("t2-nearest")
+class T2Nearest(Nearest, HFLM):  # type: ignore[misc]
+    """One expert for each document, whose training prompts lie nearest to its question."""
 
 
 @register_model("t2-fewshot")

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from t2eval.errors import T2Error, UsageError, listed
 from t2eval.generation.completion import Likelihood
@@ -59,7 +59,7 @@ class DispatchFormat(BaseModel):
 
     template: str
     lead: str = ""
-    labels: dict[str, str] = Field(min_length=1)
+    labels: dict[str, str] = {}
     unlisted: str | None = None
     others: str | None = None
     until: tuple[str, ...] = ()
@@ -86,24 +86,27 @@ def load_format(folder: Path | str) -> DispatchFormat | None:
         raise T2Error(f"The dispatch format {path} has a template without {{question}}: {json.dumps(found.template)}")
     if found.unlisted is not None and "{label}" not in found.unlisted:
         raise T2Error(f"The dispatch format {path} has an `unlisted` without {{label}}: {json.dumps(found.unlisted)}")
+    if not found.labels and found.unlisted is None:
+        raise T2Error(f"The dispatch format {path} has neither `labels` nor `unlisted`: it has no outcomes.")
     if not all([*found.labels.values(), found.others is None or found.others]):
         raise T2Error(f"The dispatch format {path} has an empty text for a label.")
     return found
 
 
-def paper_format(skills: Mapping[str, str], others_label: str = "others") -> DispatchFormat:
+def paper_format(skills: Mapping[str, str], others_label: str | None = "others") -> DispatchFormat:
     """The adaptation prompt of the paper's Figure 3, in our own words, for any set of skills.
 
     Args:
         skills: label → one-line description, as the experts' cards give them.
-        others_label: the label that means "none of these".
+        others_label: the label that means "none of these"; None where one of them always fits.
     """
+    none = [] if others_label is None else [f"- {others_label}: anything that none of the skills above would help with."]
     lines = [f"- {label}: {description.rstrip('.') or label}." for label, description in skills.items()]
     template = "\n".join(
         [
             "You sort questions by the skill that is needed to answer them. These are the skills:",
             *lines,
-            f"- {others_label}: anything that none of the skills above would help with.",
+            *none,
             "",
             "Read the question. Do not answer it. Name the one skill that fits it best,",
             "and give your decision as \\boxed{skill}, with the skill's name as written in the list.",
@@ -117,7 +120,7 @@ def paper_format(skills: Mapping[str, str], others_label: str = "others") -> Dis
         template=template,
         lead=" \\boxed{",
         labels={label: f"{label}}}" for label in skills},
-        others=f"{others_label}}}",
+        others=None if others_label is None else f"{others_label}}}",
         until=("\nQuestion:",),  # where a model without a chat template begins a question of its own
     )
 

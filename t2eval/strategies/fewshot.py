@@ -48,6 +48,7 @@ class FewshotConfig(BaseModel):
     shots: int = Field(default=10, ge=1)
     granularity: Granularity = "task"
     normalize: bool = True
+    hierarchy: bool = False
     ties: Literal["own", "reference"] = "own"
     choose: Literal["auto", "mean", "best"] = "auto"
     form: Form = "paper"

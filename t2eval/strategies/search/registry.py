@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SEARCHES: dict[str, str] = {
     "cem": "t2eval.strategies.search.cross_entropy:CrossEntropy",
     "cmaes": "t2eval.strategies.search.covariance:CovarianceAdaptation",
+    "sepcmaes": "t2eval.strategies.search.separable:SeparableCovariance",
     "random": "t2eval.strategies.search.uniform:RandomSearch",
 }
 """Name → `module:Class`."""
