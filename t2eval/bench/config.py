@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t2eval.basemodel.devices import AUTO, check_dtype
 from t2eval.errors import UsageError, shown, unknown, wrong_value
@@ -97,6 +98,9 @@ class BenchConfig(BaseModel):
     several, joined by `+`: what lies in a later one takes the place of what has its name in an earlier one, and what is trained goes into
     the last. Left out, they are the embedded model's. `limit` is the number of test examples a task. `model_args` adds lm-eval model_args
     by method, `labels` gives task → skill label.
+    A method may also be a mapping, `{name: lora-fewshot, strategy: fewshot, experts: …}`: a strategy under a name of its own, with
+    model_args of its own (paths are the file's, `{seed}` stands for the seed), so that one strategy stands several times in a file. Here
+    it is its name in `methods`, its strategy in `strategies` and its arguments in `model_args`.
     `train` says how experts and baselines are made where they are missing, `assume` what a forecast takes for granted.
     """
 
@@ -114,6 +118,7 @@ class BenchConfig(BaseModel):
     batch_size: int = Field(default=32, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool = False
+    strategies: dict[str, str] = {}
     model_args: dict[str, dict[str, Any]] = {}
     experts: str | None = None
     baselines: str | None = None
@@ -121,6 +126,24 @@ class BenchConfig(BaseModel):
     include_path: str | None = None
     train: TrainSection | None = None
     assume: Assumptions = Assumptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Methods that are mappings, taken apart."""
+        given = values.get("methods") if isinstance(values, Mapping) else None
+        listed = list(given) if isinstance(given, list | tuple) else [given] if isinstance(given, Mapping) else []
+        if not any(isinstance(each, Mapping) for each in listed):
+            return values
+        strategies, arguments = dict(values.get("strategies") or {}), dict(values.get("model_args") or {})
+        for each in listed:
+            if isinstance(each, Mapping):
+                name, strategy, own = _named_method(each)
+                if name in strategies or name in arguments:
+                    raise UsageError(f"methods: {name!r} is defined twice. Give each method a name of its own.")
+                strategies[name], arguments[name] = strategy, own
+        names = [each["name"] if isinstance(each, Mapping) else each for each in listed]
+        return {**values, "methods": names, "strategies": strategies, "model_args": arguments}
 
     @field_validator("methods", "tasks", "seeds", mode="before")
     @classmethod
@@ -146,21 +169,35 @@ class BenchConfig(BaseModel):
     def _known_dtype(cls, value: str) -> str:
         return check_dtype(value)
 
-    @field_validator("methods")
-    @classmethod
-    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for method in value:
-            if method not in METHODS:
-                raise unknown("method", method, METHODS)
-        return value
+    @model_validator(mode="after")
+    def _known_names(self) -> BenchConfig:
+        for name, strategy in self.strategies.items():
+            _named_method({"name": name, "strategy": strategy})
+        for method in self.methods:
+            if method not in METHODS and method not in self.strategies:
+                raise unknown("method", method, (*METHODS, *self.strategies))
+        for method in self.model_args:
+            if method not in METHODS and method not in self.strategies:
+                raise unknown("method in model_args", method, (*METHODS, *self.strategies))
+        return self
 
-    @field_validator("model_args")
-    @classmethod
-    def _known_keys(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for method in value:
-            if method not in METHODS:
-                raise unknown("method in model_args", method, METHODS)
-        return value
+    def kind(self, method: str) -> str:
+        """What a method is: the strategy of one with a name of its own, else its own name."""
+        return self.strategies.get(method, method)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What the methods are."""
+        return frozenset(map(self.kind, self.methods))
+
+    def shares_library(self, method: str) -> bool:
+        """Whether a method uses the file's `experts`: one that has some of its own does not."""
+        return self.kind(method) in EXPERT_METHODS and "experts" not in self.model_args.get(method, {})
+
+    def own_experts(self, method: str, seed: int) -> str | None:
+        """The experts that a method has of its own; None where it uses the file's."""
+        given = self.model_args.get(method, {}).get("experts")
+        return None if given is None else str(given).replace("{seed}", str(seed))
 
     def libraries(self, seed: int) -> list[Path]:
         """The folders that hold the experts of one seed, in order.
@@ -211,6 +248,24 @@ class BenchConfig(BaseModel):
     def adapters(self, method: str, seed: int) -> list[Path]:
         """The folders of one baseline's adapters that exist, of all labels. Raises as `libraries` does."""
         return sorted(path for place in self._places(method, "*", seed) for path in place.parent.glob(place.name))
+
+
+def _named_method(given: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """The name, the strategy and the model_args of a method that is a mapping.
+
+    Raises:
+        UsageError: no name, one that is taken or no plain one, or no such strategy.
+    """
+    name, strategy = given.get("name"), given.get("strategy")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(
+            f"methods: a name is letters, digits, '.', '_' and '-', not {shown(name)}; such as {{name: lora-fewshot, strategy: fewshot}}."
+        )
+    if name in METHODS:
+        raise UsageError(f"methods: {name!r} is a method of t2eval's: give yours another name.")
+    if strategy not in registry.STRATEGIES:
+        raise unknown(f"strategy of the method {name!r}", str(strategy), registry.STRATEGIES)
+    return name, strategy, {key: value for key, value in given.items() if key not in ("name", "strategy")}
 
 
 def parse_config(settings: Mapping[str, Any], source: str = "the benchmark") -> BenchConfig:

@@ -125,8 +125,10 @@ def files_of(config: BenchConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     for seed in config.seeds:
         files: list[Path] = []
-        if EXPERT_METHODS & set(config.methods):
+        if any(map(config.shares_library, config.methods)):
             files += [file for place in config.libraries(seed) for file in _weights_in(place)]
+        own = [config.own_experts(method, seed) for method in config.methods]
+        files += [file for spec in own if spec is not None for place in located_all(spec) for file in _weights_in(place)]
         for method in sorted(set(BASELINES) & set(config.methods)):
             files += [folder / find_method(method).weights for folder in config.adapters(method, seed)]
         found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
@@ -139,7 +141,7 @@ def pinned_config(config: BenchConfig) -> BenchConfig:
     Raises:
         T2Error: the hub does not give them.
     """
-    if not EXPERT_METHODS & set(config.methods):
+    if not EXPERT_METHODS & config.kinds:
         return config
     arguments = {
         method: {**given, "experts": pinned(str(given["experts"]))} if "experts" in given else given

@@ -21,6 +21,7 @@ from t2eval.store.versions import versions
 MANIFEST = "manifest.json"
 _CELLS = frozenset({"methods", "tasks", "seeds"})
 _GROWS = frozenset({"name", "assume"}) | _CELLS
+_OF_METHODS = ("strategies", "model_args")
 _BYTES = 256 << 20  # a thousand seeds of a thousand tasks
 _ANEW = "Choose another --output, or remove {folder} to begin anew."
 
@@ -65,9 +66,14 @@ def checked(folder: Path, plan: Plan, files: Mapping[str, str], tasks: Mapping[s
     before = _read(folder)
     anew = _ANEW.format(folder=folder)
     settings = {key: value for key, value in before["config"].items() if key in now["config"]}
+    asked = dict(now["config"])
+    shared = {*before["config"].get("methods", []), *before["config"].get("strategies", {})} & set(asked["methods"])
+    for key in _OF_METHODS:  # what is said of a method that only one of both has is no other setting
+        settings[key], asked[key] = ({m: each for m, each in side.get(key, {}).items() if m in shared} for side in (settings, asked))
+        now["config"][key] = {**before["config"].get(key, {}), **now["config"][key]}
     # Which cells a shard has follows from all methods, tasks and seeds: with others, cells would change their shard, or be in none.
     may_change = _GROWS if plan.shard is None else _GROWS - _CELLS
-    refuse_other_settings(folder, settings, now["config"], may_change=may_change, remedy=f"Give the same settings. {anew}")
+    refuse_other_settings(folder, settings, asked, may_change=may_change, remedy=f"Give the same settings. {anew}")
     if before["shard"] != plan.shard:
         then, this = ("all cells" if name is None else f"shard {name}" for name in (before["shard"], plan.shard))
         raise UsageError(f"{folder} was begun for {then}, and this is {this}. Give the same --shard. {anew}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2eval.bench.config import METHODS
 from t2eval.bench.rows import ROWS, Row
 from t2eval.errors import UsageError
 
@@ -97,7 +98,11 @@ def _inputs(row: Row) -> dict[tuple[Any, ...], tuple[Any, str]]:
     if "prompts" in hashes:
         found["prompts", row.task] = hashes["prompts"], f"other prompts or documents of {row.task}"
     for name, digest in (hashes.get("experts") or {}).items():
-        found["expert", name, row.seed] = digest, f"two experts named {name} (seed {row.seed})"
+        # a method with a name of its own may have experts of its own
+        found["expert", row.method if row.method not in METHODS else "", name, row.seed] = (
+            digest,
+            f"two experts named {name} (seed {row.seed})",
+        )
     for name, digest in (hashes.get("adapter") or {}).items():
         found["adapter", row.method, name, row.seed] = digest, f"two adapters named {name} (seed {row.seed})"
     for package, version in row.versions.items():

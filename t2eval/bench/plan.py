@@ -60,7 +60,7 @@ def _slug(name: str) -> str:
 def make_plan(config: BenchConfig) -> Plan:
     """All cells of a benchmark. The base does not depend on the seed: it has one cell a task, recorded with seed 0."""
     cells = []
-    for method in sorted(config.methods, key=METHODS.index):
+    for method in sorted(config.methods, key=lambda method: METHODS.index(config.kind(method))):
         for seed in (0,) if method == "base" else config.seeds:
             cells += [Cell(config.model, method, task, seed) for task in config.tasks]
     return Plan(config, tuple(cells))
@@ -82,6 +82,9 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for field in _PATH_FIELDS:
         if isinstance(settings.get(field), str):
             settings[field] = _anchor(settings[field], folder)
+    methods = settings.get("methods")
+    if isinstance(methods, list | tuple):
+        settings["methods"] = [_with_experts_at(each, folder) for each in methods]
     train = settings.get("train")
     if isinstance(train, Mapping) and isinstance(train.get("recipe"), str):
         settings["train"] = {**train, "recipe": _anchor(train["recipe"], folder)}
@@ -89,6 +92,12 @@ def _absolute(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(model, str) and not is_embedded(model) and (folder / model).is_dir():
         settings["model"] = _anchor(model, folder)
     return settings
+
+
+def _with_experts_at(method: Any, folder: Path) -> Any:
+    """A method with the path of the experts that it has of its own made absolute."""
+    own = method.get("experts") if isinstance(method, Mapping) else None
+    return {**method, "experts": _anchor(own, folder)} if isinstance(own, str) else method
 
 
 def shipped_files() -> dict[str, Path]:

@@ -63,6 +63,11 @@ class Row(BaseModel):
     _folder: Path | None = PrivateAttr(default=None)
 
     @property
+    def kind(self) -> str:
+        """What its method is: the strategy of one with a name of its own (`config.t2` says it), else the method's own name."""
+        return str((self.t2 or {}).get("strategy") or self.method)
+
+    @property
     def folder(self) -> Path | None:
         """The folder that it was read from, where rows of several are shown together; never written with it."""
         return self._folder

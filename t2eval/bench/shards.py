@@ -120,9 +120,10 @@ def needs(config: BenchConfig, cell: Cell) -> Any:
 
     A cell that waits for none stands alone: the base's, and all of them where the benchmark file has no `train:` section.
     """
-    if config.train is None or cell.method == "base":
+    kind = config.kind(cell.method)
+    if config.train is None or kind == "base" or (kind in EXPERT_METHODS and not config.shares_library(cell.method)):
         return cell
-    return ("experts" if cell.method in EXPERT_METHODS else cell.method), cell.seed
+    return ("experts" if kind in EXPERT_METHODS else kind), cell.seed
 
 
 def shard_folders(folder: Path) -> list[Path]:

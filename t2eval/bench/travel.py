@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t2eval.bench.config import BASELINES, EXPERT_METHODS, BenchConfig
+from t2eval.bench.config import BASELINES, BenchConfig
 from t2eval.bench.training import Job, placed
 from t2eval.errors import T2Error
 from t2eval.paths import experts_in, is_embedded, joined
@@ -139,13 +139,20 @@ def _expert_files(config: BenchConfig) -> list[Path]:
     """The weights and cards of experts and adapters that lie where the benchmark file says; t2eval's own are there already."""
     folders: list[Path] = []
     for seed in config.seeds:
-        if config.experts is not None and EXPERT_METHODS & set(config.methods):
+        if config.experts is not None and any(map(config.shares_library, config.methods)):
             folders += config.expert_folders(seed)
         if config.baselines is not None:
             folders += [folder for method in BASELINES if method in config.methods for folder in config.adapters(method, seed)]
-    for settings in config.model_args.values():
-        folders += experts_in(map(Path, joined(str(settings["experts"])))) if "experts" in settings else []
-    names = ("expert.safetensors", "expert.json", "adapter_model.safetensors", "adapter_config.json")
+        own = [config.own_experts(method, seed) for method in config.model_args]
+        folders += [folder for spec in own if spec is not None for folder in experts_in(map(Path, joined(spec)))]
+    names = (
+        "expert.safetensors",
+        "expert.json",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "t2_adapter.json",
+        "prompts.safetensors",
+    )
     return [folder / name for folder in folders for name in names if (folder / name).is_file()]
 
 

@@ -151,15 +151,17 @@ class Worker:
     @contextlib.contextmanager
     def _with_experts(self, cell: Cell) -> Iterator[tuple[Any, dict[str, Any]]]:
         """A strategy's lm-eval model, made for this cell. Its hooks stay for the next one, and do nothing without z."""
-        settings = {"experts": self.config.experts_argument(cell.seed), **self.config.model_args.get(cell.method, {})}
-        if cell.method == "expert":
+        kind, own = self.config.kind(cell.method), self.config.own_experts(cell.method, cell.seed)
+        experts = self.config.experts_argument(cell.seed) if own is None else own
+        settings = {**self.config.model_args.get(cell.method, {}), "experts": experts}
+        if kind == "expert":
             settings["experts"] = str(expert_of(str(settings["experts"]), self._label(cell)))
-        elif cell.method == "fewshot":
+        elif kind == "fewshot":
             settings.setdefault("adapt_seed", cell.seed)
-        facts = expert_facts(cell.method, str(settings["experts"]))
+        facts = expert_facts(kind, str(settings["experts"]))
         if self.config.include_path:
             settings.setdefault("include_path", self.config.include_path)
-        build = strategy_class(cell.method, with_images=reads_images(self.base.tokenizer))
+        build = strategy_class(kind, with_images=reads_images(self.base.tokenizer))
         lm = build(pretrained=self.base.model, tokenizer=self.base.tokenizer, batch_size=self.config.batch_size, **settings)
         try:
             yield lm, facts

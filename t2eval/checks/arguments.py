@@ -23,24 +23,25 @@ def check_arguments(config: BenchConfig) -> None:
         for name in sorted(given.keys() & _DECIDED):
             raise UsageError(f"model_args of {method}: {name!r} is a setting of the benchmark file itself, for all methods alike.")
         if given and method in config.methods:
-            _check(method, given)
+            _check(method, config.kind(method), given)
 
 
-def _check(method: str, given: Mapping[str, Any]) -> None:
+def _check(method: str, kind: str, given: Mapping[str, Any]) -> None:
     from lm_eval.models.huggingface import HFLM
 
     from t2eval.models import options
 
-    if method in EXPERT_METHODS:
+    if kind in EXPERT_METHODS:
         kinds: dict[str, type[options.Options]] = {
             "expert": options.ExpertOptions,
             "prompt": options.PromptOptions,
             "cls": options.ClsOptions,
+            "nearest": options.NearestOptions,
             "fewshot": options.FewshotOptions,
         }
         with_images: dict[str, type[options.Options]] = {"prompt": options.PromptVlmOptions, "cls": options.ClsVlmOptions}
-        kind = with_images[method] if "dispatch_image" in given and method in with_images else kinds[method]
-        options.split_arguments(kind, given, HFLM.__mro__)
+        taken = with_images[kind] if "dispatch_image" in given and kind in with_images else kinds[kind]
+        options.split_arguments(taken, given, HFLM.__mro__)
         return
     known = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", *_DECIDED}
     for name in given:

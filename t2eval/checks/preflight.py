@@ -14,7 +14,7 @@ from typing import Any
 
 from t2eval.basemodel import probe as hub
 from t2eval.basemodel.devices import AUTO, SPREAD
-from t2eval.bench.config import BASELINES, EXPERT_METHODS
+from t2eval.bench.config import BASELINES
 from t2eval.bench.plan import Plan, open_tasks
 from t2eval.bench.training import jobs, settle
 from t2eval.checks import doctor
@@ -22,10 +22,11 @@ from t2eval.checks.arguments import check_arguments
 from t2eval.checks.check import Findings, installed
 from t2eval.environment.loading import checked_config
 from t2eval.errors import T2Error, UsageError
+from t2eval.expert.location import is_hub
 from t2eval.forecast.facts import task_data
 from t2eval.forecast.figures import Figure
 from t2eval.forecast.forecast import Forecast, forecast
-from t2eval.paths import EMBEDDED, cache_dir, is_embedded
+from t2eval.paths import EMBEDDED, cache_dir, is_embedded, joined
 from t2eval.training.config import TrainConfig
 from t2eval.workers.registry import check_executor
 
@@ -175,7 +176,7 @@ def _check_experts(found: Findings, plan: Plan) -> None:
     if config.train is not None:
         return
     for seed in config.seeds:
-        if EXPERT_METHODS & set(config.methods):
+        if any(map(config.shares_library, config.methods)):
             try:
                 libraries = config.libraries(seed)
             except UsageError:
@@ -188,6 +189,11 @@ def _check_experts(found: Findings, plan: Plan) -> None:
             elif not config.expert_folders(seed):
                 places = " or ".join(map(str, libraries))
                 found.note("experts", f"There are no experts in {places}: their cells will fail. Train them, or give a `train:` section.")
+        for method in config.methods:
+            spec = config.own_experts(method, seed)
+            if spec is not None and not is_hub(spec):
+                for place in [Path(part) for part in joined(spec) if not Path(part).is_dir()]:
+                    found.missing("experts", f"methods, {method}: experts: {place} is not a folder. Mend the path, or make them.")
         for method in BASELINES:
             if method in config.methods and not config.adapters(method, seed):
                 found.note(

@@ -170,20 +170,21 @@ class _Meter:
 
     def cells(self, method: str, task: TaskFacts, cells: Sequence[Cell], done: Mapping[str, rows.Row]) -> Work:
         """The cells of one method on one task that are not done; their seconds are known where another seed's cell is done."""
-        name = f"{method} on {task.name}"
+        name, kind = f"{method} on {task.name}", self.config.kind(method)
         left = [cell for cell in cells if cell.key not in done]
         zero = Figure(0.0, "measured")
         if not left:
             return self.work(name, zero, zero, zero, done=True)
-        merges = 0.0 if method == "base" or method not in EXPERT_METHODS else 1.0
+        merges = 0.0 if kind == "base" or kind not in EXPERT_METHODS else 1.0
         tested = limited(_tested(task), self.config.limit)
         read, generated = self.answers(task, times(tested, task.samples))
         written = zero
-        if method in ("prompt", "cls"):
-            read = total(read, times(tested, self.config.assume.dispatch_tokens))
-            merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (method == "cls")
-        elif method == "fewshot":
-            arguments = self.config.model_args.get("fewshot", {})
+        if kind in ("prompt", "cls", "nearest"):
+            more = self.config.assume.prompt_tokens if kind == "nearest" else self.config.assume.dispatch_tokens
+            read = total(read, times(tested, more))
+            merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (kind == "cls")
+        elif kind == "fewshot":
+            arguments = self.config.model_args.get(method, {})
             searched = self.answers(task, Figure(float(search_answers(arguments)), "read"))
             merges += search_candidates(arguments)
             read, written = total(read, searched[0]), searched[1]
@@ -250,7 +251,7 @@ def _memory(config: BenchConfig, shape: Shape, adapted: tuple[str, str], todo: S
     """Bytes on the device, by what takes them."""
     assume = config.assume
     found = {"weights": figure(shape.weight_bytes, shape.source)}
-    if EXPERT_METHODS & set(config.methods):
+    if EXPERT_METHODS & config.kinds:
         bases = shape.bases(*adapted)
         found["bases"] = figure(bases and bases * (shape.width or 4), shape.source, note="singular bases, in the model's dtype")
         if any(config.model_args.get(method, {}).get("keep_base") != "host" for method in EXPERT_METHODS & set(config.methods)):
@@ -271,7 +272,7 @@ def _memory(config: BenchConfig, shape: Shape, adapted: tuple[str, str], todo: S
 def _disk(config: BenchConfig, shape: Shape, adapted: tuple[str, str]) -> dict[str, Figure]:
     """Bytes on the disk: the weights that are downloaded, and the cache of singular bases."""
     found = {"download": _download(config, shape)}
-    if EXPERT_METHODS & set(config.methods):
+    if EXPERT_METHODS & config.kinds:
         bases = shape.bases(*adapted)
         found["bases"] = figure(
             bases and bases * 4, shape.source, note="singular bases, float32, in t2eval's cache, and as much of the host's memory"

@@ -13,6 +13,7 @@ from typing import Any
 from t2eval.bench.config import METHODS, BenchConfig
 from t2eval.bench.manifest import MANIFEST
 from t2eval.bench.merge import Merged
+from t2eval.bench.rows import Row
 from t2eval.errors import T2Error
 from t2eval.leaderboard.cells import Group, Where, groups_of, mean, merged_rows
 from t2eval.leaderboard.comparison import tested
@@ -37,7 +38,8 @@ def leaderboard(where: Where) -> Leaderboard:
         where: a folder with `rows.jsonl` and `samples/` (or with those of shards in it), or several that are merged.
 
     Returns:
-        Methods in the order of `METHODS`, tasks by name (workers may finish in any order), one test per method and task.
+        Methods in the order of `METHODS`, those with names of their own behind what they are; tasks by name (workers may finish in any
+        order); one test per method and task.
 
     Raises:
         UsageError: no finished cells, cells of several base models, rows made with different inputs, or a cell with two results.
@@ -51,7 +53,7 @@ def table_of(found: Merged, groups: Mapping[tuple[str, str], Group]) -> Leaderbo
     """The table of rows that were read: of `merged_rows`, with their `groups_of`."""
     rows, directory = found.rows, found.folders[0]
     tasks = tuple(sorted({row.task for row in rows}))
-    methods = tuple(method for method in METHODS if any(row.method == method for row in rows))
+    methods = tuple(dict.fromkeys(row.method for row in sorted(rows, key=_place)))
     entries, tests = [], []
     for method in methods:
         for task in tasks:
@@ -63,12 +65,18 @@ def table_of(found: Merged, groups: Mapping[tuple[str, str], Group]) -> Leaderbo
     failed = [row for row in rows if row.status == "failed"]
     failures = tuple(
         Failure(row.method, row.task, row.seed, (row.error or "").split("\n")[0])
-        for row in sorted(failed, key=lambda row: (METHODS.index(row.method), row.task, row.seed))
+        for row in sorted(failed, key=lambda row: (_place(row), row.task, row.seed))
     )
     complete = _with_tests(entries, tests)
     model = rows[0].model
     notes = (*_notes(model, groups, complete, failures), *found.notes)
     return Leaderboard(_title(directory, model), model, methods, tasks, complete, failures, notes)
+
+
+def _place(row: Row) -> tuple[int, bool, str]:
+    """Where a row's method stands among the others."""
+    known = METHODS.index(row.kind) if row.kind in METHODS else len(METHODS)  # a failed cell does not say what its method is
+    return known, row.method not in METHODS, row.method
 
 
 def _title(folder: Path, model: str) -> str:

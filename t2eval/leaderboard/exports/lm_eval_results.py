@@ -43,7 +43,7 @@ def _results(source: Source, method: str, seed: int, rows: list[Row]) -> dict[st
         "higher_is_better": {row.task: {_metric(row): row.higher_is_better} for row in rows},
         "n-samples": {row.task: {"original": None, "effective": row.n} for row in rows},
         "config": {
-            "model": f"t2-{method}" if method in EXPERT_METHODS else "hf",
+            "model": f"t2-{rows[0].kind}" if rows[0].kind in EXPERT_METHODS else "hf",
             "model_args": {"pretrained": source.model, **_given(method, rows)},
             "batch_size": settings.get("batch_size"),
             "device": settings.get("device"),

@@ -41,7 +41,7 @@ def files(source: Source) -> tuple[dict[str, str], list[str]]:
 
 def _file_of(row: Row, places: Mapping[str, Path]) -> Path | None:
     """The one expert or adapter that a row evaluated, where it still lies at its place."""
-    used = row.hashes.get("adapter") or (row.hashes.get("experts") if row.method == "expert" else None) or {}
+    used = row.hashes.get("adapter") or (row.hashes.get("experts") if row.kind == "expert" else None) or {}
     file = places.get(next(iter(used.values()))) if len(used) == 1 else None
     return file if file is not None and file.is_file() else None
 
@@ -114,7 +114,7 @@ def _content(source: Source, row: Row, file: Path, record: Mapping[str, Any]) ->
 
 def _peft_config(row: Row, folder: Path) -> dict[str, Any]:
     """The adapter's own configuration; an expert has none of PEFT's, and says what it is."""
-    if row.method == "expert":
+    if row.kind == "expert" and not (folder / _ADAPTER).is_file():
         return {"peft_type": "SVF"}
     try:
         return dict(cleaned(read_json(folder / _ADAPTER, what="adapter's configuration")))

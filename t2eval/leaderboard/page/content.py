@@ -182,7 +182,7 @@ def _labels(rows: Sequence[Row]) -> dict[str, str]:
     found = {}
     for row in rows:
         experts = (row.t2 or {}).get("experts") or []
-        if row.method == "expert" and len(experts) == 1:
+        if row.kind == "expert" and len(experts) == 1:
             found[row.task] = str(experts[0]["label"])
     return found
 
