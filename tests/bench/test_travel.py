@@ -40,7 +40,8 @@ def config(tmp_path: Path) -> BenchConfig:
 
 def test_what_lies_there_already_stays_where_it_is(config: BenchConfig, tmp_path: Path) -> None:
     files = CellSetup(FakeWorker, config, tmp_path / "out").files()
-    assert {path.name for path in files} == {"expert.safetensors", "expert.json", "adapter_model.safetensors", "adapter_config.json"}
+    of_adapters = {"adapter_model.safetensors", "adapter_config.json", "t2_adapter.json"}
+    assert {path.name for path in files} == {"expert.safetensors", "expert.json", "prompts.safetensors", *of_adapters}
     cargo = pack(files, put=bytes)
     assert unpack(cargo, bytes, tmp_path / "scratch") is None
     assert not (tmp_path / "scratch").exists()

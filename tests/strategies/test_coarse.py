@@ -49,11 +49,11 @@ def _search(coefficients: Coefficients, method: str, iterations: int) -> Adaptat
 
 def test_the_needle_is_found_from_coarse_to_fine() -> None:
     assert LABELS[NEEDLE] == "f1/t2/s2"
-    found, alphas, stages = by_stages(LABELS, _inner(), lambda coefficients: _search(coefficients, "sepcmaes", 6))
+    found, alphas, stages = by_stages(LABELS, _inner(), lambda coefficients: _search(coefficients, "sepcmaes", 8))
     assert [stage.groups[0].count("/") for stage in stages] == [0, 1, 2]
     assert len(alphas) == 100 and sum(alphas) == pytest.approx(1, abs=1e-4)  # type: ignore[arg-type]
     spent = sum(stage.evaluations for stage in stages)
-    flat = _search(_inner(), "sepcmaes", 18)
+    flat = _search(_inner(), "sepcmaes", 24)
     assert spent <= flat.evaluations + 3
     assert found.score > flat.score + 0.5, "the same budget over all experts at once finds less"
     assert int(np.argmax(alphas)) == NEEDLE
