@@ -95,6 +95,12 @@ def test_every_link_leads_somewhere(root: Path) -> None:
     assert not broken, "\n".join(broken)
 
 
+def test_every_page_is_in_the_navigation_of_the_site(root: Path) -> None:
+    listed = (root / "mkdocs.yml").read_text("utf-8").split("\nnav:")[1]
+    found = [page.relative_to(root / "docs").as_posix() for page in (root / "docs").rglob("*.md")]
+    assert len(found) > 20 and [page for page in found if f"- {page}\n" not in listed] == []
+
+
 @pytest.mark.parametrize(("name", "there"), [("t2eval.load_base", True), ("t2eval.cli.helppage.run", True), ("t2eval.base", False)])
 def test_the_check_sees_a_wrong_name(name: str, there: bool) -> None:
     assert exists(name) is there
