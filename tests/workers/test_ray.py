@@ -22,11 +22,10 @@ from ray.cluster_utils import Cluster  # noqa: E402 - only where ray is installe
 from t2eval.bench import rows  # noqa: E402
 from t2eval.bench.config import BenchConfig  # noqa: E402
 from t2eval.bench.execute import Progress, run  # noqa: E402
-from t2eval.bench.plan import Plan, load_plan, make_plan  # noqa: E402
+from t2eval.bench.plan import Plan, make_plan  # noqa: E402
 from t2eval.bench.rows import ROWS, Row, read_samples  # noqa: E402
 from t2eval.cli import main  # noqa: E402
 from t2eval.errors import T2Error, UsageError  # noqa: E402
-from t2eval.expert.expert import Expert  # noqa: E402
 from t2eval.paths import experts_dir  # noqa: E402
 from t2eval.workers.executor import Request  # noqa: E402
 from t2eval.workers.ray_pool import RayPool  # noqa: E402
@@ -134,36 +133,6 @@ def test_the_command_on_ray_gives_the_rows_of_a_local_one(cluster: Any, tmp_path
     found, expected = (alike(rows.read(tmp_path / name), tmp_path / name) for name in ("ray", "local"))
     assert len(found) == 3 and found == expected
     assert {path.name for path in (tmp_path / "ray" / "samples").iterdir()} == {p.name for p in (tmp_path / "local" / "samples").iterdir()}
-
-
-def test_a_machine_that_is_lost_while_it_trains_costs_no_training(cluster: Any, tmp_path: Path) -> None:
-    """Three trainings on two machines, one of which is lost when the first has ended: the experts are those that are trained here."""
-    second = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
-    small = {"steps": 2, "batch_size": 8, "validate_every": 2, "validation_limit": 8, "test_limit": 8}
-    labels = ("math", "code", "reasoning")
-    section = {"settings": small, "skills": {label: {"task": f"embedded_{label}_seen"} for label in labels}}
-    benchmark = {"methods": ["base", "expert"], "tasks": [f"embedded_{label}_seen" for label in labels], "limit": 4, "train": section}
-    (tmp_path / "bench.yaml").write_text(json.dumps(benchmark))  # JSON is YAML
-    plan, said = load_plan(tmp_path / "bench.yaml"), []
-
-    def watch(progress: Progress) -> None:
-        said.append(progress.note)
-        if progress.note.startswith("[1/3] trained"):
-            cluster.remove_node(second, allow_graceful=False)
-
-    try:
-        result = run(plan, tmp_path / "ray", executor="ray", progress=watch)
-    finally:
-        if second not in cluster.list_all_nodes():
-            cluster.add_node(num_cpus=1)
-    assert "lost: process" in (tmp_path / "ray" / "training.log").read_text()
-    assert sum(" trained " in note for note in said) == 3 and len(result.trained) == 3
-    assert result.exit_code == 0 and len(result.rows) == 6
-    run(plan, tmp_path / "local", workers=1)
-    for label in labels:
-        there, local = (Expert.load(tmp_path / name / "experts" / "seed-0" / label) for name in ("ray", "local"))
-        assert there.sha256 == local.sha256
-    assert alike(rows.read(tmp_path / "ray"), tmp_path / "ray") == alike(rows.read(tmp_path / "local"), tmp_path / "local")
 
 
 def test_ctrl_c_ends_a_run_and_the_ray_that_it_started(tmp_path: Path) -> None:
