@@ -1,21 +1,24 @@
-# make demo | test | fuzz | bench-check | lint | types | docs | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+# make demo | test | fuzz | bench-check | lint | types | docs | sbom | audit | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
 CASES ?= 20000
 OUTPUT ?= runs/demo
+SBOM ?= sbom.json
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.t2eval-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test fuzz bench-check lint types docs site embedded clean
+.PHONY: help setup demo demo-full test fuzz bench-check lint types docs sbom audit site embedded clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 # torch goes first and pinned: left to the other packages, pip may choose another one, with several GB of packages for GPUs.
 $(STAMP): pyproject.toml constraints.txt t2eval/bridge/t2eval_bridge.py t2eval/bridge/t2eval_bridge.pth
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "constraints.txt is of packages that need Python 3.11 or later. \
+	Choose one with PYTHON=python3.11, or install t2eval without constraints.txt."; exit 1; }
 	@echo "Setting up $(VENV): 1.8 GB, one to two minutes ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
@@ -55,6 +58,18 @@ site: $(STAMP) ## the docs as a site, in build/site; a broken link is an error
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(PIP) --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+# Tools of the supply chain, in a virtual environment of their own: they must not be among what they list.
+$(VENV)-tools/bin/%:
+	@test -x $(VENV)-tools/bin/python || $(PYTHON) -m venv $(VENV)-tools
+	@$(VENV)-tools/bin/python -m pip install --quiet --disable-pip-version-check "cyclonedx-bom==7.5.0" "pip-audit==2.10.1"
+
+sbom: $(STAMP) $(VENV)-tools/bin/cyclonedx-py ## what is installed, with versions and licences, as CycloneDX (SBOM=sbom.json)
+	@$(VENV)-tools/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)
+	@echo "$(SBOM) lists what is in $(VENV)."
+
+audit: $(VENV)-tools/bin/pip-audit ## known vulnerabilities in what constraints.txt pins (asks PyPI)
+	@$(VENV)-tools/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 embedded: $(STAMP) ## rebuild the embedded bases, the experts and baselines from the seed (docs say how long it takes)
 	@$(BIN)/python -m t2eval.embedded.pretrain --output experts/base

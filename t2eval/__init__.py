@@ -6,6 +6,8 @@ The names below are imported on first use, so that `import t2eval` needs neither
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,6 +30,18 @@ _HOMES = {
 }
 
 __all__ = ["Expert", "T2Error", "TrainConfig", "__version__", "attach", "load_base", "train_expert"]
+
+
+def _no_telemetry() -> None:
+    """Switch off what huggingface_hub reports of its use by itself, whichever of the two is imported first, unless a user has chosen."""
+    if "HF_HUB_DISABLE_TELEMETRY" in os.environ:
+        return
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if (constants := sys.modules.get("huggingface_hub.constants")) is not None:
+        vars(constants)["HF_HUB_DISABLE_TELEMETRY"] = True
+
+
+_no_telemetry()
 
 
 def __getattr__(name: str) -> Any:

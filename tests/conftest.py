@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import network
+
 # Before any import of a Hugging Face library, which read these once.
 _CACHE = tempfile.TemporaryDirectory(prefix="t2eval-tests-")
 os.environ.update(
@@ -27,6 +29,16 @@ os.environ.pop("T2EVAL_DEBUG", None)
 # A job in the background of a shell inherits that Ctrl-C is ignored, and would hand it on to the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    network.collected()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from tests import weights
+
+    config.pluginmanager.register(weights)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

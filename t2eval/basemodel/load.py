@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from t2eval.basemodel import folders
 from t2eval.basemodel.devices import AUTO, SPREAD, check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.hub_errors import answer_of, model_problem, one_line
-from t2eval.basemodel.packaged import packaged_folder, unpacked
+from t2eval.basemodel.packaged import gguf_config, packaged_folder, unpacked
 from t2eval.errors import T2Error, UsageError, did_you_mean, unknown
 from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, SMOLLM2, is_embedded
 from t2eval.vision.images import text_tokenizer
@@ -107,7 +107,7 @@ def _read(
     silent = dtype == AUTO and stored is None and place.type != "cpu"  # transformers then looks at the weights themselves
     weights: dict[str, Any] = {"dtype": AUTO if silent else pick_dtype(dtype, place, stored)}
     if "gguf_file" in options:
-        weights["quantization_config"] = GgufConfig(dequantize=dequantize)
+        weights["quantization_config"] = gguf_config(dequantize=dequantize)
     if device == SPREAD:
         weights["device_map"] = SPREAD
     elif place.type != "cpu":

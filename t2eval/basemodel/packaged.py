@@ -12,8 +12,9 @@ import json
 import logging
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, UsageError
 from t2eval.paths import SMOLLM2, cache_dir
 from t2eval.store.files import disk_error, read_json, read_text
 from t2eval.store.folders import staged_folder
@@ -85,13 +86,26 @@ def _gguf() -> Path:
     return files[0]
 
 
+def gguf_config(dequantize: bool) -> Any:
+    """transformers' settings of a GGUF file.
+
+    Raises:
+        UsageError: a transformers that has none yet.
+    """
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):
+        raise UsageError(f"gguf_file needs transformers 5.17 or newer, not {transformers.__version__}: pip install 'transformers>=5.17'.")
+    return transformers.GgufConfig(dequantize=dequantize)
+
+
 def _unpack(file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": file.name}
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
-    packed = GgufConfig(dequantize=True)
+    packed = gguf_config(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(file.parent, quantization_config=packed, dtype=torch.float32, **source)
     with staged_folder(folder) as staging:
         tokenizer.save_pretrained(staging)

@@ -12,6 +12,7 @@ from pathlib import Path
 from t2eval import __version__, paths
 from t2eval.basemodel.devices import available_cores
 from t2eval.basemodel.packaged import REMEDY, packaged_obstacle
+from t2eval.checks import internals
 from t2eval.checks.check import Check, installed
 from t2eval.errors import T2Error
 from t2eval.models import plugin
@@ -25,6 +26,7 @@ def examine() -> list[Check]:
     checks: tuple[Callable[[], Check], ...] = (
         _python,
         _packages,
+        _internals,
         _device,
         _plugin,
         _tasks,
@@ -47,6 +49,14 @@ def _packages() -> Check:
     if absent := [name for name, version in found.items() if version is None]:
         return Check("packages", "missing", f"not installed: {', '.join(absent)}", f"pip install {' '.join(absent)}")
     return Check("packages", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _internals() -> Check:
+    lines = internals.absent()
+    if lines:
+        remedy = "Install the releases of constraints.txt in t2eval's repository, or a t2eval that knows the ones that are here."
+        return Check("internals", "missing", "; ".join(lines), remedy)
+    return Check("internals", "ok", f"all {internals.count()} things of {', '.join(internals.INTERNALS)} that they do not promise")
 
 
 def _device() -> Check:

@@ -13,7 +13,8 @@ import click
 def doctor(as_json: bool) -> int:
     """Check that everything is in place here.
 
-    Versions, device, plug-in, sandbox, caches, tasks and the embedded base model.
+    Versions, what t2eval needs of other packages beyond what they promise, device, plug-in, sandbox, caches, tasks and the embedded
+    base model.
 
     \b
     Examples:

@@ -362,6 +362,7 @@ def test_quantised_maps_scale_but_do_not_merge() -> None:
     assert all(model.get_parameter(f"{other}.weight") is weight for other, weight in weights.items())
 
 
+@pytest.mark.unwatched
 def test_parameters_stay_float32_and_follow_the_model() -> None:
     model = tiny_model()
     adapted = attach(model)

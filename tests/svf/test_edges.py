@@ -273,6 +273,7 @@ def test_a_large_bias_takes_nothing_from_the_gradient(dtype: torch.dtype, size: 
     assert float((y.detach().double() - expected).abs().max() / expected.abs().max()) < 2 * rounding
 
 
+@pytest.mark.unwatched
 def test_a_bias_is_read_when_the_map_is_called() -> None:
     toy = Toy(matrix("random", (4, 6), 0), torch.zeros(4))
     adapted = attach(toy)
@@ -387,6 +388,7 @@ def test_a_quantised_base_trains_and_adapts() -> None:
 
 
 # ---------------------------------------------------------------------- lives
+@pytest.mark.unwatched
 @pytest.mark.parametrize("kind", ["tiny", "Mixtral"])
 def test_a_model_is_freed_as_soon_as_it_is_let_go(kind: str) -> None:
     model = tiny_model("qwen2") if kind == "tiny" else build("Mixtral", num_local_experts=2)
@@ -418,6 +420,7 @@ def test_the_scaling_belongs_to_the_model() -> None:
     assert attached(model) is None and not torch.allclose(model(tokens()).logits, scaled, atol=1e-2)
 
 
+@pytest.mark.unwatched
 def test_a_copy_of_an_adapted_model_is_its_own() -> None:
     model = tiny_model("qwen2")
     adapted = attach(model)

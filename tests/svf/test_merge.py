@@ -107,6 +107,7 @@ def test_an_interrupt_at_any_moment_leaves_the_base_weights(keep_base: str, monk
 
 
 @torch.no_grad()
+@pytest.mark.unwatched
 def test_base_weights_on_the_host() -> None:
     model = tiny_model()
     model.model.layers[1].mlp.down_proj.weight = model.model.layers[0].mlp.down_proj.weight  # shared: replaced, not written over
