@@ -18,6 +18,7 @@ from t2eval.svf.attachment import attach
 from tests.tiny import tiny_model
 
 
+@pytest.mark.unwatched  # it changes a weight
 def test_the_digest_is_of_the_bases_own_weights_in_any_wider_dtype() -> None:
     narrow = tiny_model(dtype=torch.bfloat16)
     digest = sampled_digest(narrow)
@@ -31,6 +32,7 @@ def test_the_digest_is_of_the_bases_own_weights_in_any_wider_dtype() -> None:
     assert sampled_digest(model) != before
 
 
+@pytest.mark.unwatched  # it changes a weight
 def test_other_weights_of_the_same_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
