@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from t2eval.sandbox import attacks, available, filters, isolation, run_programs
+from t2eval.sandbox import attacks, filters, isolation, run_programs
 from t2eval.sandbox.attacks import ATTACKS
 from tests.sandbox.test_apart import FORGED
 
@@ -41,14 +41,6 @@ def programs() -> dict[str, tuple[str, tuple[str, ...]]]:
         if number != "-":
             found[f"call: {name}"] = (_CALL.format(number=number, forks=name.endswith("fork")), ("failed",))
     return found
-
-
-@pytest.fixture(params=["bubblewrap", "landlock"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(isolation.VARIABLE, request.param)
-    if available().kind is None:
-        pytest.skip(f"{request.param} is not here")
-    return str(request.param)
 
 
 def test_every_program_of_the_set_gets_its_verdict(kind: str) -> None:

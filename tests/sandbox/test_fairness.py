@@ -21,14 +21,6 @@ SPIN = "while True: pass"
 WORK = "import time\nwhile time.process_time() < {}: pass"
 
 
-@pytest.fixture(params=["bubblewrap", "landlock"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(isolation.VARIABLE, request.param)
-    if available().kind is None:
-        pytest.skip(f"{request.param} is not here")
-    return str(request.param)
-
-
 @pytest.fixture
 def busy() -> Iterator[None]:
     """Six processes a core that do nothing but work."""
