@@ -61,6 +61,7 @@ def _damage(lm: Any, value: float) -> None:
         lm.model.lm_head.weight[3] = value
 
 
+@pytest.mark.unwatched  # it damages the weights
 @pytest.mark.parametrize(("task", "value"), [("models_gen", math.nan), ("models_choice", math.inf), ("models_rolling", math.nan)])
 def test_logits_that_are_not_finite_are_refused_with_their_document(world: Path, task: str, value: float, tmp_path: Path) -> None:
     lm = _make(world)
@@ -76,6 +77,7 @@ def test_logits_that_are_not_finite_are_refused_with_their_document(world: Path,
     assert again["results"] == plain["results"], "nor does lm-eval's cache know of them"
 
 
+@pytest.mark.unwatched  # it damages the weights
 def test_only_the_document_whose_logits_are_not_finite_is_named(world: Path) -> None:
     lm = _make(world, batch_size=2)
     questions = [request.args[0] for request in _requests(lm)]
@@ -93,6 +95,7 @@ def _requests(lm: Any) -> list[Any]:
     return list(task.instances)
 
 
+@pytest.mark.unwatched  # it damages the weights
 def test_dispatch_on_logits_that_are_not_finite_is_refused(world: Path) -> None:
     lm = _make(world, kind=t2.T2Prompt)
     _damage(lm, math.nan)
