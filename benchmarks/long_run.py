@@ -4,7 +4,8 @@ A round is `t2eval.bench.execute.run` of every method of the embedded base on it
 for the whole time: each round loads the base anew, so what the last one held must have been freed. After each round the parent and its
 children are measured while they are idle: resident memory, open descriptors, threads, how many processes there are, and the files and bytes
 in a temporary folder of their own. Each figure gets a least-squares slope over time, with its 95% interval, from the rounds after a warm-up
-(the first fifth). The seconds of a round show whether anything slows down.
+(the first fifth). The processor seconds of a round show whether anything slows down (those
+of the clock tell of the machine's other work, too).
 
     python benchmarks/long_run.py --minutes 60 --json
 
@@ -47,6 +48,7 @@ class Measured:
 
     hours: float
     round_seconds: float
+    processor_seconds: float
     parent_bytes: int
     children_bytes: int
     descriptors: int
@@ -66,14 +68,21 @@ def descendants(process: int) -> list[int]:
     return found
 
 
-def measure(began: float, seconds: float, temporary: Path) -> Measured:
-    """Look at this process, those below it, and its temporary files."""
+def measure(began: float, seconds: float, before: float, temporary: Path) -> Measured:
+    """Look at this process, those below it, and its temporary files.
+
+    Args:
+        began: of the first round. seconds: of this one.
+        before: `processor()` before it.
+        temporary: the folder of temporary files.
+    """
     children = descendants(os.getpid())
     files = [file for file in temporary.rglob("*") if file.is_file()]
     everyone = [os.getpid(), *children]
     return Measured(
         hours=(time.perf_counter() - began) / 3600,
         round_seconds=seconds,
+        processor_seconds=processor() - before,
         parent_bytes=_resident(os.getpid()),
         children_bytes=sum(map(_resident, children)),
         descriptors=sum(len(os.listdir(f"/proc/{process}/fd")) for process in everyone),
@@ -82,6 +91,16 @@ def measure(began: float, seconds: float, temporary: Path) -> Measured:
         temporary_files=len(files),
         temporary_bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def processor() -> float:
+    """Seconds of processor time of this process and those below it, up to now; of those that have ended, too."""
+    total = 0.0
+    for process in (os.getpid(), *descendants(os.getpid())):
+        with contextlib.suppress(OSError):
+            times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+            total += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _resident(process: int) -> int:
@@ -106,6 +125,8 @@ def slope(hours: Sequence[float], values: Sequence[float]) -> Slope:
     """The line through (hours, values); three points or more."""
     from scipy import stats
 
+    if len(set(values)) == 1:
+        return Slope(values[0], 0.0, 0.0)
     line = stats.linregress(hours, values)
     return Slope(math.fsum(values) / len(values), float(line.slope), float(line.stderr * stats.t.ppf(0.975, len(values) - 2)))
 
@@ -133,11 +154,12 @@ def rounds(minutes: float, limit: int, home: Path, temporary: Path) -> list[Meas
     plan = plan_in(experts_dir(), methods=list(METHODS), tasks=list(TASKS), seeds=[0], limit=limit, model_args={"fewshot": SEARCH})
     with Pool(1) as pool:
         while (since := time.perf_counter()) - began < minutes * 60 or len(samples) < 10:
+            before = processor()
             result = run(plan, home / "round", pool=pool)
             if result.failed:
                 raise SystemExit(f"A cell failed: {result.failed[0].error}")
             shutil.rmtree(home / "round")
-            samples.append(measure(began, time.perf_counter() - since, temporary))
+            samples.append(measure(began, time.perf_counter() - since, before, temporary))
             print(json.dumps(asdict(samples[-1])), flush=True)
     return samples
 

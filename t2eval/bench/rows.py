@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from t2eval.errors import T2Error, shown
 from t2eval.store import files
 from t2eval.store.files import DiskError
-from t2eval.store.texts import Text
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples"
@@ -100,11 +99,11 @@ class Sample(BaseModel):
     doc_hash: str
     score: float | None
     undefined: bool = False
-    response: Text
-    dispatch: Text | None = None
-    raw: Text | None = None
+    response: str
+    dispatch: str | None = None
+    raw: str | None = None
     metrics: dict[str, float] | None = None
-    why: Text | None = None
+    why: str | None = None
     probabilities: dict[str, float] | None = None
     cluster: str | None = None
 

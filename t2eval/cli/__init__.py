@@ -32,6 +32,7 @@ class Commands(click.Group):
         """Run a command; unless `standalone_mode` is off, end the process with its exit code."""
         run: Any = super().main
         named.setdefault("prog_name", "t2")
+        occupy_streams()
         if not standalone_mode:
             return run(*arguments, standalone_mode=False, **named)
         try:
@@ -46,6 +47,21 @@ class Commands(click.Group):
         except Exception as error:  # noqa: BLE001 - the last place that can turn an error into a message
             sys.exit(_explain(error))
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def occupy_streams() -> None:
+    """Put /dev/null where input, output or errors were closed (`t2 … >&-`).
+
+    Else the next file that is opened gets that number, and what is printed goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for the life of the process
 
 
 def _explain(error: Exception) -> int:

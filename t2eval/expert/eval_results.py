@@ -80,8 +80,17 @@ def benchmark_task(data: HubData, split: str) -> str:
         if answer_of(error) is None:
             raise
         raise NoBenchmark(f"the hub does not say whether {data.name} is a benchmark: {one_line(error)}") from error
+    return task_in(Path(file), data, split)
+
+
+def task_in(file: Path, data: HubData, split: str) -> str:
+    """The id of the one task of a configuration and split in an `eval.yaml`.
+
+    Raises:
+        NoBenchmark: there is none, there are several, or the file is damaged.
+    """
     try:
-        tasks = read_yaml(Path(file), what=f"{_BENCHMARK} of {data.name}")["tasks"]
+        tasks = read_yaml(file, what=f"{_BENCHMARK} of {data.name}")["tasks"]
         fitting = [task for task in tasks if _same_config(task, data) and task.get("split", split) == split]
         (found,) = {str(task["id"]) for task in fitting}
     except (T2Error, KeyError, TypeError, AttributeError, ValueError):

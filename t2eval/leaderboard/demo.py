@@ -33,7 +33,7 @@ EXAMPLES = {EMBEDDED: 300, SMOLLM2: 100}
 """Model of a demo → how many test examples of a task it scores, unless told."""
 FURTHER = tuple(name for name in BASELINES if name not in PAPER_BASELINES)
 """Baselines beside the paper's: only `full` trains and shows them."""
-_MARKER = "demo.json"
+_MARKER, _REMEDY = "demo.json", "Choose another --output."
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,13 @@ def _claim(output: Path, mark: dict[str, object]) -> None:
     """
     marker = output / _MARKER
     if marker.exists():
-        remedy = "Choose another --output."
-        before = read_record(marker, dict[str, Any], what="mark of a demo", remedy=remedy, limit=4096)
-        refuse_other_settings(output, {"model": EMBEDDED} | before, mark, remedy=remedy)
+        refuse_other_settings(output, {"model": EMBEDDED} | kept_mark(marker), mark, remedy=_REMEDY)
     write_json(marker, mark)
+
+
+def kept_mark(marker: Path) -> dict[str, Any]:
+    """What a folder's mark says. Raises T2Error where it is damaged."""
+    return read_record(marker, dict[str, Any], what="mark of a demo", remedy=_REMEDY, limit=4096)
 
 
 def _embedded_seeds(seeds: Sequence[int] | None, full: bool) -> tuple[int, ...]:

@@ -171,24 +171,15 @@ class Lab:
         marker, file = self.output / _MARKER, self.output / _SESSIONS
         mine = {"preset": self.preset.name, "quick": self.preset.quick, "model": self.preset.model}
         if marker.exists():
-            refuse_other_settings(self.output, self._kept(marker, dict), mine, remedy="Choose another --output.")
+            refuse_other_settings(self.output, kept(marker, dict), mine, remedy="Choose another --output.")
         now = {"commit": git_commit(), "versions": versions()}
         unknown: list[dict[str, Any]] = [{"commit": None, "versions": {}}] if marker.exists() else []
-        sessions: list[dict[str, Any]] = self._kept(file, list) if file.exists() else unknown
+        sessions: list[dict[str, Any]] = kept(file, list) if file.exists() else unknown
         if not sessions or sessions[-1] != now:
             sessions.append(now)
             write_json(file, sessions)
         write_json(marker, mine)
         return list(sessions)
-
-    def _kept(self, file: Path, kind: type) -> Any:
-        """What a file of this folder holds.
-
-        Raises:
-            T2Error: it is damaged.
-        """
-        remedy = f"Choose another --output, or delete {file} to make it anew."
-        return read_record(file, kind, what="file of `t2 paper`", remedy=remedy, limit=_BYTES)
 
     # ------------------------------------------------------------------ cells
     def cells(
@@ -305,14 +296,32 @@ class Lab:
         """
         path = self.output / "pieces" / f"{re.sub(r'[^A-Za-z0-9._/-]+', '-', name)}.json"
         if path.exists():
-            kept = self._kept(path, object)
-            if not (isinstance(kept, dict) and kept.keys() == {"key", "value"}):
-                raise UsageError(
-                    f"{path} does not say what settings it was made with. Choose another --output, or delete {path} to make it anew."
-                )
-            check_key(path, kept["key"], key)
-            return kept["value"]
+            return kept_piece(path, key)
         self.say(f"  {name} …")
         value = plain(compute())
         write_json(path, {"key": key, "value": value})
         return value
+
+
+def kept(file: Path, kind: type) -> Any:
+    """What a file of a lab's folder holds.
+
+    Raises:
+        T2Error: it is damaged.
+    """
+    remedy = f"Choose another --output, or delete {file} to make it anew."
+    return read_record(file, kind, what="file of `t2 paper`", remedy=remedy, limit=_BYTES)
+
+
+def kept_piece(path: Path, key: Any) -> Any:
+    """The value of a piece that was computed before.
+
+    Raises:
+        UsageError: it was made with another key, or with none.
+        T2Error: it is damaged.
+    """
+    found = kept(path, object)
+    if not (isinstance(found, dict) and found.keys() == {"key", "value"}):
+        raise UsageError(f"{path} does not say what settings it was made with. Choose another --output, or delete {path} to make it anew.")
+    check_key(path, found["key"], key)
+    return found["value"]

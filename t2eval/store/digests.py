@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
+import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +22,15 @@ def file_digest(path: str | Path) -> str:
     """Of a file's bytes.
 
     Raises:
-        T2Error: the file cannot be read.
+        T2Error: the file cannot be read, or is no regular one (a FIFO would hang, a device would never end).
     """
     try:
-        with open(path, "rb") as file:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _of_stream(file.read)
-    except OSError as error:
-        raise T2Error(f"{path} cannot be read: {error.strerror or error}. Check that it is a file of yours.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise T2Error(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. Check that it is a file of yours.") from error
 
 
 def _of_stream(read: Callable[[int], bytes]) -> str:

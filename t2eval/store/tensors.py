@@ -163,7 +163,7 @@ def read_torch_file(path: str | Path, *, what: str, remedy: str, limit: int = LI
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tensors in odd forms, which the caller refuses
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251  nothing but tensors
     except Exception as error:  # torch.load raises what the damaged or refused pickle happens to raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise T2Error(f"{path} cannot be read as tensors only ({reason}). Nothing else in it is ever unpickled. {remedy}") from error

@@ -38,7 +38,7 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         _check_size(text)
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of the safe loader
     except yaml.MarkedYAMLError as error:
         raise ValueError(_place(error.problem_mark) + " ".join(part for part in (error.context, error.problem) if part)) from error
     except _CONSTRUCTION as error:

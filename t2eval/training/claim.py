@@ -65,10 +65,7 @@ def claim(config: TrainConfig) -> RunRecord | None:
             f"{output} already holds a training run ({to_lose(output)[0]}). Resume it, overwrite it, or give another output directory."
         )
     if held and (output / SETTINGS).is_file():
-        before, now = (
-            read_record(output / SETTINGS, dict[str, Any], what="settings", remedy="Give another output directory, or overwrite."),
-            config.hyperparameters,
-        )
+        before, now = held_settings(output), config.hyperparameters
         if (changed := changed_setting(before, now)) is not None:
             raise UsageError(
                 f"{output} was begun with {changed} = {before.get(changed)!r}, and this run has {now.get(changed)!r}. A resumed run "
@@ -77,6 +74,16 @@ def claim(config: TrainConfig) -> RunRecord | None:
         if (output / RECORD).is_file():
             return RunRecord.read(output)
     return None
+
+
+def held_settings(output: Path) -> dict[str, Any]:
+    """The settings that the run in a folder was begun with. Raises T2Error where their file is damaged."""
+    return read_record(output / SETTINGS, dict[str, Any], what="settings", remedy="Give another output directory, or overwrite.")
+
+
+def held_inputs(path: Path) -> dict[str, Any]:
+    """The inputs that a run was begun with, by the path of their file. Raises T2Error where it is damaged."""
+    return read_record(path, dict[str, Any], what="inputs", remedy="Overwrite the run.")
 
 
 def to_lose(output: Path) -> list[str]:
@@ -115,8 +122,7 @@ def hold(config: TrainConfig, environment: Environment, examples: Sequence[Examp
     }
     path = config.output / INPUTS
     if path.is_file():
-        held = read_record(path, dict[str, Any], what="inputs", remedy="Overwrite the run.")
-        refuse_other_settings(config.output, held, now, remedy=_REMEDY)
+        refuse_other_settings(config.output, held_inputs(path), now, remedy=_REMEDY)
     write_json(config.output / SETTINGS, config.hyperparameters)
     write_json(path, now)
 

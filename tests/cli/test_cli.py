@@ -347,3 +347,25 @@ def test_paper_says_where_its_files_are(tmp_path: Path, monkeypatch: pytest.Monk
     result = invoke("paper", "table1", "--output", str(tmp_path / "p"), "--quick")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"Files: {tmp_path / 'p' / 'table1'}; what items share: {tmp_path / 'p' / 'cells'}"
+
+
+_CLOSED = """
+import os, sys
+from t2eval.cli import main
+sys.argv = ["t2", "--version"]
+try:
+    main()
+finally:
+    opened = os.open(os.environ["FILE"], os.O_WRONLY | os.O_CREAT)
+    os.write(1, b"printed")
+    os.write(opened, b"%d" % (opened > 2))
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_what_is_printed_where_a_stream_is_closed_lands_in_no_file(tmp_path, closed):
+    command = f'"{sys.executable}" -c "$PROGRAM" {closed}'
+    environment = {**os.environ, "PROGRAM": _CLOSED, "FILE": str(tmp_path / "file")}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert (tmp_path / "file").read_text() == "1"

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "t2eval/sandbox/jail.py": {"json.loads"},  # a pipe
     "t2eval/sandbox/channel.py": {"json.loads"},  # runs alone, without t2eval
     "t2eval/sandbox/isolation.py": {"read_text"},  # the source of that
+    "t2eval/cli/__init__.py": {"open"},  # a stream that was closed, as /dev/null
     "t2eval/expert/machine_paths.py": {"json.loads"},  # of a text that was read
     "t2eval/paper/key.py": {"json.loads"},  # of what was dumped a moment before
     "t2eval/basemodel/packaged.py": {"open"},  # a lock file, written only

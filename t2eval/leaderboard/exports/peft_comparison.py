@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from t2eval.bench.rows import Row
 from t2eval.errors import T2Error
 from t2eval.expert.machine_paths import cleaned
 from t2eval.leaderboard.exports.source import Source, text_of
-from t2eval.store.files import read_json
+from t2eval.store.files import read_record
 
 _RECORD, _ADAPTER = "training.json", "adapter_config.json"
 _PACKAGES = ("transformers", "datasets", "peft", "torch", "bitsandbytes")
@@ -46,18 +48,27 @@ def _file_of(row: Row, places: Mapping[str, Path]) -> Path | None:
     return file if file is not None and file.is_file() else None
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
+class _Record(BaseModel):
+    """What is taken from a training's record."""
+
+    seconds: float
+    steps: int = 0
+    task: str | None = None
+    hyperparameters: dict[str, Any] = {}
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+
+
+def _record(folder: Path) -> _Record | None:
     try:
-        found = read_json(folder / _RECORD, what="training record")
+        return read_record(folder / _RECORD, _Record, what="training record")
     except T2Error:
         return None
-    return found if isinstance(found, dict) and "seconds" in found else None
 
 
-def _content(source: Source, row: Row, file: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    settings = dict(cleaned(record.get("hyperparameters") or {}))
-    steps, batch = int(record.get("steps") or 0), settings.get("batch_size")
-    validation = ((record.get("scores") or {}).get("after") or {}).get("validation") or {}
+def _content(source: Source, row: Row, file: Path, record: _Record) -> dict[str, Any]:
+    settings = dict(cleaned(record.hyperparameters))
+    steps, batch = record.steps, settings.get("batch_size")
+    validation = record.scores.get("after", {}).get("validation", {})
     peak = row.peak_memory_bytes or 0
     versions = {**dict.fromkeys(_PACKAGES, "unknown"), **row.versions}
     last = {
@@ -65,8 +76,8 @@ def _content(source: Source, row: Row, file: Path, record: Mapping[str, Any]) ->
         "valid accuracy": validation.get("score"),
         "test accuracy": row.score,
         "train loss": None,
-        "train samples": steps * int(batch) if batch else 0,
-        "train time": record["seconds"],
+        "train samples": steps * batch if isinstance(batch, int) else 0,
+        "train time": record.seconds,
         "eval time": row.seconds,
         "train total tokens": 0,
         "forgetting": None,
@@ -74,10 +85,10 @@ def _content(source: Source, row: Row, file: Path, record: Mapping[str, Any]) ->
     return {
         "run_info": {
             "created_at": source.made.isoformat(timespec="seconds"),
-            "total_time": float(record["seconds"]) + row.seconds,
+            "total_time": record.seconds + row.seconds,
             "experiment_name": f"{row.method}/{source.model}-{row.task}-seed{row.seed}",
             "peft_branch": "unknown",
-            "train_config": {"model_id": source.model, **settings, "task": row.task, "trained_on": record.get("task"), "seed": row.seed},
+            "train_config": {"model_id": source.model, **settings, "task": row.task, "trained_on": record.task, "seed": row.seed},
             "peft_config": _peft_config(row, file.parent),
             "error_msg": "",
         },
@@ -85,7 +96,7 @@ def _content(source: Source, row: Row, file: Path, record: Mapping[str, Any]) ->
             "accelerator_memory_reserved_avg": peak,
             "accelerator_memory_max": peak,
             "accelerator_memory_reserved_99th": peak,
-            "train_time": float(record["seconds"]),
+            "train_time": record.seconds,
             "file_size": file.stat().st_size,
             "num_trainable_params": row.trainable_parameters or 0,
             "num_total_params": None,
@@ -117,6 +128,6 @@ def _peft_config(row: Row, folder: Path) -> dict[str, Any]:
     if row.kind == "expert" and not (folder / _ADAPTER).is_file():
         return {"peft_type": "SVF"}
     try:
-        return dict(cleaned(read_json(folder / _ADAPTER, what="adapter's configuration")))
+        return dict(cleaned(read_record(folder / _ADAPTER, dict[str, Any], what="adapter's configuration")))
     except T2Error:
         return {"peft_type": row.method.upper()}
