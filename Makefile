@@ -1,4 +1,4 @@
-# make demo | test | fuzz | bench-check | lint | types | docs | sbom | audit | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
+# make demo | test | attacks | fuzz | bench-check | lint | types | docs | sbom | audit | site | embedded | clean      VENV=… uses another virtual environment, PYTHON=… another interpreter.
 VENV ?= .venv
 PYTHON ?= python3
 WORKERS ?= 2
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.t2eval-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test fuzz bench-check lint types docs sbom audit site embedded clean
+.PHONY: help setup demo demo-full test attacks fuzz bench-check lint types docs sbom audit site embedded clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ demo-full: $(STAMP) ## the same, with every expert and baseline trained anew
 
 test: $(STAMP) ## all tests, offline (WORKERS=2)
 	@$(BIN)/python -m pytest -n $(WORKERS) -q
+
+attacks: $(STAMP) ## hostile programs against both kinds of jail, each with the verdict that it must get
+	@T2EVAL_ATTACKS_ALL=1 $(BIN)/python -m pytest -q tests/sandbox/test_attack_set.py tests/sandbox/test_apart.py
 
 fuzz: $(STAMP) ## damage the files of every reader (CASES=20000)
 	@$(BIN)/python -m tests.store.fuzz_readers --cases $(CASES)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from t2eval.bench.rows import REMEDY, SAMPLES, Row, read_lines
 from t2eval.store import files
+from t2eval.store.texts import Text
 
 
 class Document(BaseModel):
@@ -33,9 +34,9 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     doc_id: int
-    prompt: str
-    choices: tuple[str, ...] = ()
-    target: str = ""
+    prompt: Text
+    choices: tuple[Text, ...] = ()
+    target: Text = ""
     images: int = 0
 
 
@@ -87,13 +88,8 @@ def _document(sample: Mapping[str, Any]) -> Document:
     target = sample.get("target", "")
     return Document(
         doc_id=sample["doc_id"],
-        prompt=_text(first[0]),
-        choices=tuple(map(_text, choices)) if len(choices) > 1 else (),
-        target=_text(target if isinstance(target, str) else json.dumps(target, default=str, ensure_ascii=False)),
+        prompt=str(first[0]),
+        choices=tuple(choices) if len(choices) > 1 else (),
+        target=target if isinstance(target, str) else json.dumps(target, default=str, ensure_ascii=False),
         images=len(pictures),
     )
-
-
-def _text(value: object) -> str:
-    """Text that UTF-8 can hold: a lone surrogate is written as its escape."""
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

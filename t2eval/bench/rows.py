@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from t2eval.errors import T2Error, shown
 from t2eval.store import files
 from t2eval.store.files import DiskError
+from t2eval.store.texts import Text
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples"
@@ -99,11 +100,11 @@ class Sample(BaseModel):
     doc_hash: str
     score: float | None
     undefined: bool = False
-    response: str
-    dispatch: str | None = None
-    raw: str | None = None
+    response: Text
+    dispatch: Text | None = None
+    raw: Text | None = None
     metrics: dict[str, float] | None = None
-    why: str | None = None
+    why: Text | None = None
     probabilities: dict[str, float] | None = None
     cluster: str | None = None
 

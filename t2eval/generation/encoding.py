@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from t2eval.errors import T2Error
+
 _LENGTH_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
 _NO_LIMIT = 10**29  # tokenizers without a limit say int(1e30)
 _DEFAULT_LENGTH = 2048
@@ -33,9 +35,18 @@ class Encoding:
 
     @property
     def first_token(self) -> int:
-        """What stands before a text that has nothing before it."""
-        bos = self.tokenizer.bos_token_id
-        return int(bos if bos is not None else self.tokenizer.eos_token_id)
+        """What stands before a text that has nothing before it.
+
+        Raises:
+            T2Error: the tokenizer has no token for that.
+        """
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise T2Error(
+            "The tokenizer has neither a token that begins a text nor one that ends it, and a text with nothing before it needs one: "
+            "set bos_token or eos_token in its tokenizer_config.json."
+        )
 
     @property
     def padding(self) -> int:

@@ -218,13 +218,18 @@ class Engine:
         self, prompts: list[list[int]], seen: list[Features | None], prompt: int, written: Written, stopping: Stopping
     ) -> Completion:
         if not all(map(math.isfinite, written.log_probs)):
-            raise T2Error(
-                f"{type(self.decoder.base).__name__} gave logits that are not finite behind a prompt of {len(prompts[prompt])} tokens. "
-                "Load it in float32 or bfloat16, or lower the learning rate of what was trained."
-            )
+            raise self.not_finite(prompts[prompt])
         assert written.stopped is not None
         text, images = stopping.text(written.ids), seen[prompt] if seen else None
         return Completion(prompts[prompt], written.ids, text, written.log_probs, written.stopped, images)
+
+    def not_finite(self, prompt: Sequence[int]) -> T2Error:
+        """The error for a prompt (token ids) behind which logits are no numbers."""
+        end = str(self.tokenizer.decode(list(prompt[-32:])))
+        return T2Error(
+            f"{type(self.decoder.base).__name__} gave logits that are not finite behind a prompt of {len(prompt)} tokens that ends in "
+            f"{end!r}. Load it in float32 or bfloat16, or lower the learning rate of what was trained."
+        )
 
     # ------------------------------------------------------------------ likelihoods
     @torch.no_grad()

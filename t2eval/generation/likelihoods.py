@@ -8,6 +8,7 @@ models without a usable cache: prompt and continuation as one sequence
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,11 @@ def loglikelihoods(
     scope: SequenceScope,
     features: Sequence[Features | None] | None,
 ) -> list[list[Likelihood]]:
-    """See `Engine.loglikelihoods`."""
+    """See `Engine.loglikelihoods`.
+
+    Raises:
+        T2Error: logits that are not finite.
+    """
     found: list[dict[int, Likelihood]] = [{} for _ in prompts]
     seen = list(features) if features is not None else [None] * len(prompts)
     tasks = _tasks(engine, prompts, continuations, seen)
@@ -70,6 +75,9 @@ def loglikelihoods(
             behind = []
         alone = set(map(id, behind))
         _read(engine, [task for task in tasks if id(task) not in alone], (), scope, seen, found)
+    for each, prompt in zip(found, prompts, strict=True):
+        if any(math.isnan(likelihood.value) for likelihood in each.values()):
+            raise engine.not_finite(prompt)
     return [[each[place] for place in range(len(each))] for each in found]
 
 
@@ -214,7 +222,8 @@ def _sums(logits: Tensor, tokens: Sequence[Sequence[int]]) -> list[tuple[float, 
     logits = logits[:, : wanted.shape[1]]
     log_probs = logits.gather(-1, wanted[..., None])[..., 0] - logits.logsumexp(-1)  # (sequences, longest)
     greedy = ((logits.argmax(-1) == wanted) | (mask == 0)).all(-1)  # (sequences,)
-    return list(zip((log_probs * mask).sum(-1).tolist(), greedy.tolist(), strict=True))
+    # Not by a product: a token that is ruled out has -inf, of which nothing may come in behind the end.
+    return list(zip(log_probs.masked_fill(mask == 0, 0.0).sum(-1).tolist(), greedy.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------- without one

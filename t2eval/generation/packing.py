@@ -84,9 +84,10 @@ def pack(continuations: Sequence[Sequence[Sequence[int]]], context: Tensor, padd
     own = order & (of[:, :, None] == of[:, None, :])  # (prompts, width, width)
     seen = torch.cat([context.bool()[:, None].expand(-1, width, -1), own], dim=-1)  # (prompts, width, held + width)
     mask = torch.zeros(seen.shape, dtype=dtype, device=context.device).masked_fill(~seen, torch.finfo(dtype).min)
-    columns = torch.tensor(found, dtype=torch.long, device=context.device).T if found else of.new_zeros(4, 0)
+    tokens_of = torch.tensor(found, dtype=torch.long, device=context.device).reshape(-1, 4)  # (predicted tokens, 4)
+    rows, columns, targets, owners = tokens_of.unbind(1)  # (predicted tokens,) each
     positions = square(offsets, 0) + context.sum(-1, keepdim=True)  # (prompts, width)
-    return Packed(square(ids, padding), positions, mask[:, None], *columns, lengths=[len(one) for one in ids])
+    return Packed(square(ids, padding), positions, mask[:, None], rows, columns, targets, owners, [len(one) for one in ids])
 
 
 def packs(decoder: Decoder) -> bool:

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,13 +26,14 @@ from t2eval.basemodel.chat import Chat
 from t2eval.basemodel.folders import embedded_library_dir
 from t2eval.basemodel.load import model_source
 from t2eval.environment import harness, runs
-from t2eval.errors import UsageError
+from t2eval.errors import T2Error, UsageError
 from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
 from t2eval.expert.library import load_any
 from t2eval.generation.engine import Engine, room_for_prompt
 from t2eval.generation.settings import GenerationSettings
 from t2eval.generation.usage import Usage
+from t2eval.models import finite
 from t2eval.models.base import one_reason, placed
 from t2eval.models.launch import one_message
 from t2eval.models.mounts import AdapterMix, Mounts, refuse_unmixable
@@ -115,6 +117,11 @@ class Strategy(Recorded):
                 super().__init__(pretrained=pretrained, **rest)  # type: ignore[call-arg]
             if self.backend != "causal":
                 raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")
+            if self.tokenizer.eos_token_id is None:
+                raise T2Error(
+                    f"The tokenizer of {pretrained!r} has no eos_token, by which lm-eval ends answers: set eos_token in its "
+                    "tokenizer_config.json to the token that ends a text."
+                )
             self._set_ranks()
             self._renderer = Chat(super().apply_chat_template, getattr(self, "processor", self.tokenizer))  # type: ignore[misc]
             self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
@@ -169,7 +176,11 @@ class Strategy(Recorded):
                 for key, indices in groups.items():
                     with contextlib.nullcontext() if key is None else self.applied(self.scale(key)):
                         parent = getattr(super(), method)
-                        found = parent([requests[index] for index in indices], disable_tqdm=disable_tqdm)
+                        asked = [requests[index] for index in indices]
+                        try:
+                            found = parent(asked, disable_tqdm=disable_tqdm)
+                        except finite.NotFinite:
+                            finite.name_document(partial(parent, disable_tqdm=True), asked)
                     for index, answer in zip(indices, found, strict=True):
                         answers[index] = answer
             self._share()
@@ -205,7 +216,9 @@ class Strategy(Recorded):
 
     def _model_call(self, inps: Tensor, *arguments: Any, **named: Any) -> Tensor:
         self.second_pass.tokens += inps.numel()
-        return super()._model_call(inps, *arguments, **named)  # type: ignore[misc, no-any-return]
+        logits: Tensor = super()._model_call(inps, *arguments, **named)  # type: ignore[misc]
+        finite.refuse(logits)
+        return logits
 
     def _model_generate(self, context: Tensor, *arguments: Any, **named: Any) -> Tensor:
         mask = named.get("attention_mask")
@@ -215,7 +228,7 @@ class Strategy(Recorded):
             rows = [tuple(ids[keep.bool()].tolist()) for ids, keep in zip(context, mask, strict=True)]
             each = [self._row_z[row] for row in rows]
             scope = self.adapted.per_sequence({path: torch.stack([z[path] for z in each]) for path in each[0]})
-        with scope:
+        with scope, finite.watched(self.model):
             made: Tensor = super()._model_generate(context, *arguments, **named)  # type: ignore[misc]
         self._count(mask, made)
         return made

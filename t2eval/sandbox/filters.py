@@ -51,6 +51,7 @@ _ATTRIBUTES: dict[str, tuple[int, int | None]] = {
 }  # fmt: skip
 # Looked at by their arguments: name: (x86_64, aarch64).
 _OPEN, _OPENAT, _CLONE, _CLONE3 = (2, None), (257, 56), (56, 220), (435, 435)
+_SECCOMP = (317, 277)
 _FCNTL, _IOCTL, _PRCTL, _PRLIMIT = (72, 25), (16, 29), (157, 167), (302, 261)
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Not F_SETOWN and
 # F_SETSIG: together they send any signal to any process.
@@ -63,7 +64,7 @@ _O_TRUNC = 0x200
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the tables above, AUDIT_ARCH_*
 
 _LOAD, _JEQ, _JSET, _AND, _RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_ALLOW, _KILL, _ERRNO, _NOTIFY = 0x7FFF0000, 0x80000000, 0x00050000, 0x7FC00000
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; argument i starts at 16 + 8 i, low half first
 
 
@@ -98,6 +99,19 @@ def _opening(index: int) -> bytes:
 def supported() -> bool:
     """Whether there is a filter for this machine's processor."""
     return platform.system() == "Linux" and platform.machine() in _MACHINES
+
+
+def counted(machine: str | None = None) -> tuple[bytes, int, int, int]:
+    """A filter that asks its listener about `clone` and `exit` and lets all else pass, for `t2eval.sandbox.counting`.
+
+    Returns:
+        The filter, and the numbers of `seccomp`, `clone` and `exit`.
+    """
+    column, _ = _MACHINES[machine or platform.machine()]
+    numbers = tuple(pair[column] for pair in (_SECCOMP, _CLONE, _COMPUTE["exit"]))
+    call, clone, exits = (int(number or 0) for number in numbers)
+    ask = _op(_RETURN, _NOTIFY)
+    return b"".join([_op(_LOAD, _NUMBER), _when(clone, ask), _when(exits, ask), _YES]), call, clone, exits
 
 
 def build(*, writable: bool, modes: bool = False, machine: str | None = None) -> bytes:

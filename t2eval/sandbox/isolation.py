@@ -27,7 +27,7 @@ VARIABLE = "T2EVAL_SANDBOX"
 MEMORY = 512 << 20  # bytes of address space a program may have
 FILE_SIZE = 16 << 20  # bytes of one file
 TASKS = 64  # threads, its first one included
-_INSIDE = ("walls", "foreign", "channel", "supervisor")  # modules that run in the jail, in the order in which they need each other
+_INSIDE = ("counting", "watching", "walls", "foreign", "channel", "supervisor")  # run in the jail; each needs those before it
 _FIRST_USER = 1 << 30
 _PRIVATE = "/tmp"  # the jail's own, not the machine's
 _REMEDY = (
@@ -105,6 +105,7 @@ def start(kind: Kind) -> subprocess.Popen[bytes]:
         "filter": filters.build(writable=bubblewrap, modes=bubblewrap and (os.geteuid() != 0 or _root_can())).hex()
         if kind != "none"
         else "",
+        "counted": [filters.counted()[0].hex(), *filters.counted()[1:]] if kind != "none" else [],
         "read": folders + devices,
         "write": ["/dev/null"] + ([_PRIVATE] if bubblewrap else []),
         "private": _PRIVATE if bubblewrap else "",
@@ -118,6 +119,7 @@ def start(kind: Kind) -> subprocess.Popen[bytes]:
         command = _bubblewrap(executable, folders, devices) + command
     # A fixed hash seed, so that a program's verdict does not change from run to run.
     environment = {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C.UTF-8", "HOME": _PRIVATE, "PYTHONUTF8": "1"}
+    environment["MALLOC_ARENA_MAX"] = "1"  # else each thread reserves 64 MiB of the addresses that a program may have
     if "LD_LIBRARY_PATH" in os.environ:
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     return subprocess.Popen(

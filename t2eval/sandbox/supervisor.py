@@ -7,7 +7,7 @@ It never looks at a program except to pass it on: compiling, running and
 judging the exception happen in the forked process. A program that comes with a test gets a second process for that: the test calls the
 program through a `Channel`, compares there what comes back, and has the verdict's descriptor, of which the program's process knows nothing.
 
-What a program may use is processor time, and as much time in which it does nothing; waiting for a core does not count (`_watch`).
+What a program may use is processor time, and as much time in which it does nothing; waiting for a core does not count (`watch`).
 
 A forked process has a copy of this one's memory, so a program could read there what came before it. Sources and words therefore only pass
 through two regions that are wiped, and never become Python objects here.
@@ -24,8 +24,8 @@ import json
 import mmap
 import os
 import resource
-import select
 import signal
+import socket
 import struct
 import symtable
 import sys
@@ -35,7 +35,19 @@ from collections.abc import Callable
 from typing import Any
 
 from t2eval.sandbox.channel import Channel, Gone
-from t2eval.sandbox.walls import HIGHEST, close_in, drop_capabilities, landlock, mount_private, open_to_all, tasks, undumpable
+from t2eval.sandbox.counting import Counter
+from t2eval.sandbox.walls import (
+    HIGHEST,
+    close_in,
+    drop_capabilities,
+    landlock,
+    mount_private,
+    open_to_all,
+    tasks,
+    threads_unbound,
+    undumpable,
+)
+from t2eval.sandbox.watching import watch
 
 # Programs often import these: loaded once here instead of once a program.
 _WARM = "bisect collections copy datetime decimal fractions functools hashlib heapq itertools math operator re statistics string typing"
@@ -46,8 +58,6 @@ _MEMORY = _NO_NONCE + b"memory\0MemoryError"  # built now: there may be no memor
 _LONGEST_MESSAGE = 8192
 _DETAIL = 500  # characters
 _LONGEST_SOURCE = (1 << 20) + 8  # bytes of program and test
-_PATIENCE = 10  # times its seconds that a program may take in all, on a machine that gives it no core
-_IDLE = 0.02  # share of a core below which a stretch of time counts as doing nothing: a starved program gets more
 _FORK_SECONDS = 20.0  # how long to try again where the machine has no process to spare
 _PLACES = {"<program>": "", "<test>": " of the test"}
 _CLOSED = b"+"  # the first byte of a message: the jail was closed before the program began
@@ -144,49 +154,6 @@ def _serve(source: str, channel: Channel) -> None:
         channel.serve()
 
 
-def _processor_time(process: int) -> float:
-    """Seconds of processor time that a process has used, threads included."""
-    try:
-        return time.clock_gettime(~process << 3 | 2)  # the kernel's CPUCLOCK_SCHED of a process
-    except OSError:  # it ended just now
-        return 0.0
-
-
-def _watch(verdict: int, children: list[int], seconds: float, said: mmap.mmap) -> tuple[int, str]:
-    """Read what is written to a verdict's descriptor until it is closed, or these processes have used up their time.
-
-    Returns:
-        How many bytes it wrote, and how that ended: "" (it closed the descriptor, or wrote too much), `time` (it used its seconds of
-        processor time, or did nothing for as long), `starved` (neither, in ten times its seconds).
-    """
-    room, length = memoryview(said), 0
-    begin = checked = time.monotonic()
-    used = idle = 0.0
-    stretch = max(seconds / 8, 0.1)
-    watched = select.poll()
-    watched.register(verdict, select.POLLIN)
-    watched.register(0, 0)  # the harness went away (POLLHUP)
-    while length < len(said):
-        events = watched.poll(max(0.0, checked + stretch - time.monotonic()) * 1000)
-        for descriptor, _ in events:
-            if descriptor == 0:
-                os._exit(1)  # the children die with this one (PDEATHSIG)
-            got = os.readv(verdict, [room[length:]])
-            if not got:
-                return length, ""
-            length += got
-        now = time.monotonic()
-        if now - checked >= stretch:
-            before, used = used, sum(map(_processor_time, children))
-            idle += now - checked if used - before < _IDLE * (now - checked) else 0.0
-            checked = now
-            if used >= seconds or idle >= seconds:
-                return length, "time"
-            if now - begin >= _PATIENCE * seconds:
-                return length, "starved"
-    return length, ""
-
-
 def _judge(said: memoryview, nonce: bytes, state: int, ended: str, seconds: float) -> tuple[str, str, memoryview]:
     """Status, detail in our words, and the program's own. Only the nonce, which it can read after its last line, makes it `passed`."""
     nothing = said[:0]
@@ -260,11 +227,11 @@ class _Job:
     def __init__(self, source: mmap.mmap, lengths: tuple[int, int], said: mmap.mmap, jail: _Jail, seconds: float) -> None:
         self.source, self.lengths, self.said, self.jail, self.seconds = source, lengths, said, jail, seconds
 
-    def _close_in(self, *kept: int) -> list[int]:
-        return close_in(self.jail.config, self.jail.ruleset, self.seconds, kept, self.jail.null)
+    def _close_in(self, *kept: int, links: tuple[int, ...] = ()) -> list[int]:
+        return close_in(self.jail.config, self.jail.ruleset, self.seconds, (*kept, *links), self.jail.null, bool(links))
 
-    def _alone(self, verdict: int, nonce: int) -> None:
-        verdict, nonce = self._close_in(verdict, nonce)
+    def _alone(self, verdict: int, nonce: int, links: tuple[int, ...]) -> None:
+        verdict, nonce = self._close_in(verdict, nonce, links=links)
         os.write(verdict, _CLOSED)
         program = _text(memoryview(self.source)[: self.lengths[0]])
         _report(lambda: exec(_compiled(program, "<program>"), _module()), None, verdict, nonce)
@@ -278,10 +245,18 @@ class _Job:
         channel = Channel(reads, writes, trusted=True, explain=_explain)
         _report(lambda: _test(test, channel), channel, verdict, nonce)
 
-    def _program(self, reads: int, writes: int) -> None:
-        reads, writes = self._close_in(reads, writes)
+    def _program(self, reads: int, writes: int, links: tuple[int, ...]) -> None:
+        reads, writes = self._close_in(reads, writes, links=links)
         os.write(writes, _CLOSED)
         _serve(_text(memoryview(self.source)[: self.lengths[0]]), Channel(reads, writes, trusted=False, explain=_explain))
+
+    def _counter(self, ours: socket.socket | None, theirs: socket.socket | None) -> Counter | None:
+        """What counts the program's threads, where the kernel does not."""
+        if ours is None or theirs is None:
+            return None
+        theirs.close()
+        with ours:
+            return Counter(ours, self.jail.config["tasks"], *self.jail.config["counted"][2:])
 
     def run(self) -> tuple[str, str, memoryview, bool]:
         """Fork, run, watch, kill, judge: status, our detail, the program's own words, and whether it got no core."""
@@ -289,14 +264,16 @@ class _Job:
         pipes = [os.pipe() for _ in range(4 if test else 2)]
         (verdict_read, verdict_write), (nonce_read, nonce_write), *between = pipes
         children = []
+        ours, theirs = socket.socketpair() if self.jail.config["count"] else (None, None)
+        links = () if theirs is None else (theirs.fileno(),)
         try:
             if test:
                 (to_test, from_program), (to_program, from_test) = between
                 children.append(_spawn(lambda: self._tester(verdict_write, nonce_read, to_test, from_test)))
                 self.source[program : program + test] = bytes(test)  # the program's process must not find it
-                children.append(_spawn(lambda: self._program(to_program, from_program)))
+                children.append(_spawn(lambda: self._program(to_program, from_program, links)))
             else:
-                children.append(_spawn(lambda: self._alone(verdict_write, nonce_read)))
+                children.append(_spawn(lambda: self._alone(verdict_write, nonce_read, links)))
         finally:
             self.source[: program + test] = bytes(program + test)  # nor the next one's
         # Drawn after the forks: it is in no memory that the program can reach.
@@ -304,7 +281,8 @@ class _Job:
         os.write(nonce_write, nonce)
         for descriptor in {end for pipe in pipes for end in pipe} - {verdict_read}:
             os.close(descriptor)
-        count, ended = _watch(verdict_read, children, self.seconds, self.said)
+        counter = self._counter(ours, theirs)
+        count, ended = watch(verdict_read, children, self.seconds, self.said, counter)
         os.close(verdict_read)
         if ended or count == len(self.said):
             for child in children:
@@ -314,6 +292,8 @@ class _Job:
         passed = words == _CLOSED + nonce + b"passed"
         if len(children) == 2 and words != _CLOSED + _GONE:
             os.kill(children[1], signal.SIGKILL)  # it waits for more of the test, or does as it likes
+        if counter is not None:
+            counter.close()  # who asks now is told that there is no such call, and ends all the same
         states = [_reap(child, 30.0 if passed else 0.2) for child in children]
         state = states[-1] if words == _CLOSED + _GONE else states[0]
         return (*_judge(words, nonce, state, ended, self.seconds), ended == "starved")
@@ -376,6 +356,7 @@ def main(config: dict[str, Any]) -> None:
             raise OSError("this kernel has no Landlock")
     config["open"] = open_to_all(config["read"])
     config["tasks"] += 0 if private or os.getuid() == 0 else tasks()
+    config["count"] = config["isolate"] and os.getuid() == 0 and threads_unbound(config)
     jail = _Jail(config, ruleset, null)
     private_memory = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     source, said = (mmap.mmap(-1, size, private_memory) for size in (_LONGEST_SOURCE, _LONGEST_MESSAGE))

@@ -14,6 +14,8 @@ import signal
 import struct
 from typing import Any
 
+from t2eval.sandbox.counting import hand_over, install
+
 _libc = ctypes.CDLL(None, use_errno=True)
 DESCRIPTORS = 64
 HIGHEST = 1024  # descriptor
@@ -147,8 +149,34 @@ def hide(kept: tuple[int, ...], null: int) -> list[int]:
     return places
 
 
-def close_in(config: dict[str, Any], ruleset: int, seconds: float, kept: tuple[int, ...], null: int) -> list[int]:
+def threads_unbound(config: dict[str, Any]) -> bool:
+    """Whether the kernel's limit on threads would not bind a program, and they can be counted: tried by a process that ends at once.
+
+    It does not bind root, where that may not become another user: in a namespace that has one user only.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+            _become_nobody(config["user"], True)
+            if os.getuid() == 0:
+                os.close(install(bytes.fromhex(config["counted"][0]), config["counted"][1]))
+                os.kill(os.getpid(), signal.SIGKILL)  # no `exit` that would be asked about
+        finally:
+            os._exit(1)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def close_in(config: dict[str, Any], ruleset: int, seconds: float, kept: tuple[int, ...], null: int, link: bool = False) -> list[int]:
     """Lock this process down. The order matters: each step refuses what the ones before it need.
+
+    Args:
+        config: see `t2eval.sandbox.isolation.start`.
+        ruleset: Landlock's, or -1.
+        seconds: the program's limit.
+        kept: the descriptors that it keeps.
+        null: of /dev/null.
+        link: the last of `kept` is a socket on which the supervisor gets what counts threads.
 
     Returns:
         Where the descriptors are now that it keeps.
@@ -166,6 +194,8 @@ def close_in(config: dict[str, Any], ruleset: int, seconds: float, kept: tuple[i
     if config["isolate"]:
         _become_nobody(config["user"], config["open"])
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of the user, which takes it back
+    if link:
+        hand_over(bytes.fromhex(config["counted"][0]), config["counted"][1], places.pop())
     if config["isolate"]:
         code = bytes.fromhex(config["filter"])
         memory = ctypes.create_string_buffer(code, len(code))

@@ -29,6 +29,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from t2eval.errors import T2Error, shown, wrong_value
+from t2eval.store.texts import whole_json
 from t2eval.store.yamls import DEPTH, parse_yaml
 
 LIMIT = 64 * 2**20
@@ -104,7 +105,7 @@ def json_text(value: Any, *, what: str, indent: int | None = 2) -> str:
         T2Error: a number that is not finite.
     """
     try:
-        return json.dumps(value, indent=indent, allow_nan=False)
+        return whole_json(json.dumps(value, indent=indent, allow_nan=False), value, indent)
     except ValueError as error:
         place = next((f"{where} is {number}" for where, number in _not_finite(value)), str(error))
         raise T2Error(f"{what} cannot be written as JSON: {place}. Mend what gave that number; nothing was written.") from error

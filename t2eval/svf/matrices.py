@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -214,13 +215,16 @@ def bypassed(module: nn.Module) -> set[str]:
     Nothing can be put behind or before such a map. Read from the source of the module's class, so that the answer is the same on a
     machine without the kernels; code that only asks for a weight's dtype, shape or a slice of it is no such use.
     """
-    names = [name for name, child in module.named_children() if is_linear(child)]
-    if not names:
-        return set()
+    names = {name for name, child in module.named_children() if is_linear(child)}
+    return names & _weights_used(type(module)) if names else names
+
+
+@lru_cache(maxsize=256)
+def _weights_used(kind: type[nn.Module]) -> frozenset[str]:
+    """The children whose weight a class's source uses; read once a class, which takes longer than all else of an attachment."""
     try:
-        source = inspect.getsource(type(module))
+        source = inspect.getsource(kind)
     except (OSError, TypeError):
-        return set()
-    used = rf"\bself\.({'|'.join(map(re.escape, names))})\.weight\b(?![\w.\[])"
+        return frozenset()
     lines = [line for line in source.splitlines() if not re.search(r"\binit\.|isinstance\(|\.copy_\(|^\s*#", line)]
-    return {match[1] for line in lines for match in re.finditer(used, line)}
+    return frozenset(match[1] for line in lines for match in re.finditer(r"\bself\.(\w+)\.weight\b(?![\w.\[])", line))

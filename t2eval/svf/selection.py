@@ -113,12 +113,9 @@ def refuse_bypassed(model: Any, paths: Sequence[str]) -> None:
 
     modules = dict(model.named_modules())
     wanted = set(paths)
-    of_parent: dict[str, set[str]] = {}
-    refused = []
-    for path in paths:
-        parent, _, name = path.rpartition(".")
-        if parent in modules and name in of_parent.setdefault(parent, bypassed(modules[parent])):
-            refused.append(path)
+    parents = {path.rpartition(".")[0] for path in paths} & modules.keys()
+    of_parent = {parent: bypassed(modules[parent]) for parent in parents}
+    refused = [path for path in paths if path.rpartition(".")[2] in of_parent.get(path.rpartition(".")[0], ())]
     if not refused:
         return
     names = sorted({path.rpartition(".")[2] for path in refused})

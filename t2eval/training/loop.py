@@ -134,8 +134,7 @@ class Loop:
                 # step
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate * self._share_of_rate(elapsed)
-                if self.clip:
-                    torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
+                self._clip_gradients()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 self.progress.step = step = step + 1
@@ -235,16 +234,26 @@ class Loop:
         """Refuse to go on with a loss that is no number, and say early where there is nothing to learn from."""
         step = self.progress.step + 1
         if not math.isfinite(figures["loss"]):
-            raise T2Error(
-                f"The loss of step {step} is {figures['loss']}: training diverged. Lower lr (now {self.config.lr}) or raise kl; "
-                f"checkpoints up to step {self.progress.step} are in {self.folder / checkpoints.FOLDER}."
-            )
+            raise self._diverged("loss", figures["loss"])
         self.progress.rewarded_now(figures.get("accuracy"))
         if step == _EARLY and self.progress.uniform is not None:
             self.say(
                 f"Nothing to learn so far: {self._all_alike()} in the first {step} steps. If that is not how hard the task is, look at "
                 "its filter and metric: what the model writes must be able to be right, and to be wrong."
             )
+
+    def _clip_gradients(self) -> None:
+        """Shorten the gradient to `clip`, if there is one; refuse one that is no number, which would be in every weight after the step."""
+        length = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip or math.inf))
+        if not math.isfinite(length):
+            raise self._diverged("gradient", length)
+
+    def _diverged(self, what: str, value: float) -> T2Error:
+        done = self.progress.step
+        return T2Error(
+            f"The {what} of step {done + 1} is {value}: training diverged. Lower lr (now {self.config.lr}) or raise kl; "
+            f"checkpoints up to step {done} are in {self.folder / checkpoints.FOLDER}."
+        )
 
     def _all_alike(self) -> str:
         return "every answer was right" if self.progress.uniform else "every answer was wrong"

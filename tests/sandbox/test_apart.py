@@ -3,19 +3,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from t2eval.sandbox import available, isolation, run_program, run_programs
+from t2eval.sandbox import run_program, run_programs
 from t2eval.sandbox.programs import judge_many
-
-
-@pytest.fixture(params=["bubblewrap", "landlock"])
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(isolation.VARIABLE, request.param)
-    if available().kind is None:
-        pytest.skip(f"{request.param} is not here")
-    return str(request.param)
-
 
 # (program, test): right programs, with what tests ask of them. Each passes apart from its test, and together with it.
 HONEST = {

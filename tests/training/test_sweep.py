@@ -102,6 +102,26 @@ def test_survivors_are_runs_of_the_full_sweep_and_those_are_runs_alone(objective
     assert _same(load_file(found(alone.path / "checkpoints")[-1] / "trainable.safetensors"), all_of[2, 8])
 
 
+def test_halving_picks_the_full_sweep_s_point_where_learning_curves_do_not_cross(
+    swept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score is how far the adapter has come from nought, so a larger rate is ahead at every validation; the embedded base's own
+    curves are compared by `benchmarks/halving.py`."""
+
+    def outcomes(self: Validator, examples: Any) -> list[float]:
+        moved = [float(tensor.abs().mean()) for name, tensor in self._trainable.state().items() if "lora_B" in name]
+        return [min(1.0, sum(moved) / len(moved))] * len(examples)
+
+    monkeypatch.setattr(Validator, "outcomes", outcomes)
+    swept = {**swept, "objective": "supervised"}
+    halved = train_expert(TrainConfig(**{**swept, "output": tmp_path / "halved"}), progress=False)
+    full = train_expert(TrainConfig(**{**swept, "output": tmp_path / "full", "sweep": "full"}), progress=False)
+    assert halved.record.hyperparameters["lr"] == full.record.hyperparameters["lr"] == max(RATES)
+    assert halved.scores["after"]["validation"].score >= full.scores["after"]["validation"].score
+    steps = [sum(entry["steps"] for entry in each.record.sweep or []) for each in (halved, full)]
+    assert steps == [1 + 1 + 2 + 8, 4 * 8]
+
+
 def test_the_base_is_validated_and_the_first_answers_are_sampled_once(swept: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     validated, sampled = [], []
     validate, sample = Validator.outcomes, Reinforce.sample

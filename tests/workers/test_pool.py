@@ -150,6 +150,21 @@ def test_who_stops_asking_ends_what_is_busy(pool: Pool, tmp_path: Path) -> None:
     assert not any(lives(pid) for pid in before)
 
 
+def test_an_interrupt_leaves_no_answer_for_the_next_run(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(pool, tmp_path / "log", *["wait"] * 4)
+    before = pool.pids
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("t2eval.workers.pool.wait", interrupted)
+        answers(pool, tmp_path / "log", "sleep", "sleep")
+    assert not any(lives(pid) for pid in before), "what they would have said is nobody's"
+    found = answers(pool, tmp_path / "log", "wait", "fine")
+    assert sorted(outcome.item for outcome in found) == ["fine", "wait"] and not set(before) & set(pool.pids)
+
+
 def test_nothing_runs_after_close(tmp_path: Path) -> None:
     pool = Pool(2)
     answers(pool, tmp_path / "log", *["wait"] * 4)
