@@ -1,8 +1,8 @@
 """Cost: whether a training step's z learns faster under the hooks or from merged weights, counted, so that it repeats.
 
 Under the hooks a matrix of narrow side r takes four products of 2 r² operations a token (two forward, two backward), from merged weights
-two (backward), and one merge a step. What a hook or a merge costs besides its products was fitted to clocks: on a CPU to the grid of
-`benchmarks/learning_paths.py`, on a GPU to one step of an 8B model (`benchmarks/at_8b.py`).
+two (backward), and one merge a step. What a hook or a merge costs besides its products was, on a CPU, fitted to the grid
+of `benchmarks/learning_paths.py`; for a GPU it was measured once (`benchmarks/train_step.py`).
 """
 
 from __future__ import annotations
