@@ -207,6 +207,7 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
 
     from t2eval.basemodel.load import load_base
     from t2eval.expert.adapter import Adapter, write_adapter_card
+    from t2eval.expert.prompts import PROBES, PromptVectors
     from t2eval.expert.upload import pack
     from t2eval.svf.bases import _read, cached_basis
     from t2eval.training.full import mounted
@@ -226,6 +227,10 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
     (home / "singular").mkdir()
     cached_basis(weight, home / "singular")
 
+    def vectors(folder: Path) -> Callable[[], Any]:
+        PromptVectors(torch.ones(3, 4), torch.ones(len(PROBES), 4), "t", "b").save(folder)
+        return lambda: PromptVectors.load(folder, "math")
+
     def weights(path: Path) -> None:
         with mounted(plain, path):
             pass
@@ -243,6 +248,7 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
 
     return {
         "adapter as an expert": copied(home / "adapter", Adapter.load),
+        "prompt vectors": vectors,
         "weights of a full fine-tuning": copied(home / "base", weights),
         "base model": copied(home / "base", lambda path: load_base(str(path), device="cpu")),
         "singular bases": copied(home / "singular", basis),
