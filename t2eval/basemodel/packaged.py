@@ -66,7 +66,7 @@ def unpacked() -> Path:
     file = _gguf()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        turn = (folder.parent / f".{folder.name}.lock").open("w")
+        turn = (folder.parent / f".{folder.name}.turn").open("w")  # not `.lock`, which is the writer's own and refuses to wait
     except OSError as error:
         raise disk_error(folder, error, "$T2EVAL_CACHE sets another folder.") from error
     with turn:

@@ -175,3 +175,12 @@ def test_the_shipped_benchmark_file_is_valid():
     plan = load_plan(REPOSITORY / "experts" / "benchmarks" / "embedded.yaml")
     assert plan.config.methods == METHODS
     assert len(plan.cells) == 6 + 7 * 6 * 3
+
+
+def test_the_benchmark_files_give_few_shot_search_settings_that_it_has():
+    from t2eval.bench.plan import load_plan
+    from t2eval.models.options import FewshotOptions
+
+    for file in sorted((REPOSITORY / "configs").glob("*.yaml")):
+        given = load_plan(file).config.model_args.get("fewshot", {})
+        assert set(given) <= set(FewshotOptions.model_fields), file

@@ -54,6 +54,6 @@ def test_the_base_is_lm_evals_own_to_the_last_digit(rows: None) -> None:
 def test_a_strategy_finds_the_checkouts_experts(rows: None) -> None:
     if not smollm2_library().is_dir():
         pytest.skip("this is no checkout that holds them")
-    arguments = {"pretrained": SMOLLM2, "device": "cpu", "adaptation_examples": 4, "iterations": 1, "population": 2}
+    arguments = {"pretrained": SMOLLM2, "device": "cpu", "shots": 4, "iterations": 1, "population": 4}
     found = answered("t2-fewshot", model_args=arguments, batch_size=4)
     assert all(len(each) == LIMIT for each in found.values())

@@ -36,7 +36,8 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     assert any("One skill was trained" in note for note in table2.notes)
     table7 = item("table7").run(real)
     assert {row["method"]: row["seeds"] for row in table7.rows} == {"base": [0], "expert": [0, 1, 2], "ia3": [0], "dora": [0]}
-    assert len(table7.claims) == 4
+    assert [claim.text for claim in table7.claims] == [f"SVF scores higher than {other} on arc_easy" for other in ("IA3", "DoRA")]
+    assert {row["task"] for row in table7.rows if row["method"] in ("ia3", "dora")} == {"arc_easy"}
     report.run_item(item("figure4"), real)  # one panel
     assert (real.output / "figure4" / "figure.png").is_file()
 

@@ -6,7 +6,8 @@ training example, with the prompts that the experts are trained on; they are cou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any
 
 from t2eval.paper.claims import Claim
 from t2eval.paper.item import Columns, Item, Reported, Result
@@ -62,7 +63,7 @@ class Sampler:
 def run(lab: Lab) -> Result:
     """Count the right samples of each skill's seen task."""
     preset = lab.preset
-    rows = []
+    rows: list[dict[str, Any]] = []
     for skill, task in preset.rewarded.items():
         key = {"model": preset.model, "task": task, "seed": _SEED, "samples": preset.samples}
         sampler: list[Sampler] = []
@@ -74,7 +75,7 @@ def run(lab: Lab) -> Result:
 
         parts: list[dict[str, int]] = []
         for start in range(0, preset.samples, PART):
-            found = lab.once(f"limits/{task}-{start}", lambda start=start: part(start), key={**key, "start": start})
+            found = lab.once(f"limits/{task}-{start}", functools.partial(part, start), key={**key, "start": start})
             parts.append(found)
             if found["samples"] < PART:
                 break  # the training split has no more
