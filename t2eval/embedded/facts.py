@@ -70,7 +70,8 @@ def _thing(rng: random.Random, hard: bool, fits: Callable[[str], bool] | None = 
 
 
 def _others(rng: random.Random, count: int, fits: Callable[[str], bool]) -> list[str]:
-    draw, chosen = _draw(rng, False, fits), []
+    draw = _draw(rng, False, fits)
+    chosen: list[str] = []
     while len(chosen) < count:
         thing = draw()
         if thing not in chosen:

@@ -180,8 +180,8 @@ class _Meter:
         read, generated = self.answers(task, times(tested, task.samples))
         written = zero
         if kind in ("prompt", "cls", "nearest"):
-            more = self.config.assume.prompt_tokens if kind == "nearest" else self.config.assume.dispatch_tokens
-            read = total(read, times(tested, more))
+            prompt = self.config.assume.prompt_tokens if kind == "nearest" else self.config.assume.dispatch_tokens
+            read = total(read, times(tested, prompt))
             merges = float(len(self.config.train.skills) if self.config.train else _EXPERTS) + (kind == "cls")
         elif kind == "fewshot":
             arguments = self.config.model_args.get(method, {})

@@ -72,8 +72,8 @@ class Nearest:
         asked = _unit(vectors - self._centre)
         rows = max(1, _AT_ONCE // max(1, len(self._prompts)))
         found = []
-        for part in asked.split(rows):
-            cosines = (part @ self._prompts.T).split(self._counts, dim=1)  # an expert: (questions, its prompts)
+        for part in torch.split(asked, rows):
+            cosines = torch.split(part @ self._prompts.T, self._counts, dim=1)  # an expert: (questions, its prompts)
             means = [each.topk(min(self._neighbours or 1, each.shape[1]), dim=1).values.mean(dim=1) for each in cosines]
             found.append(torch.stack(means, dim=1))
         return torch.cat(found)

@@ -216,7 +216,7 @@ def bypassed(module: nn.Module) -> set[str]:
     machine without the kernels; code that only asks for a weight's dtype, shape or a slice of it is no such use.
     """
     names = {name for name, child in module.named_children() if is_linear(child)}
-    return names & _weights_used(type(module)) if names else names
+    return names & _weights_used(type(module)) if names else names  # type: ignore[arg-type]  # typing takes a class for its objects
 
 
 @lru_cache(maxsize=256)
