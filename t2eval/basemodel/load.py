@@ -256,6 +256,6 @@ def _explain(source: str, revision: str | None, error: Exception) -> Exception:
         )
     if isinstance(error, (ValueError, ImportError)):
         return UsageError(f"{source} cannot be loaded: {one_line(error)}")
-    if local:  # tokenizers raises plain Exception, configurations errors of their own
+    if local and (type(error) is Exception or type(error).__module__ != "builtins"):  # as tokenizers and configurations raise them
         return T2Error(f"The checkpoint in {source} cannot be loaded: {type(error).__name__}: {one_line(error)}. Copy it again.")
     return error

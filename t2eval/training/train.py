@@ -20,6 +20,7 @@ from t2eval.expert.card import BaseModelCard, Score
 from t2eval.expert.expert import check_name
 from t2eval.store.lock import locked
 from t2eval.store.versions import git_commit, versions
+from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.training import claim
 from t2eval.training.config import TrainConfig
 from t2eval.training.curve import draw
@@ -182,9 +183,10 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
 def apart_from_test(environment: Environment, examples: list[Example], progress: bool | Report) -> list[Example]:
     """The examples that do not ask, with the same choices, what a test example asks: ARC-Easy's own training split holds two test rows.
 
-    A task with images keeps all, as one question may be asked about two pictures.
+    A task with images keeps all, as one question may be asked about two pictures; so does a dispatch task, which may read such questions
+    without their pictures.
     """
-    if environment.images or not environment.has_test:
+    if environment.images or environment.t2.get("label") == DISPATCH_LABEL or not environment.has_test:
         return examples
     tested = {asked(environment.task, example) for example in environment.examples("test")}
     kept = [example for example in examples if asked(environment.task, example) not in tested]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2eval.basemodel.load import embedded_baseline_dir, load_base
+from t2eval.basemodel.folders import embedded_baseline_dir
+from t2eval.basemodel.load import load_base
 from t2eval.basemodel.sampled import sampled_digest
 from t2eval.errors import T2Error
 from t2eval.expert import adapter as adapter_module

@@ -28,6 +28,7 @@ from tests.offline_datasets import datasets_cache, hub_rows, write_hub
 from tests.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
+SKILLS = ("math", "code", "reasoning")
 PAPER = {
     "paper-llama3-8b": LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256
@@ -59,7 +60,7 @@ def test_the_real_models_demo_resolves_offline(tmp_path: Path) -> None:
     assert [training.name for training in found.trainings] == ["reasoning", "lora-reasoning"]
 
 
-@pytest.mark.parametrize("name", sorted(set(shipped_files()) - {"smollm2-demo"}))
+@pytest.mark.parametrize("name", sorted(set(shipped_files()) - {"smollm2-demo", "smollm2", "embedded-strategies"}))
 def test_every_shipped_file_resolves_offline(name: str, tmp_path: Path) -> None:
     plan = load_plan(name)
     found = forecast(plan, tmp_path / "out")
@@ -74,6 +75,16 @@ def test_every_shipped_file_resolves_offline(name: str, tmp_path: Path) -> None:
         # the paper's splits, less what is held out for adaptation
         sizes = {task.name: task.examples["test"].value for task in found.tasks}
         assert (sizes["t2_gsm8k"], sizes["t2_math"], sizes["t2_humaneval"], sizes["t2_arc_challenge"]) == (1319, 4990, 154, 1172)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "cells", "trainings"),
+    [("smollm2", ["arc_easy", "arc_challenge"], 26, 12), ("embedded-strategies", [f"embedded_{skill}_unseen" for skill in SKILLS], 84, 0)],
+)
+def test_the_smaller_files_resolve_offline(name: str, tasks: list[str], cells: int, trainings: int, tmp_path: Path) -> None:
+    found = forecast(load_plan(name), tmp_path / "out")
+    assert [task.name for task in found.tasks] == tasks
+    assert (found.cells, len(found.trainings)) == (cells, trainings)
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))

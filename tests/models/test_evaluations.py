@@ -214,7 +214,7 @@ def test_every_argument_is_in_the_identity_or_harmless_for_a_reason() -> None:
         (taken | {"load_in_4bit", "anything_else"}) - set(identity.HARMLESS)
     )
     assert ours - set(identity.HARMLESS) == {
-        *("labels", "alphas", "form", "others_label", "dispatch", "mix", "dispatch_tokens", "dispatch_image"),
+        *("labels", "alphas", "form", "others_label", "dispatch", "mix", "dispatch_tokens", "dispatch_image", "hierarchy"),
         *("shots", "granularity", "normalize", "search", "population", "iterations", "adapt_seed", "ties", "choose", "preset"),
     }
     assert all(len(reason) > 10 for reason in identity.HARMLESS.values())

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from lm_eval import simple_evaluate
 
 from t2eval import models as t2
-from t2eval.basemodel.load import embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_library_dir
+from t2eval.basemodel.load import load_base
 from t2eval.cli import main as cli
 from t2eval.environment.loading import make_task_manager
 from t2eval.errors import T2Error

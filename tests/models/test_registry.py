@@ -32,8 +32,10 @@ from t2eval.bench.config import METHODS, parse_config
 from t2eval.models.plugin import activate
 activate()
 import lm_eval
+from t2eval.environment.loading import make_task_manager
+manager = make_task_manager(task="embedded_math_seen")
 parse_config({"tasks": ["embedded_math_seen"], "methods": ["half"]})
-found = lm_eval.simple_evaluate("t2-half", tasks=["embedded_math_seen"], limit=2, batch_size=2, device="cpu")
+found = lm_eval.simple_evaluate("t2-half", tasks=["embedded_math_seen"], limit=2, batch_size=2, device="cpu", task_manager=manager)
 print(json.dumps({"methods": METHODS, "t2": found["config"]["t2"]["strategy"], "scores": found["results"]["embedded_math_seen"]}))
 """
 
