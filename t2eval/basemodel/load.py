@@ -30,6 +30,7 @@ _DAMAGE = (
     RuntimeError,
     TypeError,
     AttributeError,
+    AssertionError,
     struct.error,
 )  # what a damaged file makes the libraries raise
 _log = logging.getLogger(__name__)

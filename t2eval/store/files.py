@@ -35,6 +35,7 @@ from t2eval.store.yamls import DEPTH, parse_yaml
 LIMIT = 64 * 2**20
 """Most bytes that a reader takes unless told otherwise."""
 _T = TypeVar("_T")
+_LONGEST_NAME = 255  # bytes, on every common file system
 _SURROGATE = re.compile("[\ud800-\udfff]")
 UNFINISHED = ".unfinished"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -187,9 +188,11 @@ def inside(folder: str | Path, name: str, *, what: str = "file", remedy: str = "
     Raises:
         T2Error: it leads elsewhere, or the name holds a NUL or a line's end.
     """
-    path = Path(folder) / name
-    if not name or name.startswith("/") or ".." in name.split("/") or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+    path, parts = Path(folder) / name, name.split("/")
+    if not name or not parts[0] or ".." in parts or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
         _refuse(what, path, f"{shown(name)} is no name of a file in {folder}", remedy)
+    if any(len(part.encode(errors="surrogatepass")) > _LONGEST_NAME for part in parts):
+        _refuse(what, path.parent, f"{shown(name)} is longer than a file's name can be", remedy)
     home = Path(folder)
     home = next((above.parent.parent for above in (home, *home.parents) if above.parent.name == "snapshots"), home)
     try:

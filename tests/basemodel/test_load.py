@@ -193,6 +193,14 @@ def test_the_hubs_refusal_is_one_message(cached: str, monkeypatch: pytest.Monkey
         load_base(cached)
 
 
+def test_a_configuration_that_fits_no_model_is_named(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 10, "pad_token_id": 200}))
+    with pytest.raises(T2Error, match=f"The checkpoint in {copy} cannot be loaded: "):
+        load_base(str(copy))
+
+
 def test_other_faults_are_not_dressed_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")

@@ -13,6 +13,7 @@ from t2eval.store import files
 from t2eval.store.files import (
     DiskError,
     append_line,
+    inside,
     is_disk_full,
     read_bytes,
     read_json,
@@ -158,3 +159,17 @@ def test_json_within_the_bounds_is_read(tmp_path):
     value = {"a": [1, 2.5, None, True, "𝄞"], "deep": json.loads("[" * 60 + "]" * 60)}
     write_json(tmp_path / "x.json", value)
     assert read_json(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x" * 256, "longer than a file's name can be"),
+        ("a/" + "é" * 128, "longer than"),
+        ("../x", "no name of a file"),
+        ("a\0b", "no name of a file"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(T2Error, match=message):
+        inside(tmp_path, name)
