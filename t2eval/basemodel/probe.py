@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from t2eval.basemodel.hub_errors import data_problem, model_problem, one_line
 from t2eval.basemodel.packaged import packaged_folder, packaged_obstacle
 from t2eval.paths import SMOLLM2
-from t2eval.store.files import read_record
+from t2eval.store.files import inside, read_record
 from t2eval.store.tensors import read_header
 
 _LOCAL_READERS = frozenset({"json", "csv", "parquet", "arrow", "text", "imagefolder"})
@@ -97,10 +97,15 @@ def offline() -> bool:
 
 # ---------------------------------------------------------------------- models
 def model_file(model: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model that is on this machine: in its folder, or in the hub's cache."""
+    """A file of a model that is on this machine: in its folder, or in the hub's cache.
+
+    Raises:
+        T2Error: a name that no file of a folder has.
+    """
     folder = packaged_folder() if model == SMOLLM2 else Path(model)
     if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
+        file = inside(folder, name, links=True, what="file of a model", remedy="Download the model again.")
+        return file if file.is_file() else None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

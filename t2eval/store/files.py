@@ -175,7 +175,7 @@ def read_bytes(path: str | Path, *, what: str = "file", remedy: str = "Check the
     return content
 
 
-def inside(folder: str | Path, name: str, *, what: str = "file", remedy: str = "Check the file.") -> Path:
+def inside(folder: str | Path, name: str, *, links: bool = False, what: str = "file", remedy: str = "Check the file.") -> Path:
     """The path of a file that belongs to a folder, which came from somebody else perhaps: neither its name nor a link leads out of it.
 
     A snapshot in the hub's cache is links into the `blobs` beside it, and they are followed.
@@ -183,6 +183,7 @@ def inside(folder: str | Path, name: str, *, what: str = "file", remedy: str = "
     Args:
         folder: the folder.
         name: relative to it, with `/`.
+        links: whether a link may lead elsewhere: the folder is the user's own.
         what, remedy: as `read_bytes`.
 
     Raises:
@@ -193,6 +194,8 @@ def inside(folder: str | Path, name: str, *, what: str = "file", remedy: str = "
         _refuse(what, path, f"{shown(name)} is no name of a file in {folder}", remedy)
     if any(len(part.encode(errors="surrogatepass")) > _LONGEST_NAME for part in parts):
         _refuse(what, path.parent, f"{shown(name)} is longer than a file's name can be", remedy)
+    if links:
+        return path
     home = Path(folder)
     home = next((above.parent.parent for above in (home, *home.parents) if above.parent.name == "snapshots"), home)
     try:
