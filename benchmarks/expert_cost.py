@@ -26,7 +26,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from measuring import add_machine_options, in_turns, medians, ratio, tell
 
-from t2eval.basemodel.load import embedded_library_dir, load_base
+from t2eval.basemodel.folders import embedded_library_dir
+from t2eval.basemodel.load import load_base
 from t2eval.environment.environment import make_task_manager
 from t2eval.expert.expert import Expert
 from t2eval.models.text import T2Expert
