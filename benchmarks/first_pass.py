@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from measuring import Tokens, add_machine_options, in_turns, llama, medians, ratio, tell
+from measuring import Tokens, add_machine_options, add_model_options, in_turns, medians, model_of, ratio, tell
 
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
@@ -58,17 +58,14 @@ def sides(model: Any, options: argparse.Namespace, shape: str) -> dict[str, Call
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocab", type=int, default=4096)
+    add_model_options(parser)
     parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--divide", type=float, default=4.0, help="the paper's tokens by this")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--attempts", action="store_true", help="measure what else was tried too")
     add_machine_options(parser, turns=3)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = llama(options.hidden, options.layers, options.vocab, options.device)
+    model = model_of(options)
     shares, tried, seconds_of = {}, {}, {}
     for shape in options.shapes:
         seconds = in_turns(sides(model, options, shape), options)

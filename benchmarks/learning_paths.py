@@ -13,17 +13,15 @@ import argparse
 import itertools
 import json
 import statistics
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import add_machine_options, in_turns, llama, machine, tell
+from measuring import add_machine_options, attached_to, in_turns, llama, machine, tell
 
 from t2eval.store.files import write_text
 from t2eval.svf.adapted import Adapted
-from t2eval.svf.attachment import attach
 from t2eval.svf.cost import learning_from_merged_is_cheaper
 
 EQUAL = 1.03
@@ -53,8 +51,7 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     grid = []
     for hidden, layers in itertools.product(options.hidden, options.layers):
         model = llama(hidden, layers, options.vocab, options.device)
-        with tempfile.TemporaryDirectory() as folder:
-            adapted = attach(model, cache_dir=Path(folder))
+        adapted = attached_to(model)
         with torch.no_grad():
             for parameter in adapted.trainable().values():
                 parameter.add_(0.02 * torch.randn_like(parameter))

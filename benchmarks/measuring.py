@@ -10,13 +10,18 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from t2eval.svf.adapted import Adapted
+from t2eval.svf.attachment import attach
 
 
 def add_machine_options(parser: argparse.ArgumentParser, turns: int) -> None:
@@ -26,6 +31,25 @@ def add_machine_options(parser: argparse.ArgumentParser, turns: int) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time, for a machine that others use too")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the random model that a benchmark makes (`model_of`)."""
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=4096)
+
+
+def model_of(options: argparse.Namespace) -> Any:
+    """The random model of some options, on their threads and device."""
+    torch.set_num_threads(options.threads)
+    return llama(options.hidden, options.layers, options.vocab, options.device)
+
+
+def attached_to(model: Any) -> Adapted:
+    """The model's z, its bases computed here and kept nowhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        return attach(model, cache_dir=Path(folder))
 
 
 def llama(hidden: int, layers: int, vocab: int, device: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -11,17 +11,14 @@ search decides how its candidates are answered.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import add_machine_options, in_turns, llama, medians, ratio, tell
+from measuring import add_machine_options, add_model_options, attached_to, in_turns, medians, model_of, ratio, tell
 
 from t2eval.strategies.fewshot import merging_is_cheaper
 from t2eval.svf.adapted import Adapted
-from t2eval.svf.attachment import attach
 
 
 def sides(adapted: Adapted, options: argparse.Namespace, each: int, new: int) -> dict[str, Callable[[], Any]]:
@@ -56,19 +53,15 @@ def sides(adapted: Adapted, options: argparse.Namespace, each: int, new: int) ->
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocab", type=int, default=4096)
+    add_model_options(parser)
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--each", type=int, nargs="+", default=[2], help="sequences of each expert")
     parser.add_argument("--new", type=int, nargs="+", default=[16], help="tokens of an answer")
     add_machine_options(parser, turns=5)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = llama(options.hidden, options.layers, options.vocab, options.device)
-    with tempfile.TemporaryDirectory() as folder:
-        adapted = attach(model, cache_dir=Path(folder))
+    model = model_of(options)
+    adapted = attached_to(model)
     shapes = [basis.shape for basis in adapted.bases.values()]
     grid = []
     for each in options.each:

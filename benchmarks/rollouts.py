@@ -9,18 +9,15 @@ all matrices and taking it out again, beside composing U diag(σ z) Vᵀ of the 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Tokens, add_machine_options, in_turns, llama, medians, ratio, tell
+from measuring import Tokens, add_machine_options, add_model_options, attached_to, in_turns, medians, model_of, ratio, tell
 
 from t2eval.generation.engine import Engine
 from t2eval.generation.settings import GenerationSettings
 from t2eval.svf.adapted import Adapted
-from t2eval.svf.attachment import attach
 
 
 def writers(model: Any, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
@@ -56,18 +53,14 @@ def merges(adapted: Adapted, options: argparse.Namespace) -> dict[str, Callable[
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocab", type=int, default=4096)
+    add_model_options(parser)
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     add_machine_options(parser, turns=5)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = llama(options.hidden, options.layers, options.vocab, options.device)
-    with tempfile.TemporaryDirectory() as folder:
-        adapted = attach(model, cache_dir=Path(folder))
+    model = model_of(options)
+    adapted = attached_to(model)
     composed = in_turns(merges(adapted, options), options)
     with adapted.merged({path: torch.full((basis.rank,), 1.01) for path, basis in adapted.bases.items()}):
         written = in_turns(writers(model, options), options)

@@ -194,6 +194,16 @@ class BenchConfig(BaseModel):
         """Whether a method uses the file's `experts`: one that has some of its own does not."""
         return self.kind(method) in EXPERT_METHODS and "experts" not in self.model_args.get(method, {})
 
+    @property
+    def uses_library(self) -> bool:
+        """Whether any method uses the file's `experts`."""
+        return any(map(self.shares_library, self.methods))
+
+    def is_trained(self, method: str) -> bool:
+        """Whether a method needs what a `train:` section makes: the base does not, nor does one with experts of its own."""
+        kind = self.kind(method)
+        return kind != "base" and (kind not in EXPERT_METHODS or self.shares_library(method))
+
     def own_experts(self, method: str, seed: int) -> str | None:
         """The experts that a method has of its own; None where it uses the file's."""
         given = self.model_args.get(method, {}).get("experts")

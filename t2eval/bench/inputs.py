@@ -125,7 +125,7 @@ def files_of(config: BenchConfig) -> dict[str, str]:
     found: dict[str, str] = {}
     for seed in config.seeds:
         files: list[Path] = []
-        if any(map(config.shares_library, config.methods)):
+        if config.uses_library:
             files += [file for place in config.libraries(seed) for file in _weights_in(place)]
         own = [config.own_experts(method, seed) for method in config.methods]
         files += [file for spec in own if spec is not None for place in located_all(spec) for file in _weights_in(place)]

@@ -120,9 +120,9 @@ def needs(config: BenchConfig, cell: Cell) -> Any:
 
     A cell that waits for none stands alone: the base's, and all of them where the benchmark file has no `train:` section.
     """
-    kind = config.kind(cell.method)
-    if config.train is None or kind == "base" or (kind in EXPERT_METHODS and not config.shares_library(cell.method)):
+    if config.train is None or not config.is_trained(cell.method):
         return cell
+    kind = config.kind(cell.method)
     return ("experts" if kind in EXPERT_METHODS else kind), cell.seed
 
 

@@ -89,8 +89,7 @@ def jobs(plan: Plan, cells: Iterable[Cell] | None = None) -> list[Job]:
     wanted = {(cell.method, cell.seed) for cell in (plan.cells if cells is None else cells)}
     found = []
     for seed in sorted({seed for _, seed in wanted}):
-        # a method with experts of its own waits for none of these
-        methods = {plan.config.kind(method) for method, of in wanted if of == seed and _waits(plan.config, method)}
+        methods = {plan.config.kind(method) for method, of in wanted if of == seed and plan.config.is_trained(method)}
         for method in ("svf", *BASELINES):
             if method not in methods and not (method == "svf" and methods & EXPERT_METHODS):
                 continue
@@ -98,11 +97,6 @@ def jobs(plan: Plan, cells: Iterable[Cell] | None = None) -> list[Job]:
                 if label != DISPATCH or (method == "svf" and "cls" in methods):
                     found.append(_job(plan.config, method, label, seed))
     return found
-
-
-def _waits(config: BenchConfig, method: str) -> bool:
-    """Whether a method needs something that the `train:` section makes."""
-    return config.kind(method) not in EXPERT_METHODS or config.shares_library(method)
 
 
 def _job(config: BenchConfig, method: str, label: str, seed: int) -> Job:

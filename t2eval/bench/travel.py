@@ -14,6 +14,7 @@ from typing import Any
 from t2eval.bench.config import BASELINES, BenchConfig
 from t2eval.bench.training import Job, placed
 from t2eval.errors import T2Error
+from t2eval.expert.folder import CARD, PROMPTS, TENSORS
 from t2eval.paths import experts_in, is_embedded, joined
 from t2eval.workers.cargo import below, gathered
 
@@ -139,20 +140,13 @@ def _expert_files(config: BenchConfig) -> list[Path]:
     """The weights and cards of experts and adapters that lie where the benchmark file says; t2eval's own are there already."""
     folders: list[Path] = []
     for seed in config.seeds:
-        if config.experts is not None and any(map(config.shares_library, config.methods)):
+        if config.experts is not None and config.uses_library:
             folders += config.expert_folders(seed)
         if config.baselines is not None:
             folders += [folder for method in BASELINES if method in config.methods for folder in config.adapters(method, seed)]
         own = [config.own_experts(method, seed) for method in config.model_args]
         folders += [folder for spec in own if spec is not None for folder in experts_in(map(Path, joined(spec)))]
-    names = (
-        "expert.safetensors",
-        "expert.json",
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "t2_adapter.json",
-        "prompts.safetensors",
-    )
+    names = (TENSORS, CARD, PROMPTS, "adapter_model.safetensors", "adapter_config.json", "t2_adapter.json")
     return [folder / name for folder in folders for name in names if (folder / name).is_file()]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from t2eval.bench.config import EXPERT_METHODS, BenchConfig
 from t2eval.errors import UsageError, unknown
+from t2eval.models.registry import strategy_class
 
 _DECIDED = frozenset({"pretrained", "tokenizer", "batch_size", "device", "dtype", "revision"})
 """What the benchmark file says for all methods."""
@@ -29,19 +30,13 @@ def check_arguments(config: BenchConfig) -> None:
 def _check(method: str, kind: str, given: Mapping[str, Any]) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from t2eval.models import options
+    from t2eval.models.options import DispatchOptions, split_arguments
 
     if kind in EXPERT_METHODS:
-        kinds: dict[str, type[options.Options]] = {
-            "expert": options.ExpertOptions,
-            "prompt": options.PromptOptions,
-            "cls": options.ClsOptions,
-            "nearest": options.NearestOptions,
-            "fewshot": options.FewshotOptions,
-        }
-        with_images: dict[str, type[options.Options]] = {"prompt": options.PromptVlmOptions, "cls": options.ClsVlmOptions}
-        taken = with_images[kind] if "dispatch_image" in given and kind in with_images else kinds[kind]
-        options.split_arguments(taken, given, HFLM.__mro__)
+        taken = strategy_class(kind).OPTIONS
+        if "dispatch_image" in given and issubclass(taken, DispatchOptions):
+            taken = strategy_class(kind, with_images=True).OPTIONS
+        split_arguments(taken, given, HFLM.__mro__)
         return
     known = set(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs", *_DECIDED}
     for name in given:

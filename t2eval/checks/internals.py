@@ -112,8 +112,8 @@ INTERNALS: dict[str, dict[str, tuple[str, ...]]] = {
     "datasets": {"basemodel/probe.py": ("datasets.config.HF_DATASETS_CACHE", "datasets.naming.camelcase_to_snakecase")},
     "sqlitedict": {"environment/response_cache.py": ("sqlitedict.SqliteDict~tablename", "sqlitedict.SqliteDict~conn")},
     "cmaes": {
-        "strategies/search/covariance.py": ("cmaes.CMA~_C", "cmaes.CMA~_sigma"),
-        "strategies/search/separable.py": ("cmaes.SepCMA~_mean", "cmaes.SepCMA~_C", "cmaes.SepCMA~_sigma"),
+        "strategies/search/covariance.py": ("cmaes.CMA~_C", "cmaes.CMA~_sigma", "cmaes.SepCMA~_sigma"),
+        "strategies/search/separable.py": ("cmaes.SepCMA~_mean", "cmaes.SepCMA~_C"),
     },
     "torch": {
         "svf/merge.py": ("torch.nn.Module~_parameters", "torch.Tensor._version"),

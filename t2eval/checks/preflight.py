@@ -176,7 +176,7 @@ def _check_experts(found: Findings, plan: Plan) -> None:
     if config.train is not None:
         return
     for seed in config.seeds:
-        if any(map(config.shares_library, config.methods)):
+        if config.uses_library:
             try:
                 libraries = config.libraries(seed)
             except UsageError:

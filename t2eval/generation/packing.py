@@ -21,9 +21,9 @@ from t2eval.generation.cache import RoomyLayer
 if TYPE_CHECKING:
     from t2eval.generation.decoder import Decoder
 
-_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
 """What families raise that cannot take such a mask."""
-_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 """Where a config says how far back a token sees: counted in places, of which other continuations would take some."""
 _PROMPT, _TRIAL, _OTHER = [3, 1, 4, 1, 5], [[9, 2, 6], [5, 3]], [[8, 7, 10], [5, 3]]
 
@@ -97,7 +97,7 @@ def packs(decoder: Decoder) -> bool:
         return False
     if decoder.prepares_inputs or not all(type(layer) is RoomyLayer for layer in decoder.new_cache().layers):
         return False
-    if any(getattr(text, name, None) for name in _WINDOWS):
+    if any(getattr(text, name, None) for name in WINDOWS):
         return False
     vocabulary: int = decoder.base.get_input_embeddings().weight.shape[0]
     near = 1e-4 if decoder.model.dtype in (torch.float32, torch.float64) else 5e-2
@@ -105,7 +105,7 @@ def packs(decoder: Decoder) -> bool:
         with torch.no_grad():
             one, other = _tried(decoder, _TRIAL, vocabulary), _tried(decoder, _OTHER, vocabulary)  # (predicted tokens, vocabulary)
             apart = torch.cat([_tried(decoder, [each], vocabulary) for each in _TRIAL])  # (predicted tokens, vocabulary)
-    except _REFUSALS:
+    except REFUSALS:
         return False
     alone = torch.allclose(one[2:], other[2:], rtol=near / 100, atol=near / 100)  # whatever the first continuation says
     return alone and torch.allclose(one, apart, rtol=near, atol=near)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from t2eval.errors import T2Error
 from t2eval.generation.engine import Engine
+from t2eval.generation.loop import padded
 
 
 @torch.no_grad()
@@ -40,10 +41,7 @@ def prompt_vectors(engine: Engine, texts: Sequence[str]) -> Tensor:
 
 def _means(engine: Engine, ids: list[list[int]]) -> Tensor:
     """(sequences, hidden) float32 on the CPU, of one batch. Padding stands on the right, where a causal model does not look."""
-    longest = max(map(len, ids))
-    device, padding = engine.decoder.device, engine.encoding.padding
-    tokens = torch.tensor([each + [padding] * (longest - len(each)) for each in ids], device=device)  # (sequences, longest)
-    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in ids], device=device)  # (sequences, longest)
+    tokens, mask = padded(ids, engine.encoding.padding, "right", engine.decoder.device)  # (sequences, longest) each
     base: Any = engine.decoder.base.base_model
     hidden = getattr(base(input_ids=tokens, attention_mask=mask), "last_hidden_state", None)  # (sequences, longest, hidden)
     if hidden is None:

@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from t2eval.generation.packing import REFUSALS, WINDOWS
 from t2eval.training.likelihood import PaddedBatch, Policy, pad
 
 Pairs = Sequence[tuple[list[int], list[int]]]
-_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
-_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
-"""What families raise that cannot take such a mask."""
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _WASTE = 1 / 8
 """On a CPU, the most padding of a batch beside the tokens that it holds."""
@@ -57,7 +55,7 @@ class ChoicePolicy:
         apart = self._apart(model, [trial])  # (choices,)
         try:
             together, beside_another = self._together(model, [trial]), self._together(model, [changed])  # (choices,) each
-        except _REFUSALS:
+        except REFUSALS:
             return False
         alone = torch.allclose(together[1:], beside_another[1:], rtol=near / 100, atol=near / 100)  # whatever the first choice says
         return alone and torch.allclose(together, apart, rtol=near, atol=near)
@@ -125,17 +123,18 @@ def _in_calls(run: Callable[[Any, Sequence[Pairs]], Tensor], model: Any, items: 
 
 def _by_length(run: Callable[[Any, Sequence[Pairs]], Tensor], model: Any, items: Sequence[Pairs]) -> Tensor:
     """`run` on all items, (choices of all items,): on a CPU, where padding takes as long as text, those of like lengths at a time."""
-    if model.device.type != "cpu":
-        return run(model, items)
     found: dict[int, Tensor] = {}
-    for places in alike([_read(choices) for choices in items]):
+    for places in alike([_read(choices) for choices in items], model.device):
         part = [items[place] for place in places]
         found |= zip(places, torch.split(run(model, part), [len(choices) for choices in part]), strict=True)
     return torch.cat([found[place] for place in range(len(items))])
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """The places of some lengths, the longest first, in groups whose padding is at most an eighth of what they hold."""
+def alike(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """The places of some lengths in groups to read at a time: on a CPU, the longest first, groups whose padding is at most an eighth of
+    what they hold; elsewhere all of them."""
+    if device.type != "cpu":
+        return [list(range(len(lengths)))]
     groups: list[list[int]] = []
     held = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -236,5 +235,5 @@ def _attends_only(model: Any) -> bool:
 def _window(model: Any) -> float:
     """The longest sequence all of whose tokens see its beginning."""
     config = model.config.get_text_config(decoder=True)
-    found = [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
+    found = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
     return min(found, default=float("inf"))

@@ -123,9 +123,8 @@ class Supervised(Objective[Lessons]):
 
         def work(places: list[int]) -> float:
             lengths = [len(prompt) + len(more) for prompt, more in (lessons.pairs[place] for place in places)]
-            groups = alike(lengths) if trainable.device.type == "cpu" else [list(range(len(places)))]
             total = 0.0
-            for group in groups:
+            for group in alike(lengths, trainable.device):
                 read = [places[each] for each in group]
                 batch = pad([lessons.pairs[place] for place in read], trainable.device, [lessons.features[place] for place in read])
                 log_probs, _ = policy.scores(policy.states(model, batch), batch.targets)  # (n,)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,14 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
     if not environment.higher_is_better:
         raise T2Error(f"The main metric of task {config.task!r}, {environment.metric}, is better when lower: it cannot be a reward.")
     refuse_no_room(model, text_tokenizer(processor), environment)
-    train = apart_from_test(environment, environment.examples("train", config.train_limit, config.seed), progress)
-    validation = apart_from_test(environment, environment.examples("validation", config.validation_limit, seed=0), progress)
+    train, validation = apart_from_test(
+        environment,
+        (
+            environment.examples("train", config.train_limit, config.seed),
+            environment.examples("validation", config.validation_limit, seed=0),
+        ),
+        progress,
+    )
     if not train or not validation:
         raise T2Error(f"Task {config.task!r} has {len(train)} training and {len(validation)} validation examples: both are needed.")
     identity = BaseModelCard.model_validate(base_identity(model))
@@ -180,20 +187,23 @@ def _set_up(config: TrainConfig, processes: Processes, progress: bool | Report) 
     return Setup(environment, trainable, text_tokenizer(processor), processor, reader, identity, train, validation, processes, names)
 
 
-def apart_from_test(environment: Environment, examples: list[Example], progress: bool | Report) -> list[Example]:
-    """The examples that do not ask, with the same choices, what a test example asks: ARC-Easy's own training split holds two test rows.
+def apart_from_test(environment: Environment, splits: Sequence[list[Example]], progress: bool | Report) -> list[list[Example]]:
+    """Of each split the examples that do not ask, with the same choices, what a test example asks: two rows of ARC-Easy's training do.
 
     A task with images keeps all, as one question may be asked about two pictures; so does a dispatch task, which may read such questions
     without their pictures.
     """
     if environment.images or environment.t2.get("label") == DISPATCH_LABEL or not environment.has_test:
-        return examples
+        return list(splits)
     tested = {asked(environment.task, example) for example in environment.examples("test")}
-    kept = [example for example in examples if asked(environment.task, example) not in tested]
-    if left := len(examples) - len(kept):
-        which = f"{left} of {len(examples)} examples of split {examples[0].split!r} of {environment.name!r}"
-        opening(progress, f"Left out: {which}, which are test rows too.")
-    return kept
+    found = []
+    for examples in splits:
+        kept = [example for example in examples if asked(environment.task, example) not in tested]
+        if left := len(examples) - len(kept):
+            which = f"{left} of {len(examples)} examples of split {examples[0].split!r} of {environment.name!r}"
+            opening(progress, f"Left out: {which}, which are test rows too.")
+        found.append(kept)
+    return found
 
 
 def asked(task: Any, example: Example) -> tuple[str, tuple[str, ...] | None]:

@@ -71,9 +71,11 @@ def test_a_prompt_longer_than_a_sliding_window_is_read_once_a_choice() -> None:
 
 def test_on_a_cpu_sequences_of_like_lengths_are_read_together() -> None:
     lengths = [10, 40, 11, 38, 9, 12]
-    groups = alike(lengths)
+    cpu = torch.device("cpu")
+    groups = alike(lengths, cpu)
     assert groups == [[1, 3], [5, 2, 0], [4]]
     for group in groups:
         held = sum(lengths[place] for place in group)
         assert max(lengths[place] for place in group) * len(group) <= held * 9 / 8
-    assert alike([]) == [] and alike([7, 7, 7]) == [[0, 1, 2]]
+    assert alike([], cpu) == [] and alike([7, 7, 7], cpu) == [[0, 1, 2]]
+    assert alike(lengths, torch.device("cuda")) == [[0, 1, 2, 3, 4, 5]]

@@ -280,8 +280,8 @@ def test_rows_that_are_test_rows_too_are_not_learnt(capsys: pytest.CaptureFixtur
     tested = [example("test", "How far?"), example("test", "How near?")]
     environment: Any = SimpleNamespace(name="t", task=task, t2={}, images=False, has_test=True, examples=lambda split: tested)
     train = [example("train", "How far?"), example("train", "How far?", ("c", "d")), example("train", "How tall?")]
-    assert apart_from_test(environment, train, True) == train[1:]
+    assert apart_from_test(environment, [train, train[1:]], True) == [train[1:], train[1:]]
     assert "Left out: 1 of 3 examples of split 'train' of 't', which are test rows too." in "".join(capsys.readouterr())
     for name, value in (("has_test", False), ("images", True), ("t2", {"label": "dispatch"})):
         other: Any = SimpleNamespace(**{**vars(environment), name: value})
-        assert apart_from_test(other, train, True) == train, name
+        assert apart_from_test(other, [train], True) == [train], name

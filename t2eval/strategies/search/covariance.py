@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from cmaes import CMA
@@ -12,13 +13,15 @@ from t2eval.strategies.search.base import Array, SearchConfig, checked
 
 
 class CovarianceAdaptation:
-    """CMA-ES (package `cmaes`) in the box [0, 1]^D.
+    """CMA-ES (package `cmaes`) in the box [0, 1]^D. A subclass names another of the package's forms.
 
     Args:
         start: the first mean, shape (D,).
         config: population, first σ, seed. Its elites are CMA-ES's own weights.
     """
 
+    NAME: ClassVar[str] = "cmaes"
+    FORM: ClassVar[Any] = CMA
     smallest_population = 4  # its learning rates are not defined for fewer
 
     def __init__(self, start: Array, config: SearchConfig) -> None:
@@ -26,20 +29,25 @@ class CovarianceAdaptation:
         first = np.clip(np.array(start, dtype=np.float64), 0.0, 1.0)
         bounds = np.tile([0.0, 1.0], (len(first), 1))
         self._config = config
-        self._inner = CMA(mean=first, sigma=config.sigma, bounds=bounds, seed=config.seed, population_size=config.population)
+        self._inner = self.FORM(mean=first, sigma=config.sigma, bounds=bounds, seed=config.seed, population_size=config.population)
 
-    @staticmethod
-    def check(dimensions: int, config: SearchConfig) -> None:
+    @classmethod
+    def check(cls, dimensions: int, config: SearchConfig) -> None:
         if dimensions < 2:
-            raise UsageError("search=cmaes needs at least two coefficients; with one expert use search=cem.")
+            raise UsageError(f"search={cls.NAME} needs at least two coefficients; with one expert use search=cem.")
 
     @property
     def mean(self) -> Array:
         return np.clip(np.asarray(self._inner.mean, dtype=np.float64), 0.0, 1.0)
 
     @property
+    def variances(self) -> Array:
+        """The diagonal of the covariance, (D,)."""
+        return np.asarray(np.diag(self._inner._C))
+
+    @property
     def converged(self) -> bool:
-        spread = np.sqrt(np.diag(self._inner._C)) * self._inner._sigma
+        spread = np.sqrt(self.variances) * self._inner._sigma  # (D,)
         return bool((spread <= self._config.sigma_floor).all()) or self._inner.should_stop()
 
     def ask(self) -> Array:
