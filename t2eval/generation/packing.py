@@ -86,7 +86,8 @@ def pack(continuations: Sequence[Sequence[Sequence[int]]], context: Tensor, padd
     mask = torch.zeros(seen.shape, dtype=dtype, device=context.device).masked_fill(~seen, torch.finfo(dtype).min)
     tokens_of = torch.tensor(found, dtype=torch.long, device=context.device).reshape(-1, 4)  # (predicted tokens, 4)
     rows, columns, targets, owners = tokens_of.unbind(1)  # (predicted tokens,) each
-    positions = square(offsets, 0) + context.sum(-1, keepdim=True)  # (prompts, width)
+    # Padding behind a prompt that fills the window would stand beyond it, which learned positions do not have.
+    positions = (square(offsets, 0) + context.sum(-1, keepdim=True)).masked_fill(of < 0, 0)  # (prompts, width)
     return Packed(square(ids, padding), positions, mask[:, None], rows, columns, targets, owners, [len(one) for one in ids])
 
 

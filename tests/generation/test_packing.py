@@ -39,3 +39,16 @@ def test_few_continuations_side_by_side_at_once(monkeypatch: pytest.MonkeyPatch)
     prompts, continuations = [[5, 6, 7], [40, 41, 42], [70, 71]], [[[9, 8, 7], [4, 5, 6]], [[11], [12]], [[12, 13], [14, 15, 16]]]
     one, other = (each.loglikelihoods(prompts, continuations) for each in (engine, spread))
     assert [v.value for row in one for v in row] == pytest.approx([v.value for row in other for v in row], abs=1e-4)
+
+
+def test_a_prompt_that_fills_the_window_beside_one_with_longer_continuations() -> None:
+    """Learned positions end with the window: the cells behind the full prompt, which only fill the batch, are not beyond it."""
+    model = architecture("gpt2")
+    window = int(model.config.max_position_embeddings)
+    prompts = [[5 + place % 40 for place in range(length)] for length in (window, window - 4, window - 4)]
+    continuations = [[[9], [8]], [[7, 6, 5], [4, 3]], [[2, 3], [4, 5, 6, 7]]]
+    engine, spread = (Engine(model, tiny_tokenizer(), batch_size=3, max_length=window) for _ in range(2))
+    assert engine.decoder.packs
+    spread.decoder.packs = False
+    one, other = (each.loglikelihoods(prompts, continuations) for each in (engine, spread))
+    assert [v.value for row in one for v in row] == pytest.approx([v.value for row in other for v in row], abs=1e-4)
