@@ -231,7 +231,6 @@ def _smollm2(name: str) -> Preset:
         seeds=bench.seeds,
         limit=bench.limit,
         rates=_trained_at(bench, "lora"),
-        baseline_seeds=bench.seeds[:1],
         seen_only=True,
         strategies=(),
         remarks=_SMOLLM2_REMARKS,
