@@ -7,6 +7,7 @@ training example, with the prompts that the experts are trained on; they are cou
 from __future__ import annotations
 
 import functools
+import random
 from typing import TYPE_CHECKING, Any
 
 from t2eval.paper.claims import Claim
@@ -21,6 +22,8 @@ PART = 64
 """Samples that are drawn and kept at a time."""
 ENOUGH = 0.01
 """A batch of the paper's 256 answers then has two or three that are right."""
+DRAWN = 2000
+"""Training examples in the draw, of which a preset counts the first ones: one that counts more later goes on from there."""
 _SEED = 0
 
 
@@ -45,11 +48,13 @@ class Sampler:
         asked = answer_settings(self.environment)
         assert asked is not None
         self.settings = asked.from_the_model_itself(1.0)
-        self.examples = self.environment.examples("train", limit=preset.samples, seed=_SEED)
+        drawn = self.environment.examples("train", limit=DRAWN, seed=_SEED)
+        random.Random(_SEED).shuffle(drawn)  # a draw stands in the split's order
+        self.examples = drawn
 
-    def count(self, start: int) -> dict[str, int]:
-        """Of the examples from `start` on, `PART` at most: how many samples there are, how many are right, and how many were cut off."""
-        part = self.examples[start : start + PART]
+    def count(self, start: int, end: int) -> dict[str, int]:
+        """Of the examples from `start` up to `end`: how many samples there are, how many are right, and how many were cut off."""
+        part = self.examples[start:end]
         prompts = [self.engine.encode(example.prompt) for example in part]
         written = self.engine.complete(prompts, self.settings, seed=_SEED, first=start)
         scores = self.environment.score_many([(example, each.text) for example, each in zip(part, written, strict=True)])
@@ -65,19 +70,21 @@ def run(lab: Lab) -> Result:
     preset = lab.preset
     rows: list[dict[str, Any]] = []
     for skill, task in preset.rewarded.items():
-        key = {"model": preset.model, "task": task, "seed": _SEED, "samples": preset.samples}
+        key = {"model": preset.model, "task": task, "seed": _SEED, "drawn": DRAWN}
         sampler: list[Sampler] = []
 
-        def part(start: int, task: str = task, sampler: list[Sampler] = sampler) -> dict[str, int]:
+        def part(start: int, end: int, task: str = task, sampler: list[Sampler] = sampler) -> dict[str, int]:
             if not sampler:
                 sampler.append(Sampler(lab, task))
-            return sampler[0].count(start)
+            return sampler[0].count(start, end)
 
         parts: list[dict[str, int]] = []
-        for start in range(0, preset.samples, PART):
-            found = lab.once(f"limits/{task}-{start}", functools.partial(part, start), key={**key, "start": start})
+        wanted = min(preset.samples, DRAWN)
+        for start in range(0, wanted, PART):
+            end = min(start + PART, wanted)
+            found = lab.once(f"limits/{task}-{start}", functools.partial(part, start, end), key={**key, "start": start, "end": end})
             parts.append(found)
-            if found["samples"] < PART:
+            if found["samples"] < end - start:
                 break  # the training split has no more
         total = {name: sum(each[name] for each in parts) for name in ("samples", "right", "cut")}
         rows.append({"skill": skill, "task": task, **total})
@@ -89,8 +96,9 @@ def run(lab: Lab) -> Result:
         )
         for row in rows
     )
-    note = f"One sample at temperature 1 to each of the first {preset.samples} training examples of a seeded draw, in the chat template, "
-    return Result(tuple(rows), claims, (note + "graded as the task grades; counts, not tested.",))
+    note = f"One sample at temperature 1 to each of the first {wanted} of a seeded draw of {DRAWN} training examples (or of all that there "
+    note += "are), in the chat template, graded as the task grades; counts, not tested."
+    return Result(tuple(rows), claims, (note,))
 
 
 def ours(result: Result) -> Columns:

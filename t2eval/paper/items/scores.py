@@ -69,7 +69,7 @@ def notes(lab: Lab, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
     found = (spread(rows), shipped if lab.preset.shipped else "Everything was trained here, in `training/`.")
     single = len(lab.preset.rates) == 1
-    only = "LoRA has one learning rate, and nothing was chosen" if single else "Learning rate and training task that were chosen"
+    only = "LoRA has one learning rate in this report" if single else "Learning rate and training task that were chosen"
     return (*found, f"{only}: {chosen}.") if swept else found
 
 
