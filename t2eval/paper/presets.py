@@ -197,7 +197,7 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
 
 
 _SMOLLM2_LEFT_OUT = {
-    "table3": "it times the strategies' first pass, and there is none with one skill",
+    "table3": "it times the strategies' first pass, and with one skill no strategy is run",
     "table4": "its seven variants are trained on the generated answers of the math task, which is more than a CPU's size",
     "table5": "there is no second base model",
     "table8": "its forty searches and its trainings of 1,000 steps are more than a CPU's size",

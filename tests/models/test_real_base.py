@@ -36,12 +36,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def answered(model: Any, **arguments: Any) -> dict[str, list[tuple[int, Any, float]]]:
-    """Task → document, the log-likelihoods of its choices, whether the answer is right."""
+def evaluated(model: Any, **arguments: Any) -> dict[str, Any]:
+    """lm-eval's results on the first rows of both tasks."""
     import lm_eval
 
     manager = make_task_manager()
-    results = lm_eval.simple_evaluate(model, tasks=TASKS, limit=LIMIT, task_manager=manager, bootstrap_iters=0, **arguments)
+    found: dict[str, Any] = lm_eval.simple_evaluate(model, tasks=TASKS, limit=LIMIT, task_manager=manager, bootstrap_iters=0, **arguments)
+    return found
+
+
+def answered(model: Any, **arguments: Any) -> dict[str, list[tuple[int, Any, float]]]:
+    """Task → document, the log-likelihoods of its choices, whether the answer is right."""
+    results = evaluated(model, **arguments)
     return {task: [(each["doc_id"], each["filtered_resps"], each["acc"]) for each in results["samples"][task]] for task in TASKS}
 
 
@@ -55,5 +61,10 @@ def test_a_strategy_finds_the_checkouts_experts(rows: None) -> None:
     if not smollm2_library().is_dir():
         pytest.skip("this is no checkout that holds them")
     arguments = {"pretrained": SMOLLM2, "device": "cpu", "shots": 4, "iterations": 1, "population": 4}
-    found = answered("t2-fewshot", model_args=arguments, batch_size=4)
-    assert all(len(each) == LIMIT for each in found.values())
+    found = evaluated("t2-fewshot", model_args=arguments, batch_size=4)
+    t2 = found["config"]["t2"]
+    assert t2["alpha_order"] == ["reasoning"] and set(t2["alphas"]) == set(TASKS)
+    for task in TASKS:
+        (alpha,) = t2["alphas"][task]
+        assert alpha > 0  # the expert is in the answer
+        assert len(found["samples"][task]) == LIMIT

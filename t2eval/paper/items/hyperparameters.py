@@ -53,12 +53,13 @@ def run(lab: Lab) -> Result:
     """The settings of `preset=paper`, and of the trainings of this preset."""
     rows = []
     claims = []
+    skill = lab.preset.skills[0]
     for method, settings in _SETTINGS.items():
         paper = TrainConfig(task="any", output="unused", preset="paper", method=method, objective=_OBJECTIVES[method])
-        here = lab.training("settings", lab.preset.skills[0], 0, method=method, objective=_OBJECTIVES[method]).config
+        here = lab.training("settings", skill, 0, method=method, objective=_OBJECTIVES[method]).config
         for setting in settings:
             values = {"paper": getattr(paper, setting), "here": getattr(here, setting)}
-            rows.append({"method": method, "setting": setting, **values})
+            rows.append({"method": method, "setting": setting, "skill": skill, **values})
             text = f"preset=paper has Table 6's {_label(method, setting)}"
             claims.append(Claim(text=text, holds=_PAPER[method][setting] == values["paper"], seen=_text(values["paper"])))
     note = (
@@ -70,8 +71,8 @@ def run(lab: Lab) -> Result:
 
 
 def ours(result: Result) -> Columns:
-    """Two columns: what `preset=paper` gives, and what math trainings of this preset have."""
-    heads = {"preset=paper": "paper", "math trainings here, not swept": "here"}
+    """Two columns: what `preset=paper` gives, and what trainings of this preset's first skill have."""
+    heads = {"preset=paper": "paper", f"{result.rows[0]['skill']} trainings here, not swept": "here"}
     return {head: {_label(row["method"], row["setting"]): _text(row[key]) for row in result.rows} for head, key in heads.items()}
 
 
