@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoConfig
 
 from t2eval.basemodel.devices import check_dtype, pick_device, pick_dtype, say_widened, stored_dtype
 from t2eval.basemodel.load import check_gguf
-from t2eval.errors import T2Error
+from t2eval.errors import T2Error, UsageError
 
 _PACKED = ("autogptq", "gptqmodel", "load_in_", "bnb_", "quant")
 
@@ -53,12 +54,26 @@ def _dtype(asked: str, device: torch.device, pretrained: Any, arguments: Mapping
 
 
 @contextlib.contextmanager
-def one_reason(pretrained: Any, tokenizer: Any = None) -> Iterator[None]:
-    """Inside, a base model, or the tokenizer that is given beside it, that cannot be loaded is a `T2Error` with what to do."""
+def one_reason(pretrained: Any, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, a base model, or the tokenizer given beside it, that cannot be loaded is a `T2Error` with what to do.
+
+    Args:
+        pretrained: the base model.
+        arguments: what lm-eval's class is given; what it does not know either goes to `from_pretrained`, which refuses it by a TypeError.
+    """
     try:
         yield
+    except TypeError as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in arguments:
+            raise
+        raise UsageError(
+            f"model_args: {refused[1]!r} is no option of t2eval or of lm-eval's class, and the base model {pretrained!r} does not take it "
+            "either. Leave it out, or check its spelling."
+        ) from error
     except (OSError, HFValidationError) as error:
         first = str(error).strip().splitlines()[0]
+        tokenizer = arguments.get("tokenizer")
         beside = f", or the tokenizer {tokenizer!r}," if isinstance(tokenizer, str) else ""
         raise T2Error(
             f"The base model {pretrained!r}{beside} could not be loaded: {first} Check the name or path; if the hub cannot be reached, "

@@ -113,7 +113,7 @@ class Strategy(Recorded):
             self.experts: list[Expert | Adapter] = load_any(self._library(), self.options.labels)
             self.check_library()
             self._given = dict(rest)
-            with one_reason(pretrained, rest.get("tokenizer")):
+            with one_reason(pretrained, rest):
                 super().__init__(pretrained=pretrained, **rest)  # type: ignore[call-arg]
             if self.backend != "causal":
                 raise UsageError(f"{pretrained!r} is an encoder-decoder model; experts scale decoder-only models.")

@@ -344,6 +344,11 @@ def test_a_base_that_cannot_be_loaded_says_what_to_do(world: Path) -> None:
         _make("prompt", world, pretrained="nobody/no-such-model")
 
 
+def test_an_option_that_nothing_knows_is_refused_by_name(world: Path) -> None:
+    with pytest.raises(UsageError, match="model_args: 'layer' is no option of t2eval or of lm-eval's class"):
+        _make("prompt", world, layer=99)
+
+
 def test_an_expert_of_another_model_is_refused(world: Path, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", intermediate_size=96)
     with pytest.raises(T2Error, match="e-code"):
