@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -39,13 +41,18 @@ class Commands(click.Group):
             result = run(*arguments, standalone_mode=False, **named)
             sys.stdout.flush()
         except click.ClickException as error:
-            error.show()
+            with _read_or_not():
+                error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("Interrupted: what was finished is kept.", err=True)
+            with _read_or_not():
+                click.echo("Interrupted: what was finished is kept.", err=True)
             sys.exit(INTERRUPTED)
         except Exception as error:  # noqa: BLE001 - the last place that can turn an error into a message
-            sys.exit(_explain(error))
+            code = 1
+            with _read_or_not():
+                code = _explain(error)
+            sys.exit(code)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -64,6 +71,21 @@ def occupy_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for the life of the process
 
 
+@contextmanager
+def _read_or_not() -> Iterator[None]:
+    """While something is said that perhaps nobody reads: whoever read the output or the errors may have gone (`t2 … 2>&1 | head`).
+
+    Then nothing more can be said there, not even by the interpreter's last flush, which would change the exit code.
+    """
+    with suppress(BrokenPipeError):
+        yield
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _explain(error: Exception) -> int:
     """Print what went wrong, and give the exit code."""
     if os.environ.get("T2EVAL_DEBUG"):
@@ -77,9 +99,7 @@ def _explain(error: Exception) -> int:
             return INTERRUPTED
         return 2 if isinstance(error, UsageError) else 1
     if isinstance(error, BrokenPipeError):
-        # Whoever read the output has gone; nothing more can be said there, not even by the interpreter's last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise error  # to `_read_or_not`: there is nobody to tell
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         click.echo(f"Error: the disk is full{where}. Free some space and run the same command again.", err=True)

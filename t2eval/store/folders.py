@@ -6,6 +6,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,25 @@ from t2eval.store.files import UNFINISHED, disk_error, unfinished
 from t2eval.store.lock import give, take
 
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+_SAID = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Errors of the system, also where a library that is written in Rust (safetensors, tokenizers) says them by an exception of its own.
+
+    Raises:
+        OSError: with the system's number.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if (said := _SAID.search(str(error))) is None:
+            raise
+        number = int(said[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 @contextmanager
@@ -51,7 +71,8 @@ def staged_folder(target: str | Path, *, keep: bool = False, remedy: str = "Free
                     _link_all(target, staging)
                 else:
                     staging.mkdir()
-                yield staging
+                with system_errors():
+                    yield staging
                 _put(staging, target)
             finally:
                 _remove(staging)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from t2eval.basemodel.sampled import sampled_digest
 from t2eval.errors import T2Error, UsageError
 from t2eval.expert.adapter import write_adapter_card
 from t2eval.store.files import inside, read_record, write_text
+from t2eval.store.folders import system_errors
 from t2eval.store.tensors import read_tensors
 from t2eval.svf.matrices import find_matrix
 from t2eval.svf.selection import remapped_paths, target_paths
@@ -79,10 +79,11 @@ class PeftTrainable(Trainable):
         adapter.base_model_name_or_path, adapter.revision = identity["id"], identity["revision"]
         staging = folder / ".unfinished-adapter"
         try:
-            self.model.save_pretrained(staging)
+            with system_errors():
+                self.model.save_pretrained(staging)
             for name in (TENSORS, CONFIG):
                 os.replace(staging / name, folder / name)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise T2Error(f"Could not write the adapter to {folder}: {error}. Make room, then run again with resume.") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from t2eval.errors import T2Error
 from t2eval.store.files import write_text
+from t2eval.store.folders import system_errors
 from t2eval.store.tensors import map_tensors
 from t2eval.svf.selection import target_paths
 from t2eval.training.adapter_card import adapter_card
@@ -71,19 +71,23 @@ class FullTrainable(Trainable):
         """
         staging = folder / ".unfinished-checkpoint"
         try:
-            self.model.save_pretrained(staging)
-            if not (staging / WEIGHTS).is_file():  # a large model is saved in several files: one is what is read here
-                save_file({name: value.contiguous() for name, value in _untied(self.model).items()}, staging / WEIGHTS, {"format": "pt"})
-                for part in staging.glob("model-*.safetensors"):
-                    part.unlink()
-                (staging / f"{WEIGHTS}.index.json").unlink(missing_ok=True)
-            self._tokenizer(staging)
+            with system_errors():
+                self._write(staging)
             for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
                 os.replace(path, folder / path.name)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise T2Error(f"Could not write the checkpoint to {folder}: {error}. Make room, then run again with resume.") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        if not (folder / WEIGHTS).is_file():  # a large model is saved in several files: one is what is read here
+            save_file({name: value.contiguous() for name, value in _untied(self.model).items()}, folder / WEIGHTS, {"format": "pt"})
+            for part in folder.glob("model-*.safetensors"):
+                part.unlink()
+            (folder / f"{WEIGHTS}.index.json").unlink(missing_ok=True)
+        self._tokenizer(folder)
 
     def _tokenizer(self, folder: Path) -> None:
         """The base's tokenizer beside the weights, so that the folder is a model of its own."""

@@ -128,3 +128,21 @@ def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tm
             assert sorted(os.listdir(tmp_path / "busy")) == [".lock", ".y.0.unfinished", "x"]
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path / "busy") == ["x"]
+
+
+def test_what_a_library_says_of_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    """They are written in Rust, and have exceptions of their own."""
+    from safetensors import SafetensorError
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(DiskError, match=r"Could not write .*out: No space left on device"), staged_folder(tmp_path / "out") as folder:
+        (folder / "tokenizer.json").symlink_to("/dev/full")
+        Tokenizer(models.WordLevel({"a": 0}, "a")).save(str(folder / "tokenizer.json"))
+    with pytest.raises(DiskError, match=r"Could not write .*out: Read-only file system"), staged_folder(tmp_path / "out"):
+        raise SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)")  # as it says it
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_that_is_not_the_systems_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="os error of mine"), staged_folder(tmp_path / "out"):
+        raise ValueError("os error of mine")
