@@ -13,6 +13,7 @@ from t2eval.store import files
 from t2eval.store.versions import git_commit, repository_commit
 
 COMMITS = "commits.jsonl"
+_REMEDY = "Remove it: rows and scores stay."
 
 
 class Commits(BaseModel):
@@ -32,26 +33,27 @@ class Commits(BaseModel):
 
 
 def note(folder: Path) -> None:
-    """Note that rows are being added now.
+    """Note that rows are being added now. Call it only with the folder's lock.
 
     Raises:
         DiskError: there is no room.
     """
+    files.cut_unfinished(folder / COMMITS, what="file of commits", remedy=_REMEDY)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     found = Commits(time=now, t2eval=git_commit(), repository=repository_commit(Path.cwd()))
     files.append_line(folder / COMMITS, found.model_dump_json(), remedy=REMEDY)
 
 
 def read(folder: Path) -> list[Commits]:
-    """What was noted, oldest first; nothing for folders of older releases.
+    """What was noted, oldest first; nothing for folders of older releases. A line that is being written does not count.
 
     Raises:
         T2Error: a line is damaged.
     """
-    path, remedy = folder / COMMITS, "Remove it: rows and scores stay."
+    path = folder / COMMITS
     if not path.exists():
         return []
     try:
-        return [Commits.model_validate(line) for line in files.read_json_lines(path, what="file of commits", remedy=remedy)]
+        return [Commits.model_validate(line) for line in files.read_json_lines(path, what="file of commits", remedy=_REMEDY, grows=True)]
     except ValidationError as error:
-        raise T2Error(f"{path} is not what a benchmark writes. {remedy}") from error
+        raise T2Error(f"{path} is not what a benchmark writes. {_REMEDY}") from error

@@ -7,14 +7,13 @@ loses at most the row that it was writing. The samples file is complete under it
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from t2eval.errors import T2Error, shown
+from t2eval.errors import T2Error, shown, wrong_value
 from t2eval.store import files
 from t2eval.store.files import DiskError
 from t2eval.store.texts import Text
@@ -114,12 +113,18 @@ def disk_error(directory: Path, error: OSError) -> DiskError:
     return files.disk_error(directory, error, REMEDY)
 
 
-def _parse(line: bytes) -> Row | None:
-    """A row, or None where the line is not a whole one."""
+def _parse(line: bytes) -> Row | str:
+    """A row, or why the line is none."""
     try:
         return Row.model_validate(files.parse_json(line.decode("utf-8")))
-    except ValueError:  # pydantic's is one too
-        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        return f"{place}: no such field in this version" if first["type"] == "extra_forbidden" else f"{place}: {wrong_value(first)}"
+    except UnicodeDecodeError:
+        return "it is not UTF-8"
+    except ValueError as error:
+        return str(error)
 
 
 def repair(directory: Path) -> None:
@@ -128,15 +133,7 @@ def repair(directory: Path) -> None:
     Args:
         directory: the benchmark's folder; a missing `rows.jsonl` is fine.
     """
-    path = directory / ROWS
-    if not path.exists():
-        return
-    content = files.read_bytes(path, what="benchmark's rows", remedy="Start in a new folder.", limit=_BYTES)
-    if not content or content.endswith(b"\n"):
-        return
-    with path.open("r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
-        os.fsync(file.fileno())
+    files.cut_unfinished(directory / ROWS, what="benchmark's rows", remedy="Start in a new folder.", limit=_BYTES)
 
 
 def append(directory: Path, row: Row) -> None:
@@ -174,10 +171,13 @@ def read(directory: Path) -> list[Row]:
         if not line:
             continue
         row = _parse(line)
-        if row is None:
+        if isinstance(row, str):
             if number == len(lines):
                 continue
-            raise T2Error(f"{path}, line {number}, is not a row. Remove the line (its cell will run again), or start in a new folder.")
+            raise T2Error(
+                f"{path}, line {number}, is not a row: {row}. Where another version of t2eval wrote it, use that one; else remove the line "
+                "(its cell will run again), or start in a new folder."
+            )
         rows[row.cell] = row
     return list(rows.values())
 

@@ -164,9 +164,7 @@ def leaderboard(
       t2 leaderboard runs/embedded --serve --port 8000
     """
     asked = {"--compare": pair, "--fail-on-regression": other, "--init-ci": ci, "--export": exported}
-    _one_question({**asked, "--html": options["page"], "--serve": options["serve"]})
-    if leave_out and other is None:
-        raise UsageError("--leave-out-changed-tasks is about --fail-on-regression: give both.")
+    _nothing_in_vain(click.get_current_context(), _one_question({**asked, "--html": options["page"], "--serve": options["serve"]}))
     if ci is not None:
         from t2eval.leaderboard.ci import write_ci
 
@@ -175,12 +173,10 @@ def leaderboard(
         return 0
     if not directories:
         raise UsageError("Which benchmark? Give the --output folder of `t2 bench`.")
-    if exported is not None or output is not None:
+    if exported is not None:
         return _export(directories, exported, output, organization)
     if options["page"] or options["serve"]:
         return _page(directories, **options)
-    if options["earlier"]:
-        raise UsageError("--earlier is for the history of the page: give --html FILE or --serve too.")
     if pair:
         from t2eval.leaderboard.comparison import compare
 
@@ -195,14 +191,44 @@ def leaderboard(
     return 0
 
 
-def _one_question(asked: Mapping[str, Any]) -> None:
+def _one_question(asked: Mapping[str, Any]) -> str:
+    """The option that asks for something else than the table; empty: none.
+
+    Raises:
+        UsageError: there are several.
+    """
     given = [name for name, value in asked.items() if value]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} answer different questions: give one of them.")
+    return given[0] if given else ""
 
 
-def _export(directories: Sequence[Path], form: str | None, output: Path | None, organization: str) -> int:
-    if form is None or output is None:
+_BELONGS = {
+    "leave_out": ("--fail-on-regression",),
+    "output": ("--export",),
+    "organization": ("--export",),
+    "port": ("--serve",),
+    "earlier": ("--html", "--serve"),
+    "form": ("", "--compare", "--fail-on-regression"),
+    "directories": ("", "--compare", "--fail-on-regression", "--export", "--html", "--serve"),
+}
+"""Options of `t2 leaderboard` that only some of its questions heed (""; no other question: the table), by the names of its parameters."""
+
+
+def _nothing_in_vain(context: click.Context, question: str) -> None:
+    """Refuse an option that would be ignored."""
+    for parameter in context.command.params:
+        heeds = _BELONGS.get(str(parameter.name), (question,))
+        if question in heeds or context.get_parameter_source(str(parameter.name)) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        name = parameter.opts[-1] if isinstance(parameter, click.Option) else "DIRECTORY"
+        if question:
+            raise UsageError(f"{name} and {question} do not go together: {name} would be ignored.")
+        raise UsageError(f"{name} is for {' or '.join(filter(None, heeds))}: give {'one of them' if len(heeds) > 1 else 'it'} too.")
+
+
+def _export(directories: Sequence[Path], form: str, output: Path | None, organization: str) -> int:
+    if output is None:
         raise UsageError("--export FORMAT and --output FOLDER belong together.")
     from t2eval.leaderboard.exports import export
 
@@ -244,7 +270,8 @@ def _gate(directories: tuple[Path, ...], other: Path, leave_out: bool, form: str
     _tell(gate.worse, form)
     if form != "json":
         count = len(gate.worse)
-        click.echo(f"{count} significant regressions against {other}." if count else f"No significant regression against {other}.")
+        found = "No significant regression" if not count else f"{count} significant regression{'' if count == 1 else 's'}"
+        click.echo(f"{found} against {other}.")
     return GATE if gate.worse else 0
 
 

@@ -46,6 +46,8 @@ def merged_rows(where: Where) -> Merged:
 
 
 def _nothing_in(place: Path) -> UsageError:
+    if place.is_file():
+        return UsageError(f"{place} is a file. Give the folder that it is in: the --output of `t2 bench`.")
     return UsageError(f"{place} holds no finished cells (no {ROWS}). Run `t2 bench FILE.yaml --output {place}`.")
 
 

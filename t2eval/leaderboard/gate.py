@@ -14,6 +14,7 @@ from t2eval.errors import UsageError, listed
 from t2eval.leaderboard.cells import Group, Where, folders, groups_of, rows_of
 from t2eval.leaderboard.comparison import Comparison, adjusted
 from t2eval.stats.corrections import LEVEL
+from t2eval.store.texts import visible
 
 _SHOWN = 10
 
@@ -42,11 +43,14 @@ def fail_on_regression(where: Where, other: str | Path, leave_out_changed: bool 
         leave_out_changed: do not judge tasks whose YAML, data or prompts differ, instead of refusing them.
 
     Raises:
-        UsageError: the two share no cell, or a task of both was another one there; the message names it, what differs, and both folders.
+        UsageError: the other one is a file, the two share no cell, or a task of both was another one there; the message names it, what
+            differs, and both folders.
         T2Error: damaged rows or samples.
     """
     rows = rows_of(where)
     directory = listed(map(str, folders(where)))
+    if Path(other).is_file():  # not a first run: a slip, which would open the gate
+        raise UsageError(f"{other} is a file. Give the folder of the run that {directory} is held against.")
     if not any(read(folder) for folder in parts_of(Path(other))):
         return Gate((), (f"No baseline: {other} has no {ROWS} yet. Keep {directory} there, and the next run is held against it.",))
     new, old = groups_of(where, rows), groups_of(other, rows_of(other))
@@ -71,9 +75,9 @@ def fail_on_regression(where: Where, other: str | Path, leave_out_changed: bool 
 
 def _broken(rows: Sequence[Row], old: Mapping[tuple[str, str], Group]) -> list[Comparison]:
     """The cells that worked there and failed here."""
-    failed = {(row.method, row.task): row for row in rows if row.status == "failed"}
+    failed = {(row.method, row.task): (row.error or "").split("\n")[0] for row in rows if row.status == "failed"}
     return [
-        Comparison(*key, None, old[key].score, None, None, None, 0, None, f"failed now: {failed[key].error}")
+        Comparison(*key, None, old[key].score, None, None, None, 0, None, f"failed now: {visible(failed[key])}")
         for key in sorted(failed.keys() & old.keys())
     ]
 

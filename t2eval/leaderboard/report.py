@@ -69,7 +69,7 @@ def table_of(found: Merged, groups: Mapping[tuple[str, str], Group]) -> Leaderbo
     )
     complete = _with_tests(entries, tests)
     model = rows[0].model
-    notes = (*_notes(model, groups, complete, failures), *found.notes)
+    notes = (*_notes(model, groups, complete), *found.notes)
     return Leaderboard(_title(directory, model), model, methods, tasks, complete, failures, notes)
 
 
@@ -122,14 +122,14 @@ def _tested(entry: Entry, test: Paired, p: float) -> Entry:
 
 
 # ---------------------------------------------------------------------- notes
-def _notes(model: str, groups: Mapping[tuple[str, str], Group], entries: Sequence[Entry], failures: Sequence[Failure]) -> tuple[str, ...]:
+def _notes(model: str, groups: Mapping[tuple[str, str], Group], entries: Sequence[Entry]) -> tuple[str, ...]:
     notes = [_seed_note(entries)]
     tests = sorted({entry.test for entry in entries if entry.test})
     number = sum(entry.p is not None for entry in entries)
     if number:
         notes.append(
             f"Bold: significantly better than the base on the same examples ({', '.join(tests)}; two-sided, Holm's correction over "
-            f"{number} comparisons, p < {LEVEL})."
+            f"{number} comparison{'' if number == 1 else 's'}, p < {LEVEL})."
         )
         notes.append(
             "Could show: the smallest true difference that so many examples find four times in five, at 5% before the correction, by the "
@@ -141,7 +141,6 @@ def _notes(model: str, groups: Mapping[tuple[str, str], Group], entries: Sequenc
         notes.append("No tests: the base has no scores on the same examples.")
     notes += _cluster_notes(groups)
     notes += [note for group in groups.values() for note in _left_out(group)]
-    notes += [f"FAILED: {failure.method} on {failure.task}, seed {failure.seed}: {failure.error}" for failure in failures]
     if is_embedded(model):
         notes.append(LATENT_SKILL)
     return tuple(notes)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from t2eval.stats.corrections import LEVEL
+from t2eval.store.texts import code_span, visible
+
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 @dataclass(frozen=True)
@@ -116,13 +120,21 @@ class Leaderboard:
         return _totals([entry for entry in found if entry], found)
 
     def to_markdown(self) -> str:
-        """The table and its notes as Markdown."""
+        """The table and its notes as Markdown. Names and errors are text: no character of theirs is read as Markdown or HTML."""
         header = ["method", *self.tasks, "mean", "seconds a cell", "trainable parameters"]
-        lines = [f"# {self.title}", "", f"Base model: {self.model}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
+        lines = [
+            f"# {_name(self.title)}",
+            "",
+            f"Base model: {_name(self.model)}",
+            "",
+            _line(map(_name, header)),
+            _line(["---", *["---:"] * (len(header) - 1)]),
+        ]
         for method in self.methods:
             found = [self.entry(method, task) for task in self.tasks]
-            lines.append(_line([method, *(_cell(entry) for entry in found), *self.totals(method)]))
-        return "\n".join([*lines, "", *self._comparisons(), *(f"- {note}" for note in self.notes)]) + "\n"
+            lines.append(_line([_name(method), *(_cell(entry) for entry in found), *self.totals(method)]))
+        notes = [*(f"- {_name(note)}" for note in self.notes), *map(_failed, self.failures)]
+        return "\n".join([*lines, "", *self._comparisons(), *notes]) + "\n"
 
     def _comparisons(self) -> list[str]:
         """What each method gains over the base, and what so many examples could show."""
@@ -135,11 +147,21 @@ class Leaderboard:
             gain = f"**{entry.gain:+.3f}**" if entry.better else f"{entry.gain:+.3f}"
             interval = "N/A" if entry.low is None else f"{entry.low:+.3f} to {entry.high:+.3f}"
             smallest = "nothing" if entry.smallest is None else f"{entry.smallest:.3f}"
-            lines.append(_line([entry.method, entry.task, gain, interval, f"{entry.p:.2g}", smallest]))
+            lines.append(_line([_name(entry.method), _name(entry.task), gain, interval, f"{entry.p:.2g}", smallest]))
         return [*lines, ""]
 
 
-def _line(cells: Sequence[str]) -> str:
+def _failed(failure: Failure) -> str:
+    """A failed cell, as a line of Markdown: its error may have what a model wrote in it."""
+    return f"- FAILED: {_name(failure.method)} on {_name(failure.task)}, seed {failure.seed}: {code_span(failure.error)}"
+
+
+def _name(text: str) -> str:
+    """A name or a note, of whoever gave it, inside Markdown: it ends no cell, and begins no HTML."""
+    return _TAG.sub("&lt;", visible(text).replace("|", "\\|"))
+
+
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

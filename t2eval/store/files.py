@@ -60,11 +60,14 @@ def write_bytes(path: str | Path, content: bytes, *, remedy: str = "Free some sp
     """Write a file whole or not at all; its folder is made.
 
     Raises:
-        DiskError: nothing is left behind, and an older file of that name is as it was.
+        DiskError: nothing is left behind, and an older file of that name is as it was. A device, a pipe or a socket of that name is
+            refused: the file would take its place.
     """
     target = Path(path)
     temporary = unfinished(target)
     try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise OSError(errno.EINVAL, "it is no regular file, and would be replaced by one")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -138,6 +141,27 @@ def append_line(path: str | Path, text: str, *, remedy: str = "Free some space, 
             os.close(descriptor)
     except OSError as error:
         raise disk_error(path, error, remedy) from error
+
+
+def cut_unfinished(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> None:
+    """Cut what a killed writer left of a file's last line. Call it only where no one else is writing.
+
+    Args:
+        path: a file that `append_line` writes; a missing one is fine.
+        what, remedy, limit: as `read_bytes`.
+
+    Raises:
+        T2Error, OSError: it cannot be read or cut.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    content = read_bytes(path, what=what, remedy=remedy, limit=limit)
+    if not content or content.endswith(b"\n"):
+        return
+    with path.open("r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
+        os.fsync(file.fileno())
 
 
 def unfinished(target: Path) -> Path:
@@ -243,10 +267,18 @@ def read_json(path: str | Path, *, what: str = "file", remedy: str = "Check the 
     return _parsed(path, read_text(path, what=what, remedy=remedy, limit=limit), parse_json, what, remedy)
 
 
-def read_json_lines(path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT) -> list[Any]:
-    """The values of a file with one JSON value a line (empty lines are skipped); errors as `read_json`, with the line."""
+def read_json_lines(
+    path: str | Path, *, what: str = "file", remedy: str = "Check the file.", limit: int = LIMIT, grows: bool = False
+) -> list[Any]:
+    """The values of a file with one JSON value a line (empty lines are skipped); errors as `read_json`, with the line.
+
+    Args:
+        path, what, remedy, limit: as `read_bytes`.
+        grows: another process may be at its next line: what stands behind the last line feed does not count.
+    """
     found = []
-    for number, line in enumerate(read_lines(path, what=what, remedy=remedy, limit=limit), start=1):
+    lines = read_text(path, what=what, remedy=remedy, limit=limit).split("\n")
+    for number, line in enumerate(lines[:-1] if grows else lines, start=1):
         if line.strip():
             found.append(_parsed(path, line, parse_json, what, remedy, f"line {number}: "))
     return found

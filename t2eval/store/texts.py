@@ -1,4 +1,5 @@
-"""Texts: what a model wrote, as UTF-8 can hold it. A text may have half of a surrogate pair, which no file in UTF-8 may."""
+"""Texts: what a model wrote, as UTF-8 can hold it, and as a reader may see it. A text may have half of a surrogate pair, which no file in
+UTF-8 may."""
 
 from __future__ import annotations
 
@@ -16,6 +17,23 @@ _HALF = re.compile(r"\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2
 def utf8_text(text: str) -> str:
     """The text with each half of a surrogate pair as its escape, such as `\\ud800`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Text in which nothing is hidden: controls, marks of direction and odd line ends stand as their code points (`\u202e`).
+
+    Args:
+        text: of anybody.
+        keep: characters that stay though they are not printable, such as line feeds.
+    """
+    return "".join(c if c.isprintable() or c in keep else f"\\u{ord(c):04x}" for c in text)
+
+
+def code_span(text: str) -> str:
+    """Any text as code in a line of Markdown: no character of it means anything there, and nobody is mentioned by it."""
+    text = visible(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
 
 
 Text = Annotated[str, BeforeValidator(lambda value: utf8_text(value) if isinstance(value, str) else value)]

@@ -18,6 +18,15 @@ def test_each_run_that_adds_rows_is_noted(tmp_path):
     assert first.time <= second.time and first.time.endswith("+00:00")
 
 
+def test_a_line_that_is_being_written_does_not_count_and_one_that_was_cut_off_is_no_part_of_the_next(tmp_path):
+    commits.note(tmp_path)
+    path = tmp_path / commits.COMMITS
+    path.write_text(path.read_text() + '{"tim')
+    assert len(commits.read(tmp_path)) == 1
+    commits.note(tmp_path)
+    assert len(commits.read(tmp_path)) == 2
+
+
 def test_a_damaged_file_is_named_and_a_missing_one_is_none(tmp_path):
     assert commits.read(tmp_path) == []
     (tmp_path / commits.COMMITS).write_text('{"time": 3}\n')

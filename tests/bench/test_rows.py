@@ -1,9 +1,9 @@
 import gzip
+import json
 import os
 
 import pytest
 
-from t2eval.bench import rows
 from t2eval.bench.plan import Cell
 from t2eval.bench.rows import ROWS, Sample, append, read, read_samples, repair, scores_by_example
 from t2eval.errors import T2Error
@@ -39,12 +39,25 @@ def test_damage_in_the_middle_is_an_error_with_its_line(tmp_path):
         read(tmp_path)
 
 
+def test_a_row_of_another_version_is_named_as_such(tmp_path):
+    append(tmp_path, fake_row(tmp_path, Cell("m", "base", "t", 0)))
+    row = json.loads((tmp_path / ROWS).read_text())
+    for changes, said in (
+        ({"new_field": 1}, "new_field: no such field in this version. Where another version of t2eval wrote it, use that one"),
+        ({"n": "many"}, "n: it must be a whole number"),
+    ):
+        (tmp_path / ROWS).write_text(json.dumps({**row, **changes}) + "\n")
+        append(tmp_path, fake_row(tmp_path, Cell("m", "cls", "t", 0)))
+        with pytest.raises(T2Error, match=f"line 1, is not a row: {said}"):
+            read(tmp_path)
+
+
 def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
     first = fake_row(tmp_path, Cell("m", "base", "t", 0))
     append(tmp_path, first)
     whole = (tmp_path / ROWS).read_bytes()
     real = os.write
-    monkeypatch.setattr(rows.os, "write", lambda descriptor, data: real(descriptor, data[:20]))
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:20]))
     with pytest.raises(DiskError, match="No space left on device. Every finished row is intact"):
         append(tmp_path, first)
     assert (tmp_path / ROWS).read_bytes() == whole

@@ -41,12 +41,13 @@ def test_the_files_are_written_once_and_never_over_others(tmp_path: Path) -> Non
         write_ci(tmp_path / "nowhere")
 
 
-def fake_command(folder: Path, verdict: int = 0, bench: int = 0) -> Path:
-    """A `t2` that writes down what it is asked, and exits as it is told."""
+def fake_command(folder: Path, verdict: int = 0, bench: int = 0, rows: str = "{}") -> Path:
+    """A `t2` that writes down what it is asked, leaves rows, and exits as it is told."""
     fake = folder / "t2"
     fake.write_text(
         f'#!/bin/sh\necho "$@" >>{folder}/calls\necho "| table |"\n'
-        f'case "$*" in bench*) mkdir -p {folder}/out; exit {bench};; *--fail-on-regression*) exit {verdict};; esac\n'
+        f'case "$*" in\nbench*) mkdir -p {folder}/out; printf %s "{rows}" >{folder}/out/rows.jsonl; exit {bench};;\n'
+        f"*--fail-on-regression*) exit {verdict};;\nesac\n"
     )
     fake.chmod(0o755)
     return fake
@@ -81,6 +82,22 @@ def test_what_is_kept_and_what_fails(tmp_path: Path, verdict: int, bench: int, a
     if bench < 2:
         gate = (tmp_path / "calls").read_text().splitlines()[-1]
         assert gate.endswith("--fail-on-regression " + f"{tmp_path}/history/none" + " --leave-out-changed-tasks" * bool(accept))
+
+
+def test_a_benchmark_that_did_not_begin_fails_as_such_and_not_as_a_wrong_setting(tmp_path: Path) -> None:
+    script = write_ci(tmp_path)[1]
+    done = sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path, verdict=2, bench=1, rows="")))
+    assert done.returncode == 1
+    assert [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()] == ["bench"]
+
+
+def test_a_copy_that_was_cut_off_is_no_baseline(tmp_path: Path) -> None:
+    script = write_ci(tmp_path)[1]
+    for name in ("20200101T000000Z-a", "20200102T000000Z-b.part"):
+        (tmp_path / "history" / name).mkdir(parents=True)
+    assert sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path)), KEEP="5").returncode == 0
+    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith(f"{tmp_path}/history/20200101T000000Z-a")
+    assert len(list((tmp_path / "history").iterdir())) == 2 and not list((tmp_path / "history").glob("*.part"))
 
 
 def test_the_history_has_the_newest_runs_and_the_last_one_is_the_baseline(tmp_path: Path) -> None:
@@ -130,7 +147,7 @@ def test_an_expert_that_was_broken_on_purpose_fails_the_change(tmp_path: Path) -
     change = sh(script, tmp_path / "change", history, **common)
     assert change.returncode == 3, change.stderr
     text = (tmp_path / "change" / "leaderboard.md").read_text()
-    assert "expert on embedded_code_seen: " in text and "1 significant regressions against" in text
+    assert "expert on embedded_code_seen: " in text and "1 significant regression against" in text
     assert "The runs were made with two experts named code (seed 0)" in text
     assert len(list(history.iterdir())) == 1, "what is worse is not kept"
     assert json.loads((tmp_path / "change" / "leaderboard.json").read_text())["title"] == "ours"

@@ -13,6 +13,7 @@ from t2eval.store import files
 from t2eval.store.files import (
     DiskError,
     append_line,
+    cut_unfinished,
     inside,
     is_disk_full,
     read_bytes,
@@ -63,6 +64,32 @@ def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write_bytes(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old" and os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(DiskError, match=f"Could not write .*/{name}: it is no regular file, and would be replaced by one"):
+            write_text(tmp_path / name, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["null", "pipe"]
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+    (tmp_path / "link").symlink_to("nowhere")
+    write_text(tmp_path / "link", "x")  # a link that leads to nothing is a name like another
+    assert (tmp_path / "link").read_text() == "x"
+
+
+def test_a_line_that_is_being_written_does_not_count(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    assert read_json_lines(path, grows=True) == [{"a": 1}]
+    with pytest.raises(T2Error, match="line 2: it is no JSON"):
+        read_json_lines(path)
+    cut_unfinished(path)
+    assert path.read_text() == '{"a": 1}\n'
+    cut_unfinished(path)
+    cut_unfinished(tmp_path / "missing")
+    assert read_json_lines(path) == [{"a": 1}] and not (tmp_path / "missing").exists()
 
 
 def test_a_name_that_cannot_be_is_a_disk_error(tmp_path):

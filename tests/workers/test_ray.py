@@ -1,14 +1,16 @@
-"""Ray: cells on two machines, one of which is lost in mid-run; every cell ends once, with the row that a local run gives."""
+"""Ray: cells and trainings on two machines, one of which is lost in mid-run; each ends once, with what a local run gives."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from ray.cluster_utils import Cluster  # noqa: E402 - only where ray is installe
 from t2eval.bench import rows  # noqa: E402
 from t2eval.bench.config import BenchConfig  # noqa: E402
 from t2eval.bench.execute import Progress, run  # noqa: E402
-from t2eval.bench.plan import Plan, make_plan  # noqa: E402
+from t2eval.bench.plan import Plan, load_plan, make_plan  # noqa: E402
 from t2eval.bench.rows import ROWS, Row, read_samples  # noqa: E402
 from t2eval.cli import main  # noqa: E402
 from t2eval.errors import T2Error, UsageError  # noqa: E402
@@ -86,6 +88,90 @@ def test_a_machine_that_is_lost_in_mid_run_costs_no_cell(cluster: Any, tmp_path:
     run(plan, tmp_path / "local", factory=FakeWorker)
     assert alike(rows.read(out), out) == alike(rows.read(tmp_path / "local"), tmp_path / "local")
     assert run(plan, out, executor="ray", factory=FakeWorker).skipped == 10
+
+
+TRAINED = """
+methods: [expert, lora]
+tasks: [embedded_math_unseen, embedded_code_unseen]
+limit: 4
+train:
+  skills: {math: {task: embedded_math_seen}, code: {task: embedded_code_seen}}
+  settings: {steps: 4, batch_size: 4, validation_limit: 4, validate_every: 2, save_every: 1, test: false}
+  methods: {lora: {objective: supervised}}
+"""
+
+
+def steps_on(node: Any, log: Path) -> int:
+    """How many steps the training that a machine's process is at has done, by the files that the process has open."""
+    ready = re.findall(rf"ready: process (\d+) on \S+ \({node.node_id[:8]}\)", log.read_text() if log.exists() else "")
+    for process in ready:
+        for opened in Path(f"/proc/{process}/fd").glob("*"):
+            lock = opened.resolve()
+            if lock.name == ".lock" and (lock.parent / "log.jsonl").exists():
+                return len((lock.parent / "log.jsonl").read_text().splitlines())
+    return 0
+
+
+def when(happened: Callable[[], bool], then: Callable[[], object]) -> threading.Thread:
+    """Do something once, beside what this process does meanwhile, as soon as something has happened."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while not happened() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def trained_files(folder: Path) -> dict[str, Any]:
+    """What trainings left that a repetition leaves, too: weights as bytes, records and logs without times, versions of files and paths."""
+    found: dict[str, Any] = {}
+    for path in sorted(file for place in ("experts", "baselines") for file in (folder / place).rglob("*") if file.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            found[name] = path.read_bytes()
+        elif path.name == "log.jsonl":
+            found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name == "training.json":
+            found[name] = json.loads(path.read_text())["scores"]
+    return found
+
+
+def test_a_machine_that_is_lost_in_mid_training_costs_no_training(cluster: Any, tmp_path: Path) -> None:
+    """Two experts and two adapters; a machine goes with one of them half done, which starts over where there is room."""
+    second = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
+    (tmp_path / "bench.yaml").write_text(TRAINED)
+    plan, out = load_plan(tmp_path / "bench.yaml"), tmp_path / "ray"
+    notes: list[str] = []
+    steps: list[int] = []
+
+    def lose() -> None:
+        steps.append(steps_on(second, out / "training.log"))
+        cluster.remove_node(second, allow_graceful=False)
+
+    watcher = when(lambda: 1 <= steps_on(second, out / "training.log") < 4, lose)
+    try:
+        result = run(plan, out, executor="ray", progress=lambda progress: notes.append(progress.note))
+    finally:
+        watcher.join()
+        cluster.add_node(num_cpus=1)
+    assert 1 <= steps[0] < 4, "it was lost in mid-training"
+    log = (out / "training.log").read_text()
+    assert log.count("lost: process") == 1, log
+    ended = [note.split("trained ")[1].split(":")[0] for note in notes if re.match(r"\[\d/4\] trained ", note)]
+    assert sorted(ended) == ["code", "lora-code", "lora-math", "math"], "every training ends once"
+    assert [job.name for job in result.trained] == ["math", "code", "lora-math", "lora-code"]
+    assert result.exit_code == 0 and len((out / ROWS).read_text().splitlines()) == 4
+    local = run(load_plan(tmp_path / "bench.yaml"), tmp_path / "local", workers=2)
+    assert local.exit_code == 0
+    found, expected = trained_files(out), trained_files(tmp_path / "local")
+    assert len(found) == 12 and found == expected
+    assert alike(rows.read(out), out) == alike(rows.read(tmp_path / "local"), tmp_path / "local")
+    again = run(plan, out, executor="ray")
+    assert (again.skipped, again.trained) == (4, ())
 
 
 def test_a_cell_that_always_takes_its_worker_along_fails_alone(cluster: Any, tmp_path: Path) -> None:

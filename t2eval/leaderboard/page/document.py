@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from t2eval.errors import UsageError
 from t2eval.leaderboard.cells import Where
 from t2eval.leaderboard.page.content import Content, content
 from t2eval.store.files import read_text, write_text
+from t2eval.store.texts import visible
 
 _SOURCE = Path(__file__).parent
+_START = b"<!doctype html>"
 _SCRIPTS = ("base.js", "drawing.js", "list.js", "table.js", "compare.js", "samples.js", "charts.js", "history.js", "main.js")
 
 
@@ -36,13 +39,22 @@ def write_page(path: Path, where: Where, earlier: tuple[Path, ...] = ()) -> int:
         The file's size, in bytes.
 
     Raises:
-        UsageError: no finished cells, or rows that do not belong together.
+        UsageError: no finished cells, rows that do not belong together, or a file of that name that is no page.
         T2Error: damaged rows or samples.
         DiskError: there is no room.
     """
+    _refuse_other_file(path)
     text = document(content(where, earlier))
     write_text(path, text, remedy="Free some space, or give another --html.")
     return len(text.encode())
+
+
+def _refuse_other_file(path: Path) -> None:
+    """A page may be written over a page. What else has its name, such as the rows, would be lost."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(_START)).lower() != _START:
+                raise UsageError(f"{path} is there already, and is no page: it would be lost. Give another --html.")
 
 
 def document(found: Content, served: str | None = None, packed: Callable[[str], str | None] = lambda _: None) -> str:
@@ -61,9 +73,9 @@ def document(found: Content, served: str | None = None, packed: Callable[[str], 
     page = read_text(_SOURCE / "page.html", what="page's frame")
     parts = {
         "policy": policy(style, script, served is not None),
-        "title": html.escape(_visible(found.title)),
+        "title": html.escape(visible(found.title)),
         "style": style,
-        "text": html.escape(_visible(found.text)),
+        "text": html.escape(visible(found.text, keep="\n\t")),
         "data": blocks,
         "script": script,
     }
@@ -88,8 +100,3 @@ def pack(value: Any) -> str:
     """A value as JSON, gzip and base64: no character in it means anything to HTML."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 6, mtime=0)).decode()
-
-
-def _visible(text: str) -> str:
-    """Text without characters that HTML may not hold, or that would change the order in which others are read."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)

@@ -10,6 +10,7 @@ import hashlib
 import html
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -156,6 +157,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not printed."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of a browser that goes away while it is answered."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A request that could not be answered."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
     """A server of the page on this machine; `serve_forever` runs it.
 
@@ -168,10 +180,9 @@ def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
     """
     handler = type("Handler", (_Handler,), {"pages": pages})
     try:
-        server = ThreadingHTTPServer((HOST, port), handler)
+        server = _Server((HOST, port), handler)
     except OSError as error:
         raise UsageError(f"Cannot listen on {HOST}:{port} ({error.strerror}). Give another --port; 0 takes any that is free.") from error
-    server.daemon_threads = True
     return server
 
 

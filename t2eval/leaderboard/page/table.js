@@ -197,7 +197,10 @@ function tableView(run, settings) {
     el("div", { class: "controls" }, el("label", { class: "grow" }, "Filter ", filter), el("label", { class: "narrow-only" }, "Order ", orders), box("seeds", "seeds"), box("every number", "every"), count),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of scores" }, table),
     el("h2", {}, "Notes"),
-    el("ul", { class: "notes" }, run.notes.map((note) => el("li", { class: note.startsWith("FAILED") ? "down" : null }, note))),
+    el("ul", { class: "notes" }, [
+      ...run.notes.map((note) => el("li", {}, note)),
+      ...run.failures.map((cell) => el("li", { class: "down" }, `FAILED: ${cell.method} on ${cell.task}, seed ${cell.seed}: ${cell.error}`)),
+    ]),
     run.failures.length ? el("p", { class: "down" }, `${run.failures.length} cells failed.`) : null,
   );
 }

@@ -12,6 +12,9 @@ t2="${T2:-t2}"
 failed=0
 "$t2" bench "${BENCHMARK:-embedded}" --output "$output" --workers "${WORKERS:-1}" ${LIMIT:+--limit "$LIMIT"} ${SEEDS:+--seeds "$SEEDS"} || failed=$?
 [ "$failed" -le 1 ] || exit "$failed"
+if [ "$failed" -eq 1 ] && [ -z "$(find "$output" -name rows.jsonl -size +0 2>/dev/null)" ]; then
+    exit 1 # nothing was evaluated, and bench has said why
+fi
 "$t2" leaderboard "$output" >"$output/leaderboard.md"
 "$t2" leaderboard "$output" --format json >"$output/leaderboard.json"
 "$t2" leaderboard "$output" --html "$output/page.html"
@@ -19,7 +22,7 @@ failed=0
 verdict=0
 if [ -n "$history" ]; then
     mkdir -p "$history"
-    last="$(find "$history" -mindepth 1 -maxdepth 1 -type d | sort | tail -n 1)"
+    last="$(find "$history" -mindepth 1 -maxdepth 1 -type d ! -name '*.part' | sort | tail -n 1)"
     "$t2" leaderboard "$output" --fail-on-regression "${last:-$history/none}" ${ACCEPT:+--leave-out-changed-tasks} \
         >"$output/verdict.txt" 2>&1 || verdict=$?
     {
@@ -40,6 +43,7 @@ fi
 [ "$verdict" -eq 0 ] || exit "$verdict"
 [ "$failed" -eq 0 ] || exit "$failed"
 if [ -n "$history" ] && [ -n "${KEEP:-}" ]; then
+    find "$history" -mindepth 1 -maxdepth 1 -type d -name '*.part' -exec rm -r -- {} + # a copy that was cut off
     kept="$history/$(date -u +%Y%m%dT%H%M%SZ)-$(git rev-parse --short=12 HEAD 2>/dev/null || echo no-commit)"
     cp -R "$output" "$kept.part"
     mv "$kept.part" "$kept"

@@ -1,5 +1,6 @@
 import http.client
 import socket
+import struct
 import threading
 
 import pytest
@@ -45,6 +46,18 @@ def test_a_run_is_shown_while_it_runs(served):
     assert newer.status == 200 and newer.headers["ETag"] != tag
     head, nothing = ask(port, method="HEAD")
     assert head.status == 200 and nothing == "" and int(head.headers["Content-Length"]) > 10_000
+
+
+def test_a_browser_that_goes_away_is_not_worth_a_word(served, capfd):
+    folder, port = served
+    put(folder, "base", "sums", n=2000)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, and no goodbye
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.recv(10)
+    assert ask(port, "/tag")[0].status == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_only_this_machine_is_answered(served):
