@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--skills", nargs="+", choices=["math", "code", "reasoning"], default=["math"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--clips", type=float, nargs="+", default=[1e-3, 1.0])
     parser.add_argument("--steps", type=int, default=None, help="instead of the recipe's")
     parser.add_argument("--validate-every", type=int, default=5)
@@ -89,7 +90,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     lines = read_json_lines(results) if results.is_file() else []
     if not options.report:
-        wanted = [(skill, seed, rule) for skill in options.skills for seed in options.seeds for rule in RULES]
+        wanted = [(skill, seed, rule) for skill in options.skills for seed in options.seeds for rule in options.rules]
         done = {(line["skill"], line["seed"], line["rule"]) for line in lines}
         for skill, seed, rule in (key for key in wanted if key not in done):
             lines.append(sweep(options, skill, seed, rule))

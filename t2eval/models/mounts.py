@@ -50,8 +50,6 @@ class Mounts:
         model: the base model; its modules and parameters are its own, with the same bits, whenever nothing is put on.
     """
 
-    bases: dict[str, Any] = {}  # no matrix is scaled
-
     def __init__(self, model: Any) -> None:
         self._model = model
         self._open: tuple[tuple[Adapter, ...], Any] | None = None

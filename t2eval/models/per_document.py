@@ -8,12 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from t2eval.environment import harness
 from t2eval.environment.runs import run_of
 from t2eval.errors import UsageError
 from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
-from t2eval.models.launch import one_message
 from t2eval.models.mounts import AdapterMix
 from t2eval.models.options import DocumentOptions
 from t2eval.models.strategy import Strategy
@@ -84,31 +82,6 @@ class PerDocument(Strategy):
 
     def scale(self, key: Hashable) -> Mapping[str, Tensor] | AdapterMix:
         return self._soft[key] if self.options.mix == "soft" else change_of(self._by_name[str(key)])
-
-    def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-        if self.options.mix == "soft" and method == "generate_until" and self.rows_by_tokens:
-            return self._answer_rows(requests, disable_tqdm)
-        return super()._answer(method, requests, disable_tqdm)
-
-    def _answer_rows(self, requests: list[Any], disable_tqdm: bool) -> list[Any]:
-        """Every document has a z' of its own: one z' a row of lm-eval's own batches, found by the row's tokens."""
-        with one_message():
-            self._enter(requests)
-            keys = self.keys(requests)
-            self._row_z = {self._row(request): self._soft[key] for request, key in zip(requests, keys, strict=True)}
-            try:
-                with self.second_pass.timed(), self._alone():
-                    answers: list[Any] = super(Strategy, self).generate_until(requests, disable_tqdm=disable_tqdm)  # type: ignore[misc]
-            finally:
-                self._row_z = {}
-            self._share()
-            return answers
-
-    def _row(self, request: Any) -> tuple[int, ...]:
-        context, settings = request.args
-        room = self.max_length - int(harness.generation_settings(settings, self.max_gen_toks)["max_gen_toks"])
-        ids, _ = self.tok_batch_encode([context], left_truncate_len=room, truncation=self.truncation)
-        return tuple(ids[0].tolist())
 
     def dispatched(self, task: str) -> dict[int, str]:
         """The label that each document of a task was given in this evaluation: doc_id → label."""

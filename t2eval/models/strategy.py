@@ -1,7 +1,8 @@
 """Strategy: the mix-in that turns an lm-eval class over a transformers model into one with a first pass.
 
 A class of ours is `class X(Strategy, HFLM)`: requests come in, `keys` says which z' answers each of them, requests are grouped by that,
-z' is merged once a group, and the lm-eval class answers the group as it always does. The base weights are the same bits afterwards,
+z' is merged once a group, and the lm-eval class answers the group as it always does; or it answers all of them in common batches, one z' a
+sequence, where that is faster by count (`together.py`). The base weights are the same bits afterwards,
 also after an exception.
 
 A strategy receives the run: each request knows the task object that it comes from and the arguments that it was built with
@@ -39,6 +40,7 @@ from t2eval.models.launch import one_message
 from t2eval.models.mounts import AdapterMix, Mounts, refuse_unmixable
 from t2eval.models.options import Options, split_arguments
 from t2eval.models.recorded import Recorded
+from t2eval.models.together import AUTOMATIC, Together, without_padding
 from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded, smollm2_library
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
@@ -47,8 +49,6 @@ from t2eval.svf.attachment import attach, attached
 from t2eval.vision.features import Reader
 
 _log = logging.getLogger(__name__)
-_AUTOMATIC = 32
-"""Sequences of a batch of the first pass where lm-eval finds the size of its own by itself (`--batch_size auto`)."""
 
 
 def _refuse_no_library(smollm2: bool) -> None:
@@ -62,13 +62,11 @@ def _refuse_no_library(smollm2: bool) -> None:
         )
 
 
-class Strategy(Recorded):
+class Strategy(Together, Recorded):
     """See the module's text. Subclasses set `OPTIONS`, and define `check_library`, `prepare`, `keys`, `scale`, `forget` and `report`."""
 
     OPTIONS: ClassVar[type[Options]] = Options
     EMBEDDED: ClassVar[str] = EMBEDDED
-    rows_by_tokens: ClassVar[bool] = True
-    """Whether a row of a batch is known by its tokens."""
     options: Any
 
     # what the lm-eval class gives
@@ -88,7 +86,6 @@ class Strategy(Recorded):
     tok_encode: Any
     chat_template_args: dict[str, Any]
     tok_batch_encode: Any
-    _encode_pair: Any
     _rank: int
     _world_size: int
 
@@ -124,7 +121,6 @@ class Strategy(Recorded):
                 )
             self._set_ranks()
             self._renderer = Chat(super().apply_chat_template, getattr(self, "processor", self.tokenizer))  # type: ignore[misc]
-            self._row_z: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
             self._attach()
             self.prepare()
             self._begin(runs.recorded())
@@ -160,41 +156,47 @@ class Strategy(Recorded):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         with one_message():
             for request in requests:
-                limit = harness.generation_settings(request.args[1], int(self.max_gen_toks))["max_gen_toks"]
-                room_for_prompt(int(self.max_length), int(limit))
+                room_for_prompt(int(self.max_length), self.limit_of(request))
         return self._answer("generate_until", requests, disable_tqdm)
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
         with one_message():
             self._enter(requests)
             keys = self.keys(requests)
-            groups: dict[Hashable, list[int]] = {}
-            for index, key in enumerate(keys):
-                groups.setdefault(key, []).append(index)
-            answers: list[Any] = [None] * len(requests)
+            answers: dict[int, Any] = {}
             with self.second_pass.timed(), self._alone():
+                for indices in self._shared(method, requests, keys):
+                    answers |= self._answer_together(method, requests, keys, indices, disable_tqdm)
+                groups: dict[Hashable, list[int]] = {}
+                for index in (index for index in range(len(requests)) if index not in answers):
+                    groups.setdefault(keys[index], []).append(index)
                 for key, indices in groups.items():
-                    with contextlib.nullcontext() if key is None else self.applied(self.scale(key)):
-                        parent = getattr(super(), method)
-                        asked = [requests[index] for index in indices]
-                        try:
-                            found = parent(asked, disable_tqdm=disable_tqdm)
-                        except finite.NotFinite:
-                            finite.name_document(partial(parent, disable_tqdm=True), asked)
-                    for index, answer in zip(indices, found, strict=True):
-                        answers[index] = answer
+                    asked = [requests[index] for index in indices]
+                    briefly = len(groups) > 1 and self._briefly(method, asked)  # one z' alone is merged, whatever it answers
+                    with contextlib.nullcontext() if key is None else self.applied(self.scale(key), briefly=briefly):
+                        found = self._by_lm_eval(method, asked, disable_tqdm)
+                    answers.update(zip(indices, found, strict=True))
             self._share()
-            return answers
+            return [answers[index] for index in range(len(requests))]
+
+    def _by_lm_eval(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
+        """The lm-eval class's own answers, by the model as it is now."""
+        parent = getattr(super(), method)
+        try:
+            found: list[Any] = parent(requests, disable_tqdm=disable_tqdm)
+        except finite.NotFinite:
+            finite.name_document(partial(parent, disable_tqdm=True), requests)
+        return found
 
     @contextlib.contextmanager
-    def applied(self, z: Mapping[str, Tensor] | AdapterMix) -> Iterator[None]:
+    def applied(self, z: Mapping[str, Tensor] | AdapterMix, *, briefly: bool = False) -> Iterator[None]:
         """The model with z': merged, or through the hooks where weights are quantised or z' is used too briefly to be worth a merge; or
         with adapters on it."""
         if isinstance(z, AdapterMix):
             with self.mounts.applied(z):
                 yield
             return
-        if not self.through_hooks:
+        if not (self.through_hooks or briefly):
             with self.adapted.fast(z):
                 yield
             return
@@ -216,19 +218,17 @@ class Strategy(Recorded):
 
     def _model_call(self, inps: Tensor, *arguments: Any, **named: Any) -> Tensor:
         self.second_pass.tokens += inps.numel()
-        logits: Tensor = super()._model_call(inps, *arguments, **named)  # type: ignore[misc]
+        rows = [without_padding(row) for row in inps.tolist()] if "loglikelihood" in self._rows else []
+        with self._under("loglikelihood", rows):
+            logits: Tensor = super()._model_call(inps, *arguments, **named)  # type: ignore[misc]
         finite.refuse(logits)
         return logits
 
     def _model_generate(self, context: Tensor, *arguments: Any, **named: Any) -> Tensor:
         mask = named.get("attention_mask")
         mask = torch.ones_like(context) if mask is None else mask
-        scope: Any = contextlib.nullcontext()
-        if self._row_z:
-            rows = [tuple(ids[keep.bool()].tolist()) for ids, keep in zip(context, mask, strict=True)]
-            each = [self._row_z[row] for row in rows]
-            scope = self.adapted.per_sequence({path: torch.stack([z[path] for z in each]) for path in each[0]})
-        with scope, finite.watched(self.model):
+        rows = [tuple(ids[keep.bool()].tolist()) for ids, keep in zip(context, mask, strict=True)] if self._rows else []
+        with self._under("generate_until", rows), finite.watched(self.model):
             made: Tensor = super()._model_generate(context, *arguments, **named)  # type: ignore[misc]
         self._count(mask, made)
         return made
@@ -260,11 +260,10 @@ class Strategy(Recorded):
 
     def engine(self, usage: Usage | None = None) -> Engine:
         """The model for batches of the first pass, outside of lm-eval's response cache; no batch is larger than lm-eval's."""
-        given = self.batch_size_per_gpu
         return Engine(
             self.model,
             self.tokenizer,
-            batch_size=given if isinstance(given, int) and given > 0 else _AUTOMATIC,
+            batch_size=self._batch() or AUTOMATIC,
             usage=self.first_pass if usage is None else usage,
             max_length=int(self.max_length),
             add_bos_token=self.add_bos_token,

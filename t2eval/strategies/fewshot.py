@@ -34,6 +34,8 @@ from t2eval.generation.engine import Engine, SequenceScope, everywhere
 from t2eval.generation.settings import GenerationSettings
 from t2eval.strategies.alpha import Coefficients, Form, Granularity
 from t2eval.strategies.search import Array, SearchConfig, start_search
+from t2eval.svf.cost import Work, together_is_cheaper
+from t2eval.svf.hooks import SequencesUnseen
 from t2eval.vision.features import Features
 
 _SAME = 9
@@ -198,28 +200,6 @@ class _Judge:
 
 
 # ---------------------------------------------------------------------- candidates on a model
-def merging_is_cheaper(shapes: Sequence[tuple[int, int]], candidates: int, examples: int, tokens: int, rows: int, *, cpu: bool) -> bool:
-    """Whether candidates are evaluated faster by merging each in turn than as rows of one batch; counted, so that it repeats.
-
-    Args:
-        shapes: (out, in) of each adapted matrix.
-        candidates: how many.
-        examples: how many each has to answer.
-        tokens: prompt and answer of an example.
-        rows: the largest batch.
-        cpu: on an accelerator a step's fixed cost weighs far more than its arithmetic.
-    """
-    weights = sum(2.0 * m * n for m, n in shapes)
-    factors = sum(4.0 * min(shape) ** 2 for shape in shapes)
-    merge = sum(4.0 * min(shape) ** 2 * max(shape) for shape in shapes)
-    # a step's fixed cost: some 60 microseconds a matrix, at 20 GFLOP/s on a core and 20 TFLOP/s on an accelerator
-    step = len(shapes) * 60e-6 * (20e9 if cpu else 20e12)
-    batches = math.ceil(candidates * examples / rows)
-    together = candidates * examples * tokens * (weights + factors) + batches * tokens * step * 1.5
-    apart = candidates * (merge + examples * tokens * weights + math.ceil(examples / rows) * tokens * step)
-    return apart < together
-
-
 class Candidates:
     """Evaluates candidates of one task on a model: many at once in a batch, each sequence under its own z', or one after the other merged.
 
@@ -273,19 +253,22 @@ class Candidates:
     def __call__(self, vectors: Sequence[Array]) -> list[Outcome]:
         scales = [self._coefficients.z(vector) for vector in vectors]
         examples = len(self._examples)
-        longest = max(map(len, self._prompts)) + (self._settings.max_new_tokens if self._settings else 0)
-        shapes = [(basis.shape[0], basis.shape[1]) for basis in self._adapted.bases.values()]
-        cpu = self._engine.decoder.device.type == "cpu"
-        size = self._engine.batch_size
-        apart = not self._together or (self._mergeable and merging_is_cheaper(shapes, len(scales), examples, longest, size, cpu=cpu))
-        if apart:
-            outcomes = []
-            for z in scales:
-                with self._adapted.fast(z):
-                    outcomes.extend(self._outcomes(1, everywhere))
-            return outcomes
-        stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}  # (candidates, r) by path
-        return self._outcomes(len(scales), lambda sequences: self._under(stacked, [sequence // examples for sequence in sequences]))
+        if self._together and self._cheaper_together(len(scales)):
+            stacked = {path: torch.stack([z[path] for z in scales]) for path in scales[0]}  # (candidates, r) by path
+            try:
+                return self._outcomes(len(scales), lambda sequences: self._under(stacked, [sequence // examples for sequence in sequences]))
+            except SequencesUnseen:  # a mixture of experts whose maps see some of the tokens
+                self._together = False
+        outcomes = []
+        for z in scales:
+            with self._adapted.fast(z):
+                outcomes.extend(self._outcomes(1, everywhere))
+        return outcomes
+
+    def _cheaper_together(self, candidates: int) -> bool:
+        examples, new = len(self._examples), self._settings.max_new_tokens if self._settings else 0
+        work = Work(sum(map(len, self._prompts)) / examples, new, self._engine.batch_size)
+        return together_is_cheaper(self._adapted.shapes, [examples] * candidates, work, self._adapted.device_type, merges=self._mergeable)
 
     def _under(self, stacked: Mapping[str, Tensor], candidates: list[int]) -> Any:
         index = torch.tensor(candidates, dtype=torch.long)  # (sequences,)

@@ -280,6 +280,16 @@ class Adapted:
         return state.learns_merged
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of each matrix."""
+        return [(basis.shape[0], basis.shape[1]) for basis in self.bases.values()]
+
+    @property
+    def device_type(self) -> str:
+        """cpu, cuda, …: where the model lies."""
+        return str(next(self.model.parameters()).device.type)
+
+    @property
     def merged_bytes(self) -> int:
         """What the merged weights of all matrices take."""
         held = [matrix.parameter for matrix in self._state.matrices.values() if matrix.index is None]

@@ -32,6 +32,10 @@ from t2eval.svf.matrices import Matrix, module_bias
 Scales = Mapping[str, Tensor]
 
 
+class SequencesUnseen(T2Error):
+    """There is one z a sequence, and a matrix sees tokens of which it cannot be told whose they are."""
+
+
 class Factored(torch.autograd.Function):
     """y + Q (delta * Qᵀ y), with the gradients of y and of delta and nothing else.
 
@@ -219,7 +223,8 @@ class Scaler:
             return count
         if y.ndim == 2 and self.mode.shape is not None and self.mode.shape[0] == count and len(y) == count * self.mode.shape[1]:
             return count  # all tokens of the batch, one sequence behind the other
-        raise T2Error(f"There are {count} z, one a sequence, but {self.path} sees a batch of shape {tuple(y.shape)}. Give one for each.")
+        seen = f"{self.path} sees a batch of shape {tuple(y.shape)}"
+        raise SequencesUnseen(f"There are {count} z, one a sequence, but {seen}. Give one for each.")
 
     def _factor(self, y: Tensor) -> Tensor:
         """Q in the activations' dtype, on their device."""

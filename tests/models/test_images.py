@@ -125,7 +125,7 @@ def test_fewshot_searches_on_examples_with_images(family: str, worlds: dict[str,
 def test_merged_candidates_and_rows_of_a_batch_agree(worlds: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
     for cheaper in (True, False):
-        monkeypatch.setattr("t2eval.strategies.fewshot.merging_is_cheaper", lambda *_, cheaper=cheaper, **__: cheaper)
+        monkeypatch.setattr("t2eval.strategies.fewshot.together_is_cheaper", lambda *_, cheaper=cheaper, **__: not cheaper)
         lm = _make("fewshot", worlds["llava"], shots=4, population=4, iterations=2, ties="reference")
         _evaluate(lm, ["pictures"], limit=1)
         outcomes.append(lm.t2_info())

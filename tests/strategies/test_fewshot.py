@@ -21,7 +21,7 @@ from t2eval.generation.settings import GenerationSettings
 from t2eval.models.options import FewshotOptions
 from t2eval.strategies import fewshot
 from t2eval.strategies.alpha import Coefficients
-from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, merging_is_cheaper, rank
+from t2eval.strategies.fewshot import Candidates, FewshotConfig, Outcome, Ranks, adapt, rank
 from t2eval.strategies.search import SearchConfig
 from t2eval.strategies.search.registry import search_class
 from t2eval.svf.attachment import attach
@@ -128,13 +128,6 @@ def test_ranks_divide_the_population_and_agree() -> None:
     assert sum(counts) == alone.evaluations and min(counts) > 0.3 * alone.evaluations
 
 
-def test_merging_is_chosen_where_it_costs_less() -> None:
-    tiny, large = [(128, 128)] * 28, [(4096, 14336)] * 96
-    assert not merging_is_cheaper(tiny, 16, 10, 100, 80, cpu=True)
-    assert not merging_is_cheaper(large, 32, 10, 500, 80, cpu=False)
-    assert merging_is_cheaper([(64, 64)] * 8, 2, 4000, 400, 80, cpu=True)
-
-
 class _Exact:
     """An environment whose right answers are given."""
 
@@ -178,7 +171,7 @@ def test_candidates_together_equal_candidates_one_by_one(kind: str, ties: Any, m
     vectors = [np.array(each) for each in ([1.0, 0.0], [0.0, 1.0], [0.4, 0.6], [0.0, 0.0], [0.9999, 0.0])]
     found = {}
     for merged in (True, False):
-        monkeypatch.setattr(fewshot, "merging_is_cheaper", lambda *_a, merged=merged, **_k: merged)
+        monkeypatch.setattr(fewshot, "together_is_cheaper", lambda *_a, merged=merged, **_k: not merged)
         candidates = Candidates(adapted, engine, environment, examples, Coefficients(scales), None, ties)  # type: ignore[arg-type]
         found[merged] = candidates(vectors)
     for one, other in zip(found[True], found[False], strict=True):
