@@ -29,11 +29,11 @@ MERGE = {_CPU: 120e-6, _GPU: 60e-6}
 """Seconds that the merge of one matrix costs besides its products."""
 FEW = {_CPU: 6, _GPU: 150}
 """Tokens below which a product takes as long as its weights take to read."""
-MATRIX = {_CPU: 60e-6, _GPU: 130e-6}
+MATRIX = {_CPU: 240e-6, _GPU: 130e-6}
 """Seconds a matrix that a forward pass costs besides products: launches, and what lies between matrices."""
-ONE = {_CPU: 40e-6, _GPU: 30e-6}
+ONE = {_CPU: 80e-6, _GPU: 30e-6}
 """Seconds that a hook costs in a forward pass besides its products."""
-ONE_EACH = {_CPU: 60e-6, _GPU: 60e-6}
+ONE_EACH = {_CPU: 120e-6, _GPU: 60e-6}
 """Seconds that a hook with one z a sequence costs in a forward pass besides its products."""
 
 

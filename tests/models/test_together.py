@@ -163,3 +163,17 @@ def test_the_count_at_the_shapes_of_8b(groups: list[int], work: Work, cheaper: b
 def test_a_merge_is_worth_it_where_answers_are_written() -> None:
     assert not merging_is_cheaper(SHAPES_8B, 4, Work(128, 0, 16), "cuda")
     assert merging_is_cheaper(SHAPES_8B, 4, Work(128, 64, 16), "cuda")
+
+
+def test_the_count_picks_the_faster_way_where_clocks_have_been() -> None:
+    """What `benchmarks/mixed_batch.py` measured on one CPU thread; no clock runs here."""
+    grid = json.loads((Path(__file__).parents[1] / "svf" / "answering_paths.json").read_text(encoding="utf-8"))["grid"]
+    slower = []
+    for point in grid:
+        shapes = [(out, into) for out, into in point["shapes"]] * point["layers"]
+        groups = [point["each"]] * point["experts"]
+        joined = together_is_cheaper(shapes, groups, Work(point["prompt"], point["new"], sum(groups)), "cpu")
+        slower.append(point["mixed_over_grouped"] if joined else 1 / point["mixed_over_grouped"])
+    assert len(slower) == 36 and {point["mixed_over_grouped"] < 0.97 for point in grid} == {True, False}
+    assert sum(value <= 1.03 for value in slower) >= 0.9 * len(slower)  # within 3%: what two runs of one side differ by
+    assert max(slower) < 1.3
