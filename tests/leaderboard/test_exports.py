@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,7 @@ def test_every_eval_evers_schema_holds(benchmark: Path, tmp_path: Path, root: Pa
     for content in contents:
         check(content)
     assert {file.relative_to(tmp_path / "out").parts[:4] for file in files} == {("data", "mine", "unknown", "model")}
+    assert {uuid.UUID(file.stem).version for file in files} == {4}, "its own check takes no other"
     (fewshot,) = [content for content in contents if "fewshot" in content["evaluation_id"]]
     by_task = {result["evaluation_name"]: result for result in fewshot["evaluation_results"]}
     assert by_task["t"]["score_details"]["score"] == 0.8 and by_task["t"]["score_details"]["uncertainty"]["num_samples"] == 100
@@ -108,6 +112,9 @@ def test_every_eval_evers_own_package_takes_it(benchmark: Path, tmp_path: Path) 
     files, _ = export(benchmark, "every-eval-ever", tmp_path / "out")
     for file in files:
         types.EvaluationLog.model_validate_json(file.read_text())
+    command = [sys.executable, "-m", "every_eval_ever", "validate", *(str(file.relative_to(tmp_path / "out")) for file in files)]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 COMPARED = {

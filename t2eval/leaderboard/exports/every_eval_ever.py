@@ -19,16 +19,26 @@ def files(source: Source) -> tuple[dict[str, str], list[str]]:
     found = {}
     for method, seed, rows in source.runs():
         content = _content(source, method, seed, rows)
-        developer, _, name = source.model.rpartition("/")
-        own = uuid.uuid5(uuid.NAMESPACE_URL, f"{content['evaluation_id']}/{[(row.cell, row.score) for row in rows]}")
-        found[f"data/{source.name}/{developer or 'unknown'}/{name}/{own}.json"] = text_of(content, f"{method}, seed {seed}")
+        developer, name = _owner(source.model)
+        same = uuid.uuid5(uuid.NAMESPACE_URL, f"{content['evaluation_id']}/{[(row.cell, row.score) for row in rows]}")
+        own = uuid.UUID(bytes=same.bytes, version=4)  # the one version that the schema's own check takes; the same rows have the same name
+        found[f"data/{source.name}/{developer}/{name}/{own}.json"] = text_of(content, f"{method}, seed {seed}")
     notes = [] if source.organization != "unknown" else ["Who made the rows is said to be unknown: name them with --organization."]
     return found, notes
+
+
+def _owner(model: str) -> tuple[str, str]:
+    """Who made a base model, and its name: a folder of this machine does not say the first."""
+    if is_embedded(model):
+        return "t2eval", model
+    developer, _, name = model.rpartition("/")
+    return developer or "unknown", name
 
 
 def _content(source: Source, method: str, seed: int, rows: list[Row]) -> dict[str, Any]:
     stamp = str(source.made.timestamp())
     versions = rows[0].versions
+    developer, name = _owner(source.model)
     run = f"{source.name}/{source.model.replace('/', '_')}/{method}-seed{seed}/{stamp}"
     return {
         "schema_version": VERSION,
@@ -48,8 +58,8 @@ def _content(source: Source, method: str, seed: int, rows: list[Row]) -> dict[st
         },
         "model_info": {
             "name": source.model if method == "base" else f"{source.model} with t2eval's {method}",
-            "id": source.model,
-            "developer": source.model.rpartition("/")[0] or "unknown",
+            "id": f"{developer}/{name}" if is_embedded(source.model) else source.model,
+            "developer": developer,
             "inference_engine": {"name": "transformers", "version": _version(versions, "transformers")},
             "additional_details": {
                 "deployment_type": "self_deployed",
