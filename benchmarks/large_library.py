@@ -142,6 +142,10 @@ def _write_task(folder: Path, name: str, family: str, label: str, splits: dict[s
         # the code tasks' metric, pass_at_1 of tasks/embedded, runs programs in t2eval's sandbox
         "metadata": {"version": 1.0, "t2": {"label": label, "description": description, "adaptation_split": "validation", "sandbox": True}},
     }
+    if family == "dispatch":  # labels are paths of several tokens; the included task reads one word
+        task["generation_kwargs"] = {"until": ["\n"], "do_sample": False, "max_gen_toks": 24}
+        filters = [{"function": "regex", "regex_pattern": r"^\s*(\S+)"}, {"function": "take_first"}]
+        task["filter_list"] = [{"name": "strict-match", "filter": filters}]
     write_json(folder / "tasks" / f"{name}.yaml", task)  # JSON is YAML
 
 
@@ -202,6 +206,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest, 5 neighbours": ("nearest", {}),
     "nearest, mean": ("nearest", {"neighbours": 0}),
 }
+NEAREST = "nearest, 5 neighbours"
+ANSWERED = ("base", "own", NEAREST, "cls", "cls, hierarchy", "prompt, hierarchy")
 SEARCHES: dict[str, dict[str, Any]] = {
     "cem": {"search": "cem"},
     "sepcmaes": {"search": "sepcmaes"},
@@ -223,15 +229,23 @@ def library(folder: Path, strategy: str) -> str:
     return f"{folder / 'library'}+{folder / 'classifier'}" if strategy == "cls" else str(folder / "library")
 
 
-def route(folder: Path, way: str, number: int) -> dict[str, Any]:
-    """The routes of one way: right at each depth, processor seconds, and memory beyond what the model and the experts take."""
+def strategy_of(folder: Path, way: str) -> Any:
+    """The lm-eval model of one way."""
     strategy, options = WAYS[way]
-    rows = asked(folder, number)
     lm = strategy_class(strategy)(experts=library(folder, strategy), batch_size=64, device="cpu", **options)
     if strategy == "cls":  # a library of several folders has no format of its own
-        lm._form = load_format(folder / "library")
+        form = load_format(folder / "library")
+        assert form is not None
         lm._own_format = True
-        lm._form = lm._form if options else lm._form.with_labels(sorted(lm._experts_of))
+        lm._form = form if options else form.with_labels(sorted(lm._experts_of))
+    return lm
+
+
+def route(folder: Path, way: str, number: int) -> dict[str, Any]:
+    """The routes of one way: right at each depth, processor seconds, and memory beyond what the model and the experts take."""
+    strategy, _ = WAYS[way]
+    rows = asked(folder, number)
+    lm = strategy_of(folder, way)
     form = "{}" if strategy != "nearest" else "Q: {}\nA:"  # as the tasks' documents are read
     questions = [Question(form.format(row["question"])) for row in rows]
     before, started = peak(), time.process_time()
@@ -260,12 +274,12 @@ def peak() -> int:
 
 
 def answers(folder: Path, way: str, number: int) -> dict[str, Any]:
-    """The scores of the mixed tasks, their first `number` test questions, under one way of choosing; `own` is the right expert's."""
+    """The scores of the mixed tasks, their first `number` test questions, under one way of choosing; `own` is the right expert."""
     manager = make_task_manager(str(folder / "tasks"), task="mixed_math")
     if way == "base":
         lm: Any = plain_model(*load_base("embedded"), batch_size=64)
     else:
-        lm = strategy_class("nearest")(experts=library(folder, "nearest"), batch_size=64, device="cpu")
+        lm = strategy_of(folder, NEAREST if way == "own" else way)
         if way == "own":
             of = {f"Q: {row['question']}\nA:": row["subtype"] for row in asked(folder, SIZES["test"])}
             lm.decide = lambda questions, chat: [Decision(of[question.text], {}) for question in questions]
@@ -315,7 +329,7 @@ def measure(folder: Path, number: int) -> None:
     for way in WAYS:
         if (way, None, None, None) not in done:
             append_line(file, json.dumps(route(folder, way, number)))
-    for way in ("base", "own", "nearest"):
+    for way in ANSWERED:
         if (None, way, None, None) not in done:
             append_line(file, json.dumps(answers(folder, way, 34 * number)))
     for label in SEARCHED:
