@@ -12,8 +12,8 @@ Three ideas, each beside what it would replace (`COMPARED`):
 
 No test question is looked at. Of a seen task 10 training questions are searched on and 100 validation questions scored; of an unseen one 10
 of 20 and the 40 others of its adaptation split; three training seeds of the experts, each with another draw of the 10. The rule was fixed
-before anything was measured: an idea becomes a setting, or a default, only where it is above what it would replace over all questions (paired
-bootstrap over draws and questions, Holm's correction over the comparisons, p < 0.05).
+before anything was measured: an idea becomes a setting, or a default, only where it is above what it would replace over all questions
+(paired bootstrap over draws and questions, Holm's correction over the comparisons, p < 0.05).
 """
 
 from __future__ import annotations
