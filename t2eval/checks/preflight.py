@@ -21,12 +21,15 @@ from t2eval.checks import doctor
 from t2eval.checks.arguments import check_arguments
 from t2eval.checks.check import Findings, installed
 from t2eval.environment.loading import checked_config
-from t2eval.errors import T2Error, UsageError
+from t2eval.errors import T2Error, UsageError, listed
+from t2eval.expert.folder import PROMPTS
+from t2eval.expert.library import load_any
 from t2eval.expert.location import is_hub
 from t2eval.forecast.facts import task_data
 from t2eval.forecast.figures import Figure
 from t2eval.forecast.forecast import Forecast, forecast
-from t2eval.paths import EMBEDDED, cache_dir, is_embedded, joined
+from t2eval.paths import EMBEDDED, cache_dir, experts_in, is_embedded, joined
+from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.training.config import TrainConfig
 from t2eval.workers.registry import check_executor
 
@@ -174,6 +177,8 @@ def _check_experts(found: Findings, plan: Plan) -> None:
     """Experts and baselines that nobody will make. Where their folder is there their cells would fail, and the others run: a warning."""
     config = plan.config
     if config.train is not None:
+        if any(config.kind(method) == "nearest" and config.shares_library(method) for method in config.methods):
+            found.note("experts", f"nearest chooses by {PROMPTS} beside each expert, which training does not write: {_VECTORS} afterwards.")
         return
     for seed in config.seeds:
         if config.uses_library:
@@ -194,11 +199,24 @@ def _check_experts(found: Findings, plan: Plan) -> None:
             if spec is not None and not is_hub(spec):
                 for place in [Path(part) for part in joined(spec) if not Path(part).is_dir()]:
                     found.missing("experts", f"methods, {method}: experts: {place} is not a folder. Mend the path, or make them.")
+            if config.kind(method) == "nearest" and not (spec is not None and is_hub(spec)):
+                _check_vectors(found, method, config.expert_folders(seed) if spec is None else experts_in(map(Path, joined(spec))))
         for method in BASELINES:
             if method in config.methods and not config.adapters(method, seed):
                 found.note(
                     "experts", f"There is no {method} adapter of seed {seed}: its cells will fail. Train it, or give a `train:` section."
                 )
+
+
+_VECTORS = "`t2 expert vectors LIBRARY` makes it"
+
+
+def _check_vectors(found: Findings, method: str, folders: Sequence[Path]) -> None:
+    """Experts without the vectors of their training prompts, by which `nearest` chooses them."""
+    lacking = [folder for folder in folders if not (folder / PROMPTS).is_file()]
+    skills = [str(folder) for folder in lacking if load_any(folder)[0].label != DISPATCH_LABEL]
+    if skills:
+        found.missing("experts", f"methods, {method}: there is no {PROMPTS} in {listed(skills)}, by which nearest chooses. {_VECTORS}.")
 
 
 def _check_disk(found: Findings, output: Path, prediction: Forecast) -> None:

@@ -24,6 +24,8 @@ class PerDocument(Strategy):
 
     SOFT_NOTE = "soft: the first pass's label likelihoods are the alphas, a step beyond the paper"
     options: DocumentOptions
+    in_chat = False
+    """Whether prompts are chats that lm-eval did not build; of its own, each request's run says so."""
 
     def check_library(self) -> None:
         for expert in self.experts:
@@ -57,7 +59,7 @@ class PerDocument(Strategy):
         first = {_document(request): request for request in reversed(requests)}
         decisions: dict[tuple[int, str, int], Decision] = {}
         for chat in (False, True):
-            asked = [document for document, request in first.items() if _in_chat(request) == chat]
+            asked = [document for document, request in first.items() if (self.in_chat or _in_chat(request)) == chat]
             if asked:
                 found = self.decide([self.question(first[document]) for document in asked], chat=chat)
                 decisions.update(zip(asked, found, strict=True))

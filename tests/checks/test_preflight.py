@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -205,6 +206,22 @@ def test_experts_that_nobody_makes_are_a_warning(tmp_path: Path) -> None:
     warnings = preflight.check_bench(plan, tmp_path / "out")
     assert any(f"There are no experts in {tmp_path / 'none'}" in line for line in warnings)
     assert any("There is no lora adapter of seed 0" in line for line in warnings)
+
+
+def test_nearest_without_the_vectors_of_prompts_is_named(tmp_path: Path) -> None:
+    shipped = paths.experts_dir() / "library" / "seed-0"  # its classification expert has none, and needs none
+    assert preflight.check_bench(plan_of(tmp_path, methods=["nearest"], experts=str(shipped)), tmp_path / "out") == []
+    shutil.copytree(shipped, tmp_path / "library")
+    (tmp_path / "library" / "code" / "prompts.safetensors").unlink()
+    lacking = rf"no prompts.safetensors in {tmp_path / 'library' / 'code'}, by which .* `t2 expert vectors LIBRARY` makes it"
+    with pytest.raises(T2Error, match=lacking):
+        preflight.check_bench(plan_of(tmp_path, methods=["nearest"], experts="library"), tmp_path / "out")
+    mine = {"name": "mine", "strategy": "nearest", "experts": str(tmp_path / "library")}
+    with pytest.raises(T2Error, match=f"methods, mine: there is {lacking}"):
+        preflight.check_bench(plan_of(tmp_path, methods=["base", mine]), tmp_path / "out")
+    trained = {"skills": {"math": {"task": "embedded_math_seen"}}}
+    (warning,) = preflight.check_bench(plan_of(tmp_path, methods=["nearest"], train=trained), tmp_path / "out")
+    assert "nearest chooses by prompts.safetensors" in warning
 
 
 @pytest.mark.usefixtures("no_gpu")
