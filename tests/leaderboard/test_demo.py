@@ -7,7 +7,7 @@ import yaml
 import t2eval.training.train
 from t2eval import paths
 from t2eval.bench import shipped as shipped_runs
-from t2eval.bench.config import BASELINES
+from t2eval.bench.config import BASELINES, DEFAULT_METHODS
 from t2eval.bench.execute import run
 from t2eval.errors import T2Error, UsageError
 from t2eval.leaderboard import demo
@@ -142,6 +142,21 @@ def test_full_trains_everything_of_seed_0_and_of_the_others_what_is_not_shipped(
             resume=True,
             label=job.name.split("-")[-1],
         )
+
+
+def test_the_full_table_has_the_further_baselines_with_the_budget_of_lora(tmp_path):
+    further = {"vera", "tinylora", "loraxs", "full"}
+    plan = demo.plan_of("embedded", tmp_path, seeds=[0], methods=[*DEFAULT_METHODS, *demo.FURTHER])
+    shown = {(cell.method, cell.task) for cell in plan.cells if cell.method in further}
+    assert shown == {(method, task) for method in further for task in plan.config.tasks}
+    for label in ("math", "code", "reasoning"):
+        settings = {}
+        for method in ("lora", *further):
+            config = TrainConfig.from_yaml(REPOSITORY / "experts" / "recipes" / f"{method}-{label}.yaml")
+            settings[method] = config.model_dump(
+                include={"task", "objective", "steps", "batch_size", "rollouts", "train_limit", "validation_limit"}
+            )
+        assert all(each == settings["lora"] for each in settings.values())
 
 
 def test_a_seed_that_is_not_shipped(tmp_path, shipped):
