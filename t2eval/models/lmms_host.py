@@ -1,9 +1,9 @@
 """Lmms host: strategies as models of lmms-eval. Its requests become lm-eval's, which the `-vlm` class of the strategy answers.
 
 What differs from a run under lm-eval: prompts are chats wherever the processor has a chat template, as lmms-eval's own models do it
-(`chat=false` leaves that out); worked examples and splits are lmms-eval's, and the question that the first pass reads is the whole prompt,
-or a document's own `question` where the model has a dispatch.json; what was chosen is said in a line at the end of each list of
-requests, since its results have no place for it. Few-shot search is not here: lmms-eval's tasks name no adaptation split, so a mix is found
+(`chat=false` leaves that out); worked examples and splits are lmms-eval's, and the question that the first pass reads is the whole prompt
+unless `question_field` names it (where the model has a dispatch.json: the field `question`); what was chosen is said in a line at the end
+of each list of requests, since its results have no place for it. Few-shot search is not here: lmms-eval's tasks name no adaptation split, so a mix is found
 under lm-eval, kept by `t2 expert mix`, and served as `t2-expert`. Imported by lmms-eval only.
 """
 
@@ -29,13 +29,15 @@ _KNOWN = frozenset({"until", "max_new_tokens", "temperature", "top_p", "num_beam
 
 
 class LmmsStrategy(lmms):  # type: ignore[misc]
-    """One strategy with images. Takes the `model_args` of `t2-NAME-vlm`, and `chat` (true, false or auto: where there is a template)."""
+    """One strategy with images. Takes the `model_args` of `t2-NAME-vlm`, `chat` (true, false or auto: where there is a template), and
+    `question_field`, the field of a document that the first pass reads as its question."""
 
     STRATEGY: ClassVar[str]
     is_simple = True
 
-    def __init__(self, chat: Any = "auto", **arguments: Any) -> None:
+    def __init__(self, chat: Any = "auto", question_field: str | None = None, **arguments: Any) -> None:
         super().__init__()
+        self.question_field = question_field
         if str(chat).lower() not in ("auto", "true", "false"):
             raise UsageError(f"model_args: chat={chat!r}: give true, false or auto.")
         self.strategy = strategy_class(self.STRATEGY, with_images=True)(**arguments)
@@ -83,8 +85,16 @@ class LmmsStrategy(lmms):  # type: ignore[misc]
         arguments: tuple[Any, ...] = (self._prompt(str(context), len(images)), self._settings(task, settings))
         if images:
             arguments = (*arguments, {"visual": images})
-        known = dict(doc) if getattr(self.strategy, "_own_format", False) else {**doc, "question": str(context)}
+        known = {**doc, "question": self._question(str(task), doc, str(context))}
         return Instance("generate_until", known, arguments, place, (str(task), int(document), 1))
+
+    def _question(self, task: str, doc: Mapping[str, Any], context: str) -> str:
+        """What the first pass reads of a document."""
+        field = self.question_field or ("question" if getattr(self.strategy, "_own_format", False) else None)
+        found = doc.get(field) if field is not None else context
+        if not isinstance(found, str) and self.question_field is not None:
+            raise UsageError(f"question_field={field}: a document of task {task!r} has no such text; it has: {', '.join(map(str, doc))}.")
+        return found if isinstance(found, str) else context
 
     def _prompt(self, context: str, images: int) -> str:
         """The prompt: images stand where the task puts them, else before its text."""

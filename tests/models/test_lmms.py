@@ -108,7 +108,7 @@ def test_the_registry_finds_every_model() -> None:
 def test_answers_are_those_of_lm_eval(name: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = under_lm_eval(name)
     with caplog.at_level(logging.WARNING):
-        assert under_lmms(folder, f"t2-{name}") == expected
+        assert under_lmms(folder, f"t2-{name}", "question_field=question") == expected
     assert f"t2-{name}; lmms_pictures: " in caplog.text
 
 
@@ -147,7 +147,7 @@ def test_a_picture_that_the_task_does_not_place_stands_before_its_text(lm: LmmsN
     assert sampled == ("what is it ?", {"temperature": 0.5, "top_p": 0.9, "do_sample": True, "until": [], "max_gen_toks": 1024})
 
 
-def test_what_cannot_be_served_is_refused_by_name(lm: LmmsNearest) -> None:
+def test_what_cannot_be_served_is_refused_by_name(lm: LmmsNearest, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"'task', document 0: a str where an image"):
         lm.generate_until([asked(lambda doc: ["film.mp4"])])
     with pytest.raises(UsageError, match="generation_kwargs length_penalty"):
@@ -156,6 +156,9 @@ def test_what_cannot_be_served_is_refused_by_name(lm: LmmsNearest) -> None:
         lm.generate_until_multi_round([asked(None)])
     with pytest.raises(UsageError, match="'task' asks for the likelihood"):
         lm.loglikelihood([asked(None)])
+    monkeypatch.setattr(lm, "question_field", "asked")
+    with pytest.raises(UsageError, match="question_field=asked: a document of task 'task' has no such text; it has: question"):
+        lm.generate_until([asked(None)])
     with pytest.raises(UsageError, match="no chat template"):
         LmmsPrompt(chat="true", device="cpu")
     with pytest.raises(UsageError, match="give true, false or auto"):
