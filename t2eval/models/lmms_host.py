@@ -3,8 +3,8 @@
 What differs from a run under lm-eval: prompts are chats wherever the processor has a chat template, as lmms-eval's own models do it
 (`chat=false` leaves that out); worked examples and splits are lmms-eval's, and the question that the first pass reads is the whole prompt
 unless `question_field` names it (where the model has a dispatch.json: the field `question`); what was chosen is said in a line at the end
-of each list of requests, since its results have no place for it. Few-shot search is not here: lmms-eval's tasks name no adaptation split, so a mix is found
-under lm-eval, kept by `t2 expert mix`, and served as `t2-expert`. Imported by lmms-eval only.
+of each list of requests, since its results have no place for it. Few-shot search is not here: lmms-eval's tasks name no adaptation split,
+so a mix is found under lm-eval, kept by `t2 expert mix`, and served as `t2-expert`. Imported by lmms-eval only.
 """
 
 from __future__ import annotations
