@@ -13,11 +13,11 @@ folder: the fault, a look at what it left, the same call again without it, and:
 
     python benchmarks/faults.py --kills 100 --json
 
-`--kills` is the number of SIGKILLs that meet the work, before it has ended; they come at random moments, at most two to a folder before
-it is done to the end. The other faults: SIGTERM at a random moment; a disk that has none, a quarter, half and three quarters of the room
-that the work needs, and a read-only one (a tmpfs in a mount namespace of its own, where this process may make one); a read-only cache; out
-of memory in one cell; two processes in one folder; a pipe that is closed at once, or after some bytes; a clock that jumps back and forth.
-The exit code is 1 where anything else than the above was seen.
+`--kills` is the number of SIGKILLs that meet the work, before it has ended; they come at random moments, by the processor's time that it
+has used, at most two to a folder before it is done to the end. The other faults: SIGTERM at a random moment; a disk that has none, a
+quarter, half and three quarters of the room that the work needs, and a read-only one (a tmpfs in a mount namespace of its own, where this
+process may make one); a read-only cache; out of memory in one cell; two processes in one folder; a pipe that is closed at once, or after
+some bytes; a clock that jumps back and forth. The exit code is 1 where anything else than the above was seen.
 """
 
 from __future__ import annotations
@@ -121,6 +121,25 @@ def below(process: int) -> list[int]:
     return found
 
 
+def processor(process: int) -> float:
+    """Seconds of processor time of a process and those below it, up to now."""
+    total = 0.0
+    for each in (process, *below(process)):
+        with contextlib.suppress(OSError):
+            times = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:15]
+            total += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def spend(process: int, seconds: float) -> float:
+    """Wait until a process has ended, or has used so many seconds of the processor, however busy the machine is; how many it used."""
+    used = 0.0
+    while used < seconds and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        used = max(used, processor(process))
+        time.sleep(0.004)
+    return used
+
+
 @contextlib.contextmanager
 def adopting() -> Iterator[set[int]]:
     """While processes whose parent dies become children of this one, whatever session they are in. Gives those there were before."""
@@ -151,9 +170,9 @@ class Trials:
         end(*start(lambda: work.do(folder), temporary))  # what the first one finds cold is no part of its time
         shutil.rmtree(folder.parent, ignore_errors=True)
         folder, temporary = self._places()
-        began = time.perf_counter()
-        said = end(*start(lambda: work.do(folder), temporary))
-        self.seconds = time.perf_counter() - began
+        process, reading = start(lambda: work.do(folder), temporary)
+        self.seconds = spend(process, float("inf"))
+        said = end(process, reading)
         if said != "done":
             raise SystemExit(f"{work.name}: the undisturbed run failed: {said}")
         self.expected, self.kilobytes = work.finished(folder), kilobytes_of(folder)
@@ -173,7 +192,7 @@ class Trials:
         for number in signals:
             with adopting() as others:
                 process, reading = start(lambda: self.work.do(folder), temporary)
-                time.sleep(self.generator.uniform(0, self.seconds))
+                spend(process, self.generator.uniform(0, self.seconds))
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
                 said = end(process, reading)
@@ -305,7 +324,7 @@ def all_faults(kills: int, home: Path, seed: int, chosen: Sequence[str], say: Ca
     with contextlib.ExitStack() as stack:
         for work in works(chosen, stack):
             trials = Trials(work, home, random.Random(f"{seed} {work.name}"))
-            say(f"{work.name}: {trials.seconds:.1f} s undisturbed, {trials.kilobytes} KiB")
+            say(f"{work.name}: {trials.seconds:.1f} s of the processor undisturbed, {trials.kilobytes} KiB")
             for name, fault in faults_of(trials, -(-kills // len(chosen)), mounts):
                 found[f"{work.name}, {name}"] = fault
                 messages = "; ".join(f"{text} ({count})" for text, count in fault.told.items())

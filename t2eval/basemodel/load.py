@@ -20,6 +20,7 @@ from t2eval.basemodel.hub_errors import answer_of, model_problem, one_line
 from t2eval.basemodel.packaged import gguf_config, packaged_folder, unpacked
 from t2eval.errors import T2Error, UsageError, did_you_mean, unknown
 from t2eval.paths import EMBEDDED, EMBEDDED_FOLDERS, EMBEDDED_VLM, SMOLLM2, is_embedded
+from t2eval.store.gguf import check_gguf_file
 from t2eval.vision.images import text_tokenizer
 
 _DAMAGE = (
@@ -113,7 +114,13 @@ def _read(
         weights["device_map"] = SPREAD
     elif place.type != "cpu":
         weights["device_map"] = {"": place}  # straight there: no copy of the weights in main memory
-    return kind.from_pretrained(source, **weights, **options), reader, stored
+    model, loading = kind.from_pretrained(source, output_loading_info=True, **weights, **options)
+    if missing := sorted(loading["missing_keys"]):
+        raise T2Error(  # transformers gives them random values, and warns
+            f"The checkpoint in {source} has no weights for {len(missing)} of the model's tensors, such as {missing[0]}. Copy it again, or "
+            "give a checkpoint of the whole model."
+        )
+    return model, reader, stored
 
 
 def check_gguf(source: str, gguf_file: str) -> None:
@@ -121,12 +128,15 @@ def check_gguf(source: str, gguf_file: str) -> None:
 
     Raises:
         UsageError: the package gguf is not installed, or no such file.
+        T2Error: the file in the folder is damaged.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UsageError("gguf_file needs the package gguf: pip install 't2eval[smollm2]', or pip install gguf.")
     folder = Path(source)
-    if folder.is_dir() and not (folder / gguf_file).is_file():
-        raise unknown("GGUF file", gguf_file, [file.name for file in folder.glob("*.gguf")])
+    if folder.is_dir():
+        if not (folder / gguf_file).exists():
+            raise unknown("GGUF file", gguf_file, [file.name for file in folder.glob("*.gguf")])
+        check_gguf_file(folder / gguf_file)
 
 
 def checkpoint_dtype(name: str | None, revision: str | None = None) -> str | torch.dtype:
@@ -243,6 +253,8 @@ def _set_padding(tokenizer: Any, source: str) -> None:
 
 def _explain(source: str, revision: str | None, error: Exception) -> Exception:
     """A `T2Error` for a checkpoint that cannot be had; anything else as it is."""
+    if isinstance(error, T2Error):
+        return error
     local = Path(source).is_dir()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return T2Error(f"Not enough memory to load {source}. Try dtype bfloat16, or a smaller model.")

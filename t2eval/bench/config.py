@@ -25,6 +25,8 @@ STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.
 METHODS = ("base", *registry.STRATEGIES, *BASELINES)
 DEFAULT_METHODS = ("base", *(name for name, entry in registry.STRATEGIES.items() if entry.in_paper), *PAPER_BASELINES)
 """What a benchmark file without `methods` evaluates: the paper's."""
+SEEDS = 2**32
+"""Seeds are below this: numpy's generators take no larger ones."""
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 
@@ -113,7 +115,7 @@ class BenchConfig(BaseModel):
     device: str = AUTO
     methods: tuple[str, ...] = Field(default=DEFAULT_METHODS, min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS, strict=True)], ...] = Field(default=(0,), min_length=1)
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)

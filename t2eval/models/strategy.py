@@ -42,6 +42,7 @@ from t2eval.models.options import Options, split_arguments
 from t2eval.models.recorded import Recorded
 from t2eval.models.together import AUTOMATIC, Together, without_padding
 from t2eval.paths import EMBEDDED, SMOLLM2, is_embedded, smollm2_library
+from t2eval.store.texts import utf8_text
 from t2eval.strategies.dispatch import DISPATCH_LABEL
 from t2eval.strategies.fewshot import Ranks
 from t2eval.svf.adapted import Adapted
@@ -157,7 +158,8 @@ class Strategy(Together, Recorded):
         with one_message():
             for request in requests:
                 room_for_prompt(int(self.max_length), self.limit_of(request))
-        return self._answer("generate_until", requests, disable_tqdm)
+        answers = self._answer("generate_until", requests, disable_tqdm)
+        return [utf8_text(answer) for answer in answers]  # lm-eval writes no samples of a task with half of a surrogate pair in one
 
     def _answer(self, method: str, requests: list[Any], disable_tqdm: bool) -> list[Any]:
         with one_message():

@@ -30,6 +30,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_constructors = {
+    tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] not in ("set", "omap", "pairs", "binary")
+}  # fmt: skip
+"""Nothing of ours is any of those four."""
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text, of plain types (null, booleans, numbers, strings, dates, lists, mappings).
 
@@ -61,6 +68,8 @@ def _check_size(text: str) -> None:
                 raise ValueError(f"{_place(event.start_mark)}the alias *{event.anchor} stands inside what it names")
             total += sizes.get(event.anchor or "", 1)  # an unknown one is refused by the loader, with its place
         elif isinstance(event, yaml.ScalarEvent):
+            if "\0" in event.value:  # no path and no name has one, and the system's calls would raise for it
+                raise ValueError(f"{_place(event.start_mark)}a text has a NUL in it")
             total += 1
             if event.anchor:
                 sizes[event.anchor] = 1

@@ -47,7 +47,7 @@ def _preset(name: str, method: str, objective: str) -> dict[str, Any]:
 class TrainConfig(BaseModel):
     """One training run: every setting with what it means. A field that is a list (`lr`, `clip`, `kl`) is swept; validation chooses."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     task: str = Field(description="lm-eval task: its training split teaches, its validation split chooses, its test split is only scored.")
     output: Path = Field(description="The directory of the expert, or of the PEFT adapter.")
@@ -82,7 +82,9 @@ class TrainConfig(BaseModel):
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="The dropout of lora and dora (Table 6).")
 
     preset: Preset = Field("embedded", description="Fills lr, batch_size, clip, kl, baseline, steps where unset: paper or embedded.")
-    seed: int = Field(0, ge=0, description="Of the data order, the answers that are sampled, dropout and the adapter's first values.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Of the data order, the answers that are sampled, dropout and the adapter's first values."
+    )
     steps: int = Field(100, ge=1, description="Optimiser steps, and the length of the learning-rate schedule.")
     max_seconds: float | None = Field(
         None,
@@ -209,6 +211,8 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         for field, least in (("lr", 1e-12), ("clip", 0.0), ("kl", 0.0)):
+            if not self.sweep_values(field):
+                raise ValueError(f"{field}: an empty list leaves nothing to train with")
             if any(value < least for value in self.sweep_values(field)):
                 raise ValueError(f"{field}: values must {'be above 0' if field == 'lr' else 'not be negative'}")
         if self.batch_size % self.rollouts:

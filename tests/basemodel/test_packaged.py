@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from t2eval.basemodel import packaged, probe
 from t2eval.basemodel.load import base_identity, load_base
 from t2eval.errors import T2Error, UsageError
 from t2eval.svf.attachment import attach
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_gguf
 
 real = pytest.mark.skipif(os.environ.get("T2EVAL_TEST_SMOLLM2") != "1", reason="T2EVAL_TEST_SMOLLM2=1 runs the real model")
 
@@ -57,7 +60,7 @@ def test_gguf_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
     with pytest.raises(UsageError, match="Unknown GGUF file 'model-q8.gguf'. Did you mean 'model-q4.gguf'"):
         load_base(str(tmp_path), gguf_file="model-q8.gguf")
-    with pytest.raises(T2Error, match="cannot be loaded"):
+    with pytest.raises(T2Error, match=r"The GGUF file .*model-q4.gguf cannot be read: .* Copy it again"):
         load_base(str(tmp_path), gguf_file="model-q4.gguf")
 
 
@@ -83,3 +86,51 @@ def test_the_real_model_answers_and_its_file_gives_the_same_experts() -> None:
         other = plain.trainable()[path].grad
         assert parameter.grad is not None and other is not None
         assert float((parameter.grad - other).norm() / other.norm()) < 0.05
+
+
+def _damaged(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    folder = save_tiny_gguf(path / "packed", "m.gguf")
+    file = folder / "m.gguf"
+    file.write_bytes(change(file.read_bytes()))
+    return folder
+
+
+def _other(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    return lambda content: content.replace(old, new, 1)
+
+
+def _field(name: bytes, value: int) -> Callable[[bytes], bytes]:
+    """The field has another number, of four bytes."""
+    new = name + struct.pack("<II", 4, value)
+    return lambda content: re.sub(re.escape(name) + b"\x04\0\0\0....", lambda _: new, content, count=1, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content[: len(content) // 2], "ends behind the end of the file"),
+        (lambda content: content[:300], "more than it has room for|has room for"),
+        (lambda content: b"", "empty file"),
+        (lambda content: b"GGML" + content[4:], "does not begin as a GGUF file does"),
+        (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "of version 9"),
+        (lambda content: content[:16] + struct.pack("<Q", 2**60) + content[24:], f"{2**60} fields"),
+        (lambda content: content[:8] + struct.pack("<Q", 2**60) + content[16:], f"{2**60} tensors"),
+        (_field(b"llama.block_count", 10**9), "llama.block_count = 1000000000"),
+        (_field(b"llama.embedding_length", 2**31), "llama.embedding_length = 2147483648"),
+        (_other(b"tokenizer.ggml.tokens\x09\0\0\0\x08", b"tokenizer.ggml.tokens\x09\0\0\0\x0d"), "is of type 13"),
+        (_other(b"output_norm.weight", b"output_nurm.weight"), "no weights for 1 of the model's tensors, such as model.norm.weight"),
+    ],
+)  # fmt: skip
+def test_a_damaged_gguf_file_is_named(tmp_path: Path, change: Callable[[bytes], bytes], said: str) -> None:
+    pytest.importorskip("gguf")
+    with pytest.raises(T2Error, match=said):
+        load_base(str(_damaged(tmp_path, change)), gguf_file="m.gguf", device="cpu", dequantize=True)
+
+
+def test_a_gguf_file_is_a_regular_file(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    folder = _damaged(tmp_path, lambda content: content)
+    (folder / "m.gguf").unlink()
+    os.mkfifo(folder / "m.gguf")
+    with pytest.raises(T2Error, match="no regular file"):
+        load_base(str(folder), gguf_file="m.gguf", device="cpu")

@@ -68,6 +68,8 @@ def test_joined_places_are_each_relative_to_the_file(tmp_path):
         ("tasks: []\n", "tasks: it must hold at least 1"),
         ("tasks: [t]\nlimit: 0\n", "limit: it must be at least 1 (got 0)"),
         ("tasks: [t]\nseeds: [one]\n", "seeds.0"),
+        ("tasks: [t]\nseeds: [true]\n", "seeds.0: it must be a whole number"),
+        ("tasks: [t]\nseeds: [4294967296]\n", "seeds.0: it must be less than"),
         ("tasks: [t]\ntrain: {skills: [math], recipes: x}\n", "'recipes'. Did you mean 'recipe'"),
         ("tasks: [t]\ntrain: {skills: {}}\n", "train.skills"),
         ("tasks: [t]\nassume: {prompt_token: 3}\n", "'prompt_token'. Did you mean 'prompt_tokens'"),

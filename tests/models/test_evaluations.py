@@ -17,14 +17,18 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 
 from t2eval import models as t2
+from t2eval.basemodel.load import load_base
 from t2eval.environment import harness
 from t2eval.environment.loading import make_task_manager
 from t2eval.errors import UsageError
+from t2eval.expert.prompts import PROBES, PromptVectors
+from t2eval.generation.engine import Engine
+from t2eval.generation.vectors import prompt_vectors
 from t2eval.models import identity, options
 from tests.models.test_models import FORMAT, LABELS, SMALL, TASKS
 from tests.tiny import save_library, save_tiny, tiny_tokenizer
 
-CLASSES = {"expert": t2.T2Expert, "prompt": t2.T2Prompt, "cls": t2.T2Cls, "fewshot": t2.T2Fewshot}
+CLASSES = {"expert": t2.T2Expert, "prompt": t2.T2Prompt, "cls": t2.T2Cls, "nearest": t2.T2Nearest, "fewshot": t2.T2Fewshot}
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +76,48 @@ def test_labels_of_one_evaluation_are_not_the_nexts(world: Path) -> None:
     assert lm.dispatched("models_gen") == {}
 
 
-def test_a_model_is_freed_with_its_strategy(world: Path) -> None:
-    lm = _make("prompt", world)
-    _evaluate(lm, "models_gen", limit=2)
-    model = weakref.ref(lm.model)
-    del lm
+def _known_prompts(world: Path) -> None:
+    """Vectors of two prompts beside each expert, for `t2-nearest`."""
+    base = load_base(str(world / "base"), device="cpu")
+    engine = Engine(*base, batch_size=4)
+    probes = prompt_vectors(engine, list(PROBES))
+    for label in LABELS:
+        PromptVectors(prompt_vectors(engine, [label, f"{label}?"]), probes, "models_gen", "tiny").save(world / "library" / f"e-{label}")
+
+
+@pytest.mark.unwatched
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_first_of_two_models_is_freed_when_the_second_is_there(world: Path, kind: str) -> None:
+    own = SMALL if kind == "fewshot" else {}
+    given = {"experts": str(world / "library" / "e-math")} if kind == "expert" else {}
+    if kind == "nearest":
+        _known_prompts(world)
+    first = _make(kind, world, **own, **given)
+    _evaluate(first, "models_gen", limit=2)
+    held = [weakref.ref(first), weakref.ref(first.model), *map(weakref.ref, first.model.parameters())]
+    assert len(held) > 10 and all(reference() is not None for reference in held)
+    del first
+    second = _make(kind, world, **own, **given)
     gc.collect()
-    assert model() is None
+    assert not [reference() for reference in held if reference() is not None]
+    assert _evaluate(second, "models_gen", limit=2)["samples"]["models_gen"]
 
 
 # ---------------------------------------------------------------------- what is seen
+def test_half_of_a_surrogate_pair_in_an_answer_does_not_cost_the_samples(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer that is written in Python may decode one; lm-eval then says that it could not save the samples, and goes on."""
+    from lm_eval.loggers import EvaluationTracker
+
+    monkeypatch.setattr(HFLM, "generate_until", lambda self, requests, disable_tqdm=False: ["a\ud800b"] * len(requests))
+    lm, tracker = _make("expert", world, experts=str(world / "library" / "e-math")), EvaluationTracker(output_path=str(world / "out"))
+    results = _evaluate(lm, "models_gen", limit=2, evaluation_tracker=tracker)
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    tracker.save_results_samples("models_gen", samples["models_gen"])
+    written = [json.loads(line) for file in (world / "out").rglob("samples_*.jsonl") for line in file.read_text().splitlines()]
+    assert [line["resps"][0][0] for line in written] == ["a\\ud800b"] * 2
+
+
 def test_each_logged_sample_has_its_decision_and_probabilities(world: Path) -> None:
     lm = _make("prompt", world)
     results = _evaluate(lm, "models_gen", "models_choice")

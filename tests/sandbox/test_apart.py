@@ -111,6 +111,17 @@ FORGED = {
     "an iterator of everything": YES + "def f(x): return iter(Yes, 1)",
     "a class with a false face": "class Liar:\n    __class__ = int\n    def __eq__(self, o): return True\n    def __index__(self): return 7\n    def __int__(self): return 7\ndef f(x): return Liar()",
     "a wrapper for each call back": "def f(x): return f\n",
+    "errors of texts that say 7": "import codecs\nfor n in ('strict', 'surrogateescape', 'surrogatepass'): codecs.register_error(n, lambda e: ('7', e.end))\ndef f(x): return '\\ud800'",
+    "an importer before all others": "import sys, types\nclass Finder:\n    @staticmethod\n    def find_spec(name, *a): sys.modules[name] = types.ModuleType(name)\nsys.meta_path.insert(0, Finder)\nsys.modules.clear()\ndef f(x): return 0",
+    "a call that waits for the interpreter": "import ctypes\nleave = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 0)\ndef f(x):\n    ctypes.pythonapi.Py_AddPendingCall(leave, None)\n    return 0",
+    "a traceback on all descriptors": "import faulthandler\ndef f(x):\n    for n in range(3, 1100):\n        try: faulthandler.dump_traceback(file=n)\n        except (OSError, ValueError, RuntimeError): pass\n    return 0",
+    "numbers of signals on all descriptors": "import os, signal\ndef f(x):\n    for n in range(3, 1100):\n        try:\n            os.set_blocking(n, False)\n            signal.set_wakeup_fd(n)\n            signal.raise_signal(signal.SIGCHLD)\n        except (OSError, ValueError): pass\n    return 0",
+    "a hook that hears everything": "import sys\nheard = []\nsys.addaudithook(lambda e, a: heard.extend(x for x in a if type(x) is int))\ndef f(x): return max(heard, default=0)",
+    "a list in itself": "def f(x):\n    found = []\n    found.append(found)\n    return found",
+    "lists in lists without end": "def f(x):\n    found = 7\n    for _ in range(100000): found = [found]\n    return found",
+    "an answer of 256 MiB": "def f(x): return '7' * (1 << 28)",
+    "a thing that unpacks as 7": "class Seven:\n    def __reduce__(self): return int, (7,)\n    def __getstate__(self): return 7\n    def __deepcopy__(self, _): return 7\ndef f(x): return Seven()",
+    "a number that is none": "def f(x): return float('nan')",
 }  # fmt: skip
 FORGED_TEST = (
     "EXPECTED = 7\ndef check(c):\n    assert c(1) == EXPECTED, 'wrong'\n    assert abs(c(2) - 8) < 1e-6\ncheck(f)\nassert f(1) == 7"

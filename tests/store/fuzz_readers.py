@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import cProfile
 import functools
 import gzip
 import json
@@ -104,8 +105,14 @@ def _limit(processor: float, clock: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, clock)
 
 
-def run(cases: int, seed: int = 0) -> dict[str, Any]:
+def run(cases: int, seed: int = 0, only: str = "", profile: cProfile.Profile | None = None) -> dict[str, Any]:
     """Run cases, the readers in turn.
+
+    Args:
+        cases: how many.
+        seed: of the damage.
+        only: readers that have this in their names; empty: all.
+        profile: sees the undamaged files being read.
 
     Returns:
         Counts: `cases`, `refused`, `read`, by-kind `failures`, with `examples` of them.
@@ -129,10 +136,13 @@ def run(cases: int, seed: int = 0) -> dict[str, Any]:
     sys.addaudithook(watch)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, late)
+    table = {name: fill for name, fill in table.items() if only in name}
     for fill in table.values():  # the undamaged files must be read; and what is imported late comes before the limit
         folder = place / "whole"
         folder.mkdir()
-        fill(folder)()
+        read = fill(folder)
+        with profile or contextlib.nullcontext():
+            read()
         shutil.rmtree(folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -183,7 +193,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="readers that have this in their names")
     given = parser.parse_args()
-    found = run(given.cases, given.seed)
+    found = run(given.cases, given.seed, given.only)
     print(json.dumps(found))
     sys.exit(1 if found["failures"] else 0)

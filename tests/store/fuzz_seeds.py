@@ -76,13 +76,20 @@ def seeds() -> dict[str, Seed]:
             where = write_samples(folder, cell.key, [Sample(doc_id=i, doc_hash=f"h{i}", score=i % 2, response="é") for i in range(6)])
             row = {"cell": cell.key, "model": "m", "method": cell.method, "task": "t", "seed": 0, "status": "ok", "metric": "acc"}
             append(folder, Row(**row, score=0.5, stderr=0.1, n=6, seconds=1.0, samples=where, hashes=hashes))
-        stated = {"config": {"limit": 4, "seeds": [0]}, "inputs": {"a": "b"}, "tasks": {}, "versions": {"torch": "2"}}
+        trained = folder / "experts" / "seed-0" / "math"
+        trained.mkdir(parents=True)
+        (trained / "expert.safetensors").write_bytes(b"z")
+        (trained / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        stated = {
+            "config": {"limit": 4, "seeds": [0]},
+            "inputs": {str(trained / "expert.safetensors"): "x"},
+            "tasks": {},
+            "versions": {"torch": "2"},
+        }
         (folder / "manifest.json").write_text(json.dumps({"name": "b", "cells": ["c"], **stated}))
         lines = [json.dumps({"doc_id": i, "prompt": "Q", "choices": ["a", "b"], "target": "a", "images": 0}) + "\n" for i in range(6)]
         (folder / "samples" / f"documents-{'0' * 32}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
         (folder / "commits.jsonl").write_text(json.dumps({"time": "2026-01-01T00:00:00+00:00", "t2eval": "a", "repository": None}) + "\n")
-        trained = folder / "experts" / "seed-0" / "math"
-        trained.mkdir(parents=True)
         (trained / "training.json").write_text(json.dumps(record))
         (trained / "log.jsonl").write_text(log)
 
@@ -157,9 +164,12 @@ def _texts(text: Callable[[str, Any, Reader], Seed]) -> dict[str, Seed]:
         return lambda: ia3.Run(**{**asdict(run), "folders": (str(folder),)}).finished
 
     def settings(file: Path) -> None:
-        config = TrainConfig(task="embedded_math_seen", output=file.parent)
-        check_settings(Job("j", config))
         held_settings(file.parent)
+
+    def finished(folder: Path) -> Callable[[], Any]:
+        (folder / "training.json").write_text("{}")
+        (folder / "settings.json").write_text(json.dumps(config.hyperparameters))
+        return lambda: check_settings(Job("j", TrainConfig(task="embedded_math_seen", output=folder)))
 
     def setting(file: Path) -> Any:
         return parse_settings("--set", [f"x={read_text(file)}"])
@@ -169,6 +179,7 @@ def _texts(text: Callable[[str, Any, Reader], Seed]) -> dict[str, Seed]:
     config = TrainConfig(task="embedded_math_seen", output="x").for_task()
     return {
         "settings of a training": text("settings.json", config.hyperparameters, settings),
+        "settings of a finished training": finished,
         "inputs of a training": text("inputs.json", {"task": "a", "examples": "b"}, held_inputs),
         "piece of paper": text("piece.json", piece, lambda path: kept_piece(path, {"model": "m"})),
         "preset of paper": text("lab.json", {"preset": "embedded"}, lambda path: kept(path, dict)),
@@ -206,7 +217,9 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
     from PIL import Image
 
     from t2eval.basemodel.load import load_base
+    from t2eval.bench.inputs import adapter_facts
     from t2eval.expert.adapter import Adapter, write_adapter_card
+    from t2eval.expert.card import refuse_adapter
     from t2eval.expert.prompts import PROBES, PromptVectors
     from t2eval.expert.upload import pack
     from t2eval.svf.bases import _read, cached_basis
@@ -226,6 +239,16 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
     weight = torch.arange(12.0).reshape(3, 4)
     (home / "singular").mkdir()
     cached_basis(weight, home / "singular")
+
+    shutil.copytree(home / "library", home / "upload")
+    form = {"template": "Q {question}", "labels": {"math": "m"}, "unlisted": "{label}", "until": ["\n"]}
+    (home / "upload" / "dispatch.json").write_text(json.dumps(form))
+
+    def refused(path: Path) -> str | None:
+        try:  # whatever is in it, it is named as what it is
+            return refuse_adapter(path)
+        except T2Error as error:
+            return str(error)
 
     def vectors(folder: Path) -> Callable[[], Any]:
         PromptVectors(torch.ones(3, 4), torch.ones(len(PROBES), 4), "t", "b").save(folder)
@@ -253,8 +276,24 @@ def _models(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, See
         "base model": copied(home / "base", lambda path: load_base(str(path), device="cpu")),
         "singular bases": copied(home / "singular", basis),
         "pictures": copied(home / "pictures", pictures),
-        "upload": copied(home / "library", lambda path: pack(path, "owner/name")),
+        "upload": copied(home / "upload", lambda path: pack(path, "owner/name")),
+        "facts of an adapter": copied(home / "adapter", lambda path: adapter_facts(path, "lora")),
+        "adapter for an expert": copied(home / "adapter", refused),
+        **_packed(copied, home),
     }
+
+
+def _packed(copied: Callable[[Path, Reader], Seed], home: Path) -> dict[str, Seed]:
+    """A model in a GGUF file, where the package that reads it is installed."""
+    import importlib.util
+
+    from t2eval.basemodel.load import load_base
+    from tests.tiny import save_tiny_gguf
+
+    if importlib.util.find_spec("gguf") is None:
+        return {}
+    save_tiny_gguf(home / "packed", "model.gguf")
+    return {"GGUF file": copied(home / "packed", lambda path: load_base(str(path), gguf_file="model.gguf", device="cpu", dequantize=True))}
 
 
 def _benchmarks(benched: Callable[[Reader], Seed], bench: Callable[[Path], None]) -> dict[str, Seed]:

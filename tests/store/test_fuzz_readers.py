@@ -1,4 +1,4 @@
-"""A sample of `make fuzz`, in a process of its own whose memory is bounded, and the proof that the fuzzer sees what it looks for."""
+"""The proof that the fuzzer sees what it looks for; a sample of its cases is in `test_fuzz_covers.py`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,6 @@ def _fuzzed(root: Path, program: str) -> dict[str, object]:
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def test_a_sample_is_read_or_refused(root: Path) -> None:
-    found = _fuzzed(root, "import json\nfrom tests.store.fuzz_readers import run\nprint(json.dumps(run(160, seed=7)))")
-    assert found["failures"] == {}, found["examples"]
-    assert found["read"] and found["refused"]
 
 
 _BROKEN = """

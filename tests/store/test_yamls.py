@@ -30,6 +30,8 @@ def _bomb(levels: int) -> str:
         ("!!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("!!int x", "not what its form or tag says"), ("!!bool maybe", "not what its form"), ("!!timestamp x", "not what its form"),
         ("2020-13-45", "not what its form"), ("1" * 5000, "not what its form"), ("\x00", "special characters"),
+        ('experts: "a\\0b"', "a text has a NUL in it"), ("seeds: !!set {0, 1}", "could not determine a constructor"),
+        ("a: !!omap [b: 1]", "could not determine a constructor"),
     ],
 )  # fmt: skip
 def test_yaml_beyond_the_bounds_is_refused_at_once(tmp_path, text, message):
