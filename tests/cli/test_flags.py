@@ -26,6 +26,7 @@ _LAUNCHERS = frozenset(
     {
         "--standalone",
         "--no-python",
+        "--no_python",
         "--nproc-per-node",
         "--nproc_per_node",
         "--nnodes",
