@@ -69,7 +69,7 @@ class Preset:
         rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
         baseline_seeds: of LoRA, IA3 and DoRA in tables 1, 2 and 7, where there are fewer than of the experts; None: `seeds`.
         seen_only: whether table 7 scores IA3 and DoRA on the seen tasks alone.
-        strategies: those that are compared on unseen tasks; without any the seen task's own expert answers.
+        strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
         remarks: what a report says of the preset's settings, a sentence each.
         left_out: item → why the preset does not carry it, in a sentence.
         rewarded: skill → task whose right samples are counted (`limits`), of the first `samples` of 2,000 drawn training examples.
@@ -197,7 +197,7 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
 
 
 _SMOLLM2_LEFT_OUT = {
-    "table3": "it times the strategies' first pass, and with one skill no strategy is run",
+    "table3": "it times dispatch, and with one skill there is nothing to dispatch to",
     "table4": "its seven variants are trained on the generated answers of the math task, which is more than a CPU's size",
     "table5": "there is no second base model",
     "table8": "its forty searches and its trainings of 1,000 steps are more than a CPU's size",
@@ -237,7 +237,7 @@ def _smollm2(name: str) -> Preset:
         limit=bench.limit,
         rates=_trained_at(bench, "lora"),
         seen_only=True,
-        strategies=(),
+        strategies=("expert", "fewshot"),
         remarks=_SMOLLM2_REMARKS,
         left_out=_WHOLE | _ALONE,
         rewarded=_GENERATED,

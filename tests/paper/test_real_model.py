@@ -29,12 +29,16 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     assert seeds == {"base": [0], "SVF": [0, 1, 2], "LoRA": [0, 1, 2]}  # one rate: there is no other LoRA that the test items could choose
     assert {row["task"] for row in table1.rows} == {"arc_easy"}
     table2 = item("table2").run(real)
-    assert {row["label"] for row in table2.rows} == {"base", "SVF", "LoRA"} and {row["task"] for row in table2.rows} == {"arc_challenge"}
+    assert {row["label"] for row in table2.rows} == {"base", "SVF", "few-shot", "LoRA"} and {row["task"] for row in table2.rows} == {
+        "arc_challenge"
+    }
     assert [claim.text for claim in table2.claims if claim.p is not None] == [
         "SVF scores higher than the base on arc_challenge",
+        "few-shot scores higher than the base on arc_challenge",
         "SVF scores higher than LoRA chosen by validation on arc_challenge",
+        "few-shot scores higher than LoRA chosen by validation on arc_challenge",
     ]
-    assert any("One skill was trained" in note for note in table2.notes)
+    assert "'few-shot' is t2eval's default, iterations 1, with a free α of its one expert. One skill was trained" in table2.notes[-1]
     table7 = item("table7").run(real)
     assert {row["method"]: row["seeds"] for row in table7.rows} == {"base": [0], "expert": [0, 1, 2], "ia3": [0, 1, 2], "dora": [0, 1, 2]}
     assert [claim.text for claim in table7.claims] == [f"SVF scores higher than {other} on arc_easy" for other in ("IA3", "DoRA")]

@@ -16,7 +16,7 @@ from t2eval.paper.item import Columns, Item, Reported, Result
 from t2eval.paper.items.budgets import paper_search
 from t2eval.paper.lab import Cells, Lab
 from t2eval.paper.markdown import score, short, spread
-from t2eval.paper.presets import PAPER_SEEN, PAPER_UNSEEN
+from t2eval.paper.presets import PAPER_SEEN, PAPER_UNSEEN, Preset
 from t2eval.paper.sweep import Candidate, Sweep
 
 BEST = "LoRA, best by test"
@@ -131,10 +131,10 @@ TABLE1 = Item(
 def run_unseen(lab: Lab) -> Result:
     """Base, LoRA and the three strategies on tasks that nothing was trained on."""
     preset = lab.preset
-    shown = preset.strategies or ("expert",)
+    shown = preset.strategies
     tasks = tuple(preset.unseen.values())
     cells, rows = _cells(lab, ("base", *shown), tasks)
-    if "fewshot" in shown and not preset.searches_as_paper:
+    if "fewshot" in shown and not preset.searches_as_paper and "table10" not in preset.left_out:
         theirs = paper_search(lab, tasks)
         rows += [{**theirs.summary("fewshot", task), "label": PAPER_SEARCH} for task in tasks]
     sweep = Sweep(lab)
@@ -158,14 +158,17 @@ def run_unseen(lab: Lab) -> Result:
             ("fewshot", "best"),
         ]
         claims += [better(sides[a], sides[b], f"on {short(task)}") for a, b in pairs if a in sides and b in sides]
-    own = (
-        ""
-        if preset.searches_as_paper or "fewshot" not in shown
-        else f" {NAMES['fewshot']!r} is t2eval's default, with α divided by its sum."
-    )
-    own += "" if preset.strategies else " One skill was trained, so there is nothing to choose or to mix: its expert answers."
+    own = "" if "fewshot" not in shown or preset.searches_as_paper else f" {_search(preset)}"
+    own += "" if len(preset.skills) > 1 else " One skill was trained, so there is nothing to dispatch to or to mix, and SVF is its expert."
     text = f"The paper's figures for LoRA are of its best checkpoint for each test task.{own}"
     return Result(tuple(rows), judge(claims), (*notes(lab, rows), text))
+
+
+def _search(preset: Preset) -> str:
+    """What few-shot's search is, where it is not the paper's."""
+    given = "".join(f", {name} {value}" for name, value in preset.search.items())
+    alpha = "α divided by its sum" if len(preset.skills) > 1 else "a free α of its one expert"
+    return f"{NAMES['fewshot']!r} is t2eval's default{given}, with {alpha}."
 
 
 _LLAMA_UNSEEN: dict[str, str] = {
@@ -204,7 +207,7 @@ def run_more(lab: Lab) -> Result:
     everywhere = ((PAPER_SEEN, preset.seen), (PAPER_UNSEEN, preset.unseen))
     compared = everywhere[:1] if preset.seen_only else everywhere
     cells, rows = _cells(lab, ("base", "ia3", "dora"), tuple(task for _, tasks in compared for task in tasks.values()))
-    shown = preset.strategies or ("expert",)
+    shown = preset.strategies
     chosen = "fewshot" if "fewshot" in shown else shown[-1]
     svf, more = _cells(lab, ("expert",), tuple(preset.seen.values()))
     adapted, further = _cells(lab, shown, tuple(preset.unseen.values()))
