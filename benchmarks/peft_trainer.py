@@ -128,8 +128,8 @@ def measure(options: argparse.Namespace, method: str) -> dict[str, Any]:
     ours = train_expert(config, progress=True)
     model, tokenizer = load_base(options.model)
     environment = Environment(options.task)
-    train = apart_from_test(environment, environment.examples("train"), False)
-    held = apart_from_test(environment, environment.examples("validation", options.validation, seed=0), False)
+    asked = [environment.examples("train"), environment.examples("validation", options.validation, seed=0)]
+    train, held = apart_from_test(environment, asked, False)
     base = outcomes(model, tokenizer, environment, held, config)
     with find_method(method).mounted(model, ours.path) as mounted:
         own = outcomes(mounted, tokenizer, environment, held, config)
