@@ -21,18 +21,20 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402 - only where ray is installed
 
-from t2eval.bench import rows  # noqa: E402
+from t2eval.bench import rows, travel  # noqa: E402
 from t2eval.bench.config import BenchConfig  # noqa: E402
 from t2eval.bench.execute import Progress, run  # noqa: E402
 from t2eval.bench.plan import Plan, load_plan, make_plan  # noqa: E402
 from t2eval.bench.rows import ROWS, Row, read_samples  # noqa: E402
+from t2eval.bench.training import Job, train  # noqa: E402
 from t2eval.cli import main  # noqa: E402
 from t2eval.errors import T2Error, UsageError  # noqa: E402
 from t2eval.paths import experts_dir  # noqa: E402
+from t2eval.training.config import TrainConfig  # noqa: E402
 from t2eval.workers.executor import Request  # noqa: E402
 from t2eval.workers.ray_pool import RayPool  # noqa: E402
 from t2eval.workers.registry import describe_executor, open_executor  # noqa: E402
-from tests.bench.fakes import FakeWorker  # noqa: E402
+from tests.bench.fakes import FakeWorker, QuickElsewhere  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,9 +129,11 @@ def when(happened: Callable[[], bool], then: Callable[[], object]) -> threading.
 
 
 def trained_files(folder: Path) -> dict[str, Any]:
-    """What trainings left that a repetition leaves, too: weights as bytes, records and logs without times, versions of files and paths."""
+    """What a training leaves that another one of the same settings leaves, too: weights as bytes, scores, and the log without times."""
     found: dict[str, Any] = {}
     for path in sorted(file for place in ("experts", "baselines") for file in (folder / place).rglob("*") if file.is_file()):
+        if "checkpoints" in path.parts:  # which stay on the machine that trained
+            continue
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".safetensors":
             found[name] = path.read_bytes()
@@ -168,10 +172,23 @@ def test_a_machine_that_is_lost_in_mid_training_costs_no_training(cluster: Any, 
     local = run(load_plan(tmp_path / "bench.yaml"), tmp_path / "local", workers=2)
     assert local.exit_code == 0
     found, expected = trained_files(out), trained_files(tmp_path / "local")
-    assert len(found) == 12 and found == expected
+    weights = {name for name in found if name.endswith(("/expert.safetensors", "/adapter_model.safetensors"))}
+    assert len(weights) == 4 and len(found) == 12, sorted(found)
+    assert found == expected
     assert alike(rows.read(out), out) == alike(rows.read(tmp_path / "local"), tmp_path / "local")
     again = run(plan, out, executor="ray")
     assert (again.skipped, again.trained) == (4, ())
+
+
+def test_a_training_that_always_takes_its_worker_along_fails_alone(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(travel, "TrainSetup", QuickElsewhere)
+    todo = [Job(name, TrainConfig(task="embedded_math_seen", output=tmp_path / name)) for name in ("killed", "a", "b")]
+    notes: list[str] = []
+    message = r"Training 'killed' failed: its worker was lost 2 times, the last time on process"
+    with open_executor("ray", Request(retries=1)) as pool, pytest.raises(T2Error, match=message):
+        train(todo, pool, notes.append, tmp_path / "log")
+    assert [job.finished for job in todo] == [False, True, True], "the others are done nevertheless"
+    assert sorted(note[:5] for note in notes[1:]) == ["[1/3]", "[2/3]", "[3/3]"]
 
 
 def test_a_cell_that_always_takes_its_worker_along_fails_alone(cluster: Any, tmp_path: Path) -> None:
