@@ -64,7 +64,7 @@ def _run(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         said = RunRecord.read(folder) if record.is_file() else None
-        lines = read_json_lines(log, what="training log") if log.is_file() else []
+        lines = read_json_lines(log, what="training log", grows=True) if log.is_file() else []
     except (T2Error, ValidationError) as error:
         return {"finished": False, "problem": str(error).split("\n")[0], "validations": [], "batches": {}}
     lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]

@@ -82,4 +82,7 @@ def test_learning_curves_are_read_from_logs_and_records(folder, tmp_path):
     [found] = content(run).summary["runs"][0]["learning"]
     assert (found["name"], found["seed"], found["finished"]) == ("math", 0, False)
     assert len(found["validations"]) == 10 and 200 < len(found["batches"]["accuracy"]) <= 500
+    with (place / "log.jsonl").open("a") as log:
+        log.write('{"step": 1001, "accu')  # a training that goes on while the page is made
+    assert content(run).summary["runs"][0]["learning"] == [found]
     assert content(folder).summary["runs"][0]["learning"] == []
