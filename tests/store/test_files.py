@@ -141,7 +141,7 @@ def test_only_regular_files_are_read_and_at_once(tmp_path):
         reader.join(5)
         assert answers == [path]
     _refused(read_bytes, tmp_path / "missing", "No such file")
-    _refused(read_bytes, tmp_path / "a\0b", "null byte")
+    _refused(read_bytes, tmp_path / "a\0b", "embedded null")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     _refused(read_bytes, tmp_path / "loop", "symbolic links")
     (tmp_path / "real").write_text("x")
