@@ -189,7 +189,10 @@ def report(lines: list[dict[str, Any]]) -> str:
         cells = []
         for level in SCORED:
             of_level = [line["outcomes"] for line in own if line["task"].endswith(f"_{level}")]
-            mean, error = mean_stderr(list(_by_question(of_level).values())) if of_level else (float("nan"), None)
+            if not of_level:
+                cells.append("–")
+                continue
+            mean, error = mean_stderr(list(_by_question(of_level).values()))
             cells.append(f"{mean:.3f} ± {error or 0:.3f} (n={len(_by_question(of_level))})")
         spent, seconds = (statistics.fmean(line[key] for line in own) if own else float("nan") for key in ("evaluations", "cpu_seconds"))
         table.append(f"| {variant} | {spent:.0f} | {' | '.join(cells)} | {seconds:.1f} |")
