@@ -84,8 +84,8 @@ def _file(folder: Path, settings: dict[str, Any]) -> Path:
     """A benchmark file beside a folder: some cells of the embedded base's shipped experts and baselines."""
     root = experts_dir().resolve()
     places = {"experts": str(root / "library/seed-{seed}"), "baselines": str(root / "baselines/seed-{seed}/{method}-{label}")}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    file = folder.parent / "benchmark.yaml"
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.parent.parent / f"{folder.parent.name}-benchmark.yaml"  # not on the small disk
     file.write_text(yaml.safe_dump({"name": "faults", "model": "embedded", "batch_size": 64, **places, **settings}))
     return file
 

@@ -80,12 +80,19 @@ class Worker:
             if is_disk_full(raised):
                 raise
             error = str(raised) if isinstance(raised, T2Error) else f"{type(raised).__name__}: {raised}"
-        if (changed := self.base.changed()) is not None:
+        if (changed := self._left_changed()) is not None:
             self.base.reload()
             error = error or f"The base model was not as it had been loaded after this cell ({changed} differs). Run it again."
         if error is not None:
             return Row(**identity, status="failed", error=error, seconds=round(time.perf_counter() - started, 3), versions=versions())
         return Row(**identity, status="ok", versions=versions(), **fields)
+
+    def _left_changed(self) -> str | None:
+        """What of the base a cell changed. Where memory does not suffice to look, that counts as a change: the base is loaded anew."""
+        try:
+            return self.base.changed()
+        except (MemoryError, RuntimeError):  # torch says it by a RuntimeError
+            return "for want of memory it was not seen what"
 
     def _task(self, name: str) -> Any:
         """lm-eval's task. What it would run unprotected has been refused, so that lm-eval's own question need not be asked."""
