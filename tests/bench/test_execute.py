@@ -75,7 +75,7 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(tmp_path, config):
     assert result.exit_code == 1
     assert [(row.method, row.task, row.error) for row in result.failed] == [("cls", "t2", "KeyError: broken")] * 2
     assert len(result.rows) == 10
-    assert "FAILED: cls on t2, seed 0: KeyError: broken" in leaderboard(tmp_path / "out").to_markdown()
+    assert "FAILED: cls on t2, seed 0: `KeyError: broken`" in leaderboard(tmp_path / "out").to_markdown()
     trouble.unlink()
     repaired = run(plan, tmp_path / "out", factory=FakeWorker)
     assert (repaired.exit_code, repaired.skipped) == (0, 8)
@@ -113,15 +113,13 @@ def test_a_full_disk_under_the_rows_keeps_them_whole(tmp_path, config, monkeypat
         written.append(data)
         return real(descriptor, data)
 
-    monkeypatch.setattr(rows.os, "write", fills_up)
     original = rows.append
 
     def guarded(directory, row):
         with monkeypatch.context() as patch:
-            patch.setattr(rows.os, "write", fills_up)
+            patch.setattr(os, "write", fills_up)
             original(directory, row)
 
-    monkeypatch.undo()
     monkeypatch.setattr(execute.rows, "append", guarded)
     with pytest.raises(T2Error, match="Could not write"):
         run(make_plan(config), tmp_path / "out", factory=FakeWorker)
