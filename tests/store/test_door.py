@@ -21,7 +21,6 @@ ELSEWHERE = {
     "t2eval/expert/machine_paths.py": {"json.loads"},  # of a text that was read
     "t2eval/paper/key.py": {"json.loads"},  # of what was dumped a moment before
     "t2eval/basemodel/packaged.py": {"open"},  # a lock file, written only
-    "t2eval/bench/rows.py": {"open"},  # cuts the unfinished end of a file of ours
     "t2eval/leaderboard/page/document.py": {"open"},  # the first bytes of a regular file, whether it is a page
     "t2eval/workers/processes.py": {"open"},  # a log, written only
     "t2eval/workers/ray_pool.py": {"open"},  # the same log

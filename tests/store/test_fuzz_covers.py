@@ -26,7 +26,6 @@ OTHERS = {
         "embedded/pretrain_vlm.py _copy_dispatch",
     },
     "written a moment before": {"basemodel/packaged.py _unpack", "embedded/pretrain_vlm.py save"},
-    "it cuts the file; the lines are parsed by a function that is fuzzed": {"bench/rows.py repair"},
 }  # fmt: skip
 """Why some are not fuzzed: file and function."""
 
