@@ -16,6 +16,7 @@ from t2eval.expert.location import is_hub
 from t2eval.models import registry
 from t2eval.paths import EMBEDDED, EMBEDDED_VLM, experts_in, joined
 from t2eval.training import methods as training_methods
+from t2eval.training.config import SEEDS
 
 BASELINES = tuple(name for name in training_methods.METHODS if name != "svf")
 PAPER_BASELINES = tuple(name for name in BASELINES if training_methods.METHODS[name].in_paper)
@@ -25,8 +26,6 @@ STRATEGIES = tuple(name for name, entry in registry.STRATEGIES.items() if entry.
 METHODS = ("base", *registry.STRATEGIES, *BASELINES)
 DEFAULT_METHODS = ("base", *(name for name, entry in registry.STRATEGIES.items() if entry.in_paper), *PAPER_BASELINES)
 """What a benchmark file without `methods` evaluates: the paper's."""
-SEEDS = 2**32
-"""Seeds are below this: numpy's generators take no larger ones."""
 DISPATCH = "dispatch"
 """The label of the classification expert, which `cls` asks and no other method uses."""
 

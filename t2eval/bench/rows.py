@@ -68,6 +68,11 @@ class Row(BaseModel):
         return str((self.t2 or {}).get("strategy") or self.method)
 
     @property
+    def reason(self) -> str:
+        """Why it failed: its error's first line; empty where it did not."""
+        return (self.error or "").split("\n")[0]
+
+    @property
     def folder(self) -> Path | None:
         """The folder that it was read from, where rows of several are shown together; never written with it."""
         return self._folder

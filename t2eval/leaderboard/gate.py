@@ -75,7 +75,7 @@ def fail_on_regression(where: Where, other: str | Path, leave_out_changed: bool 
 
 def _broken(rows: Sequence[Row], old: Mapping[tuple[str, str], Group]) -> list[Comparison]:
     """The cells that worked there and failed here."""
-    failed = {(row.method, row.task): (row.error or "").split("\n")[0] for row in rows if row.status == "failed"}
+    failed = {(row.method, row.task): row.reason for row in rows if row.status == "failed"}
     return [
         Comparison(*key, None, old[key].score, None, None, None, 0, None, f"failed now: {visible(failed[key])}")
         for key in sorted(failed.keys() & old.keys())

@@ -64,8 +64,7 @@ def table_of(found: Merged, groups: Mapping[tuple[str, str], Group]) -> Leaderbo
             tests.append(tested(group, base) if method != "base" and base and group.examples and base.examples else None)
     failed = [row for row in rows if row.status == "failed"]
     failures = tuple(
-        Failure(row.method, row.task, row.seed, (row.error or "").split("\n")[0])
-        for row in sorted(failed, key=lambda row: (_place(row), row.task, row.seed))
+        Failure(row.method, row.task, row.seed, row.reason) for row in sorted(failed, key=lambda row: (_place(row), row.task, row.seed))
     )
     complete = _with_tests(entries, tests)
     model = rows[0].model

@@ -2,8 +2,7 @@
 
 A class of ours is `class X(Strategy, HFLM)`: requests come in, `keys` says which z' answers each of them, requests are grouped by that,
 z' is merged once a group, and the lm-eval class answers the group as it always does; or it answers all of them in common batches, one z' a
-sequence, where that is faster by count (`together.py`). The base weights are the same bits afterwards,
-also after an exception.
+sequence, where that is faster by count (`together.py`). The base weights are the same bits afterwards, also after an exception.
 
 A strategy receives the run: each request knows the task object that it comes from and the arguments that it was built with
 (`t2eval.environment.runs`). What was found for one evaluation is forgotten when the next one begins on the same object.

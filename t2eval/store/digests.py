@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2eval.errors import T2Error
+from t2eval.store.regular import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +23,7 @@ def file_digest(path: str | Path) -> str:
         T2Error: the file cannot be read, or is no regular one (a FIFO would hang, a device would never end).
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _of_stream(file.read)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise T2Error(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. Check that it is a file of yours.") from error

@@ -19,7 +19,6 @@ import math
 import os
 import re
 import secrets
-import stat
 import struct
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -29,6 +28,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from t2eval.errors import T2Error, shown, wrong_value
+from t2eval.store.regular import open_regular
 from t2eval.store.texts import whole_json
 from t2eval.store.yamls import DEPTH, parse_yaml
 
@@ -183,14 +183,8 @@ def read_bytes(path: str | Path, *, what: str = "file", remedy: str = "Check the
         T2Error: no such file, no regular file, too large, or it cannot be read.
     """
     try:
-        # Looked at before it is opened: to open a device may do something. A FIFO that takes its place meanwhile does not hold us up.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            _refuse(what, path, "it is no regular file", remedy)
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                _refuse(what, path, "it is no regular file", remedy)
-            too_large = status.st_size > limit  # before it is read: a sparse file costs its maker nothing
+        with open_regular(path) as file:
+            too_large = os.fstat(file.fileno()).st_size > limit  # before it is read: a sparse file costs its maker nothing
             content = b"" if too_large else file.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         _refuse(what, path, getattr(error, "strerror", None) or str(error), remedy, error)

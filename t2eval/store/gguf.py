@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
-import stat
 import struct
 from pathlib import Path
 
 from t2eval.errors import T2Error
+from t2eval.store.regular import open_regular
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -36,19 +35,11 @@ def check_gguf_file(path: Path) -> None:
         T2Error: it is no regular file, no GGUF of version 2 or 3, or damaged; with the place.
     """
     try:
-        with open(path, "rb", opener=_regular) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _Walk(content).run()
     except (OSError, ValueError, _Damage) as error:  # a ValueError: it is empty
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise T2Error(f"The GGUF file {path} cannot be read: {reason}. Copy it again.") from error
-
-
-def _regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "it is no regular file")
-    return descriptor
 
 
 class _Damage(Exception):

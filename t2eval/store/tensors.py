@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import stat
 import struct
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from t2eval.errors import T2Error, shown
 from t2eval.store.files import parse_json, read_bytes
+from t2eval.store.regular import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,9 +100,7 @@ def read_header(path: str | Path, *, what: str, remedy: str) -> Header:
         T2Error: as `read_tensors`.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            _refuse(what, path, "it is no regular file", remedy)
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             begin = file.read(8)
             length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0

@@ -91,11 +91,16 @@ def _answer_seconds(shapes: Shapes, sequences: int, work: Work, kind: str, hook:
     return tokens * operations / OPERATIONS[kind] + batches * (1 + steps) * len(shapes) * (MATRIX[kind] + (hook or 0))
 
 
+def _one_seconds(shapes: Shapes, sequences: int, work: Work, kind: str) -> tuple[float, float]:
+    """Of the sequences of one z: by `Adapted.merged`, with its merge, and under the hooks."""
+    merged = _answer_seconds(shapes, sequences, work, kind, None) + _merge_seconds(shapes, kind)
+    return merged, _answer_seconds(shapes, sequences, work, kind, ONE[kind])
+
+
 def merging_is_cheaper(shapes: Shapes, sequences: int, work: Work, device: str) -> bool:
     """Whether sequences of one z are answered faster by `Adapted.merged` than under the hooks."""
-    kind = _kind(device)
-    merged = _answer_seconds(shapes, sequences, work, kind, None) + _merge_seconds(shapes, kind)
-    return merged < _answer_seconds(shapes, sequences, work, kind, ONE[kind])
+    merged, hooked = _one_seconds(shapes, sequences, work, _kind(device))
+    return merged < hooked
 
 
 def together_is_cheaper(shapes: Shapes, groups: Sequence[int], work: Work, device: str, *, merges: bool = True) -> bool:
@@ -111,7 +116,6 @@ def together_is_cheaper(shapes: Shapes, groups: Sequence[int], work: Work, devic
     kind = _kind(device)
     apart = 0.0
     for sequences in groups:
-        hooked = _answer_seconds(shapes, sequences, work, kind, ONE[kind])
-        merged = _answer_seconds(shapes, sequences, work, kind, None) + _merge_seconds(shapes, kind)
+        merged, hooked = _one_seconds(shapes, sequences, work, kind)
         apart += min(hooked, merged) if merges else hooked
     return _answer_seconds(shapes, sum(groups), work, kind, ONE_EACH[kind]) < apart

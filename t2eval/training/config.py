@@ -37,6 +37,8 @@ _LENGTH = {"steps", "max_seconds"}
 _MEMORY = {"micro_batch", "checkpoint_activations", "eval_batch_size", "keep_base"}
 """What may be another after a run that was out of memory: it changes the order of sums only."""
 _MAY_CHANGE = {*_LENGTH, *_MEMORY, "save_every", "keep_checkpoints", "test", "test_limit"}
+SEEDS = 2**32
+"""Seeds are below this: numpy's generators take no larger ones."""
 
 
 def _preset(name: str, method: str, objective: str) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class TrainConfig(BaseModel):
 
     preset: Preset = Field("embedded", description="Fills lr, batch_size, clip, kl, baseline, steps where unset: paper or embedded.")
     seed: int = Field(
-        0, ge=0, lt=2**32, description="Of the data order, the answers that are sampled, dropout and the adapter's first values."
+        0, ge=0, lt=SEEDS, description="Of the data order, the answers that are sampled, dropout and the adapter's first values."
     )
     steps: int = Field(100, ge=1, description="Optimiser steps, and the length of the learning-rate schedule.")
     max_seconds: float | None = Field(

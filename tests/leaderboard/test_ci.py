@@ -91,21 +91,24 @@ def test_a_benchmark_that_did_not_begin_fails_as_such_and_not_as_a_wrong_setting
     assert [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()] == ["bench"]
 
 
+def held_against(folder: Path, kept: list[str], keep: int) -> str:
+    """The run among those of a history that the script, which must succeed, holds a new run against."""
+    for name in kept:
+        (folder / "history" / name).mkdir(parents=True)
+    script = write_ci(folder)[1]
+    assert sh(script, folder / "out", folder / "history", T2=str(fake_command(folder)), KEEP=str(keep)).returncode == 0
+    baseline = (folder / "calls").read_text().splitlines()[-1].rpartition(f"{folder}/history/")
+    assert baseline[1]
+    return baseline[2]
+
+
 def test_a_copy_that_was_cut_off_is_no_baseline(tmp_path: Path) -> None:
-    script = write_ci(tmp_path)[1]
-    for name in ("20200101T000000Z-a", "20200102T000000Z-b.part"):
-        (tmp_path / "history" / name).mkdir(parents=True)
-    assert sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path)), KEEP="5").returncode == 0
-    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith(f"{tmp_path}/history/20200101T000000Z-a")
+    assert held_against(tmp_path, ["20200101T000000Z-a", "20200102T000000Z-b.part"], keep=5) == "20200101T000000Z-a"
     assert len(list((tmp_path / "history").iterdir())) == 2 and not list((tmp_path / "history").glob("*.part"))
 
 
 def test_the_history_has_the_newest_runs_and_the_last_one_is_the_baseline(tmp_path: Path) -> None:
-    script = write_ci(tmp_path)[1]
-    for name in ("20200101T000000Z-a", "20200102T000000Z-b"):
-        (tmp_path / "history" / name).mkdir(parents=True)
-    assert sh(script, tmp_path / "out", tmp_path / "history", T2=str(fake_command(tmp_path)), KEEP="2").returncode == 0
-    assert (tmp_path / "calls").read_text().splitlines()[-1].endswith(f"{tmp_path}/history/20200102T000000Z-b")
+    assert held_against(tmp_path, ["20200101T000000Z-a", "20200102T000000Z-b"], keep=2) == "20200102T000000Z-b"
     first, second = sorted(path.name for path in (tmp_path / "history").iterdir())
     assert first == "20200102T000000Z-b" and second > "2026"
 
