@@ -14,13 +14,14 @@ the lab, or use it in a `with`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t2eval.bench.config import BASELINES, EXPERT_METHODS, parse_config
+from t2eval.bench.config import BASELINES, EXPERT_METHODS, TrainSection, parse_config
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
@@ -39,7 +40,10 @@ from t2eval.training.record import Results
 from t2eval.workers.pool import Pool
 from t2eval.workers.processes import gpus_of
 
-MAIN = "main"
+if TYPE_CHECKING:
+    from t2eval.expert.expert import Expert
+
+MAIN, STRATEGIES = "main", "strategies"
 _MARKER, _SESSIONS = "lab.json", "sessions.json"
 _BYTES = 1 << 30  # the largest piece, a study's answers, takes some megabytes
 
@@ -232,17 +236,31 @@ class Lab:
             self.adapters(chosen, seeds)
         return {"experts": str(self.folder("svf")), "baselines": str(self.folder("{method}") / "{label}")}
 
+    def strategies(self, methods: Sequence[str], tasks: Sequence[str], *, study: str = MAIN, **settings: Any) -> Cells:
+        """Run cells of strategies that choose among experts or mix them, over the preset's library of several experts.
+
+        Args:
+            methods, tasks, study, settings: as for `cells`. Where the preset has a benchmark file of its own for this (`choosing`), seeds,
+                search and library are that file's, and so the default study is another one.
+        """
+        bench = self.preset.choosing
+        if bench is None:
+            return self.cells(methods, tasks, study=study, **settings)
+        own = {"seeds": bench.seeds, "experts": self.mixed_library(), "model_args": bench.model_args}
+        return self.cells(methods, tasks, study=STRATEGIES if study == MAIN else study, **{**own, **settings})
+
     # ------------------------------------------------------------------ trainings
-    def training(self, name: str, label: str, seed: int, **settings: Any) -> Training:
+    def training(self, name: str, label: str, seed: int, section: TrainSection | None = None, **settings: Any) -> Training:
         """A training run, not yet done.
 
         Args:
             name: its folder under `training/`; one name has one set of settings (for all labels and seeds).
             label: the skill (or `dispatch`): it gives the recipe, and names the last folder.
             seed: of the training.
+            section: `train:` of the benchmark file that says how; by default of the preset's own.
             settings: of `TrainConfig`, over the recipe's and the preset's. `method` also chooses the recipe.
         """
-        preset, section = self.preset, self.preset.bench.train
+        preset, section = self.preset, section or self.preset.bench.train
         if section is None or (section.recipe is None and "task" not in section.skills.get(label, {})):
             raise UsageError(f"The benchmark file of the preset {preset.name!r} does not say in `train:` how {label!r} is trained.")
         method = str(settings.get("method", "svf"))
@@ -273,6 +291,31 @@ class Lab:
             return str(self.preset.bench.experts)
         self.train([self.training("svf", label, seed) for seed in seeds for label in self.preset.library])
         return str(self.folder("svf"))
+
+    def mixed_library(self) -> str:
+        """The folder, with `{seed}` in it, of the experts that strategies choose among or mix.
+
+        By default the experts of `library`. Where the preset has a benchmark file for this, those, and what that file trains beside
+        them.
+        """
+        preset, bench = self.preset, self.preset.choosing
+        if bench is None:
+            return self.library(preset.seeds)
+        assert bench.train is not None
+        from t2eval.expert.library import load_library
+        from t2eval.paper.derived import write_library
+
+        section, more = bench.train, [label for label in bench.train.skills if label not in preset.library]
+        parts = [self.library(bench.seeds), str(self.folder(STRATEGIES))]
+        self.train([self.training(STRATEGIES, label, seed, section) for seed in bench.seeds for label in more])
+        folder = (self.output / "derived" / STRATEGIES).resolve()
+
+        def experts_of(seed: int) -> list[Expert]:
+            return [expert for part in parts for expert in load_library(part.replace("{seed}", str(seed)))]
+
+        for seed in bench.seeds:
+            write_library(folder / f"seed-{seed}", functools.partial(experts_of, seed))
+        return str(folder / "seed-{seed}")
 
     def adapters(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
         """The baselines' folder with `{seed}`, `{method}` and `{label}` in it: shipped, or trained here, supervised."""

@@ -70,6 +70,9 @@ class Preset:
         baseline_seeds: of LoRA, IA3 and DoRA in tables 1, 2 and 7, where there are fewer than of the experts; None: `seeds`.
         seen_only: whether table 7 scores IA3 and DoRA on the seen tasks alone.
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
+        choosing: the benchmark file of the library that strategies choose among or mix, where that has more experts than `bench` trains,
+            or fewer seeds; None: it has not.
+        short_searches: whether table 10's searches are of fewer iterations than the paper's.
         remarks: what a report says of the preset's settings, a sentence each.
         left_out: item → why the preset does not carry it, in a sentence.
         rewarded: skill → task whose right samples are counted (`limits`), of the first `samples` of 2,000 drawn training examples.
@@ -93,6 +96,8 @@ class Preset:
     baseline_seeds: tuple[int, ...] | None = None
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
+    choosing: BenchConfig | None = None
+    short_searches: bool = False
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     rewarded: Mapping[str, str] = field(default_factory=dict)
@@ -108,6 +113,11 @@ class Preset:
         """The labels of a library's experts: the skills, and the classification expert where the benchmark file trains one."""
         section = self.bench.train
         return self.skills if section is not None and DISPATCH not in section.skills else (*self.skills, DISPATCH)
+
+    @property
+    def mixed_seeds(self) -> tuple[int, ...]:
+        """The training seeds of the library that strategies choose among or mix."""
+        return self.seeds if self.choosing is None else self.choosing.seeds
 
     def seeds_of(self, method: str) -> tuple[int, ...]:
         """The training seeds of a method."""
@@ -141,7 +151,7 @@ class Preset:
     @property
     def search(self) -> dict[str, Any]:
         """Few-shot's `model_args`: the paper's budget with the paper's models, the defaults elsewhere (`quick`: few iterations)."""
-        return dict(self.bench.model_args.get("fewshot", {}))
+        return dict((self.choosing or self.bench).model_args.get("fewshot", {}))
 
     @property
     def searches_as_paper(self) -> bool:
@@ -197,19 +207,15 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
 
 
 _SMOLLM2_LEFT_OUT = {
-    "table3": "it times dispatch, and with one skill there is nothing to dispatch to",
     "table4": "its seven variants are trained on the generated answers of the math task, which is more than a CPU's size",
     "table5": "there is no second base model",
     "table8": "its forty searches and its trainings of 1,000 steps are more than a CPU's size",
     "table9": "there is no second base model",
-    "table10": "its searches of 100 iterations are more than a CPU's size",
     "figure5": "there is no vision-language model around this base",
-    "figure6": "with one skill there is nothing to dispatch to",
-    "figure7": "with one expert there is nothing to mix",
     "figure9": "its trainings are on the generated answers of the math task, which is more than a CPU's size",
     "figure11": "there is no second base model",
 }
-"""What one skill of a small base does not carry on a CPU."""
+"""What a small base does not carry on a CPU."""
 _SMOLLM2_REMARKS = (
     "The tasks are lm-eval's own `arc_easy` and `arc_challenge`: an answer is the choice whose text is likeliest, without a chat template. "
     "Nothing was trained on ARC-Challenge, and rows of ARC-Easy's training split that are test rows too are left out.",
@@ -237,7 +243,9 @@ def _smollm2(name: str) -> Preset:
         limit=bench.limit,
         rates=_trained_at(bench, "lora"),
         seen_only=True,
-        strategies=("expert", "fewshot"),
+        strategies=("expert", *PAPER_STRATEGIES),
+        choosing=load_plan("smollm2-strategies").config,
+        short_searches=True,
         remarks=_SMOLLM2_REMARKS,
         left_out=_WHOLE | _ALONE,
         rewarded=_GENERATED,

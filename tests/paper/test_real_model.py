@@ -1,7 +1,8 @@
-"""The preset of the real model: one skill, fewer seeds for baselines, what it does not carry by name, and how often the base is right."""
+"""The preset of the real model: few skills and seeds, what it does not carry by name, and how often the base is right."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,17 +10,30 @@ from typing import Any
 
 import pytest
 
+from t2eval.bench.plan import load_plan
+from t2eval.bench.training import run_config
 from t2eval.errors import UsageError
-from t2eval.paper import report
+from t2eval.expert import library
+from t2eval.paper import derived, report
 from t2eval.paper.item import item
 from t2eval.paper.items import limits
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import preset
 
 
+class FakeExpert:
+    """One folder of a library of fakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.label = folder, folder.name
+
+
 @pytest.fixture
-def real(tmp_path: Path, fakes: None) -> Lab:
+def real(tmp_path: Path, fakes: None, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """The preset `smollm2`, on fakes."""
+    written = lambda folder, experts: (folder.mkdir(parents=True, exist_ok=True), [(folder / each.label).mkdir() for each in experts()])  # noqa: E731
+    monkeypatch.setattr(derived, "write_library", written)
+    monkeypatch.setattr(library, "load_library", lambda folder: [FakeExpert(path) for path in sorted(Path(folder).iterdir())])
     return Lab(tmp_path / "out", preset("smollm2"), say=lambda _: None)
 
 
@@ -29,19 +43,29 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     assert seeds == {"base": [0], "SVF": [0, 1, 2], "LoRA": [0, 1, 2]}  # one rate: there is no other LoRA that the test items could choose
     assert {row["task"] for row in table1.rows} == {"arc_easy"}
     table2 = item("table2").run(real)
-    assert {row["label"] for row in table2.rows} == {"base", "SVF", "few-shot", "LoRA"} and {row["task"] for row in table2.rows} == {
-        "arc_challenge"
+    alone = "few-shot, the task's own expert alone"
+    assert {row["label"]: row["seeds"] for row in table2.rows} == {
+        "base": [0],
+        **dict.fromkeys(("SVF", "LoRA", alone), [0, 1, 2]),
+        **dict.fromkeys(("prompt", "cls", "few-shot"), [0]),
     }
+    assert {row["task"] for row in table2.rows} == {"arc_challenge"}
+    base, lora, own = "the base", "LoRA chosen by validation", "few-shot over the task's own expert alone"
+    pairs = [
+        *((name, base) for name in ("SVF", "prompt", "cls", "few-shot", own)),
+        ("SVF", lora),
+        ("prompt", "cls"),
+        ("few-shot", "cls"),
+    ]  # as the paper has them
     assert [claim.text for claim in table2.claims if claim.p is not None] == [
-        "SVF scores higher than the base on arc_challenge",
-        "few-shot scores higher than the base on arc_challenge",
-        "SVF scores higher than LoRA chosen by validation on arc_challenge",
-        "few-shot scores higher than LoRA chosen by validation on arc_challenge",
+        f"{first} scores higher than {second} on arc_challenge" for first, second in (*pairs, ("few-shot", own), ("few-shot", lora))
     ]
-    assert "'few-shot' is t2eval's default, iterations 1, with a free α of its one expert. One skill was trained" in table2.notes[-1]
+    assert "'few-shot' is t2eval's default, with α divided by its sum." in table2.notes[-3]
+    assert "the experts reasoning, math, code, dispatch of training seed 0. math, code, dispatch learnt from worked" in table2.notes[-2]
+    assert table2.notes[-1] == f"{alone!r} searches a free α of one expert, iterations 1."
     table7 = item("table7").run(real)
-    trained = ("expert", "fewshot", "ia3", "dora")
-    assert {row["method"]: row["seeds"] for row in table7.rows} == {"base": [0], **dict.fromkeys(trained, [0, 1, 2])}
+    seeds = {"base": [0], **dict.fromkeys(("expert", "ia3", "dora"), [0, 1, 2]), **dict.fromkeys(("prompt", "cls", "fewshot"), [0])}
+    assert {row["method"]: row["seeds"] for row in table7.rows} == seeds
     assert [claim.text for claim in table7.claims] == [f"SVF scores higher than {other} on arc_easy" for other in ("IA3", "DoRA")]
     assert {row["task"] for row in table7.rows if row["method"] in ("ia3", "dora")} == {"arc_easy"}
     assert "reasoning trainings here, not swept" in item("table6").ours(item("table6").run(real))
@@ -49,12 +73,42 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     assert (real.output / "figure4" / "figure.png").is_file()
 
 
+def test_strategies_have_a_library_of_several_experts(real: Lab) -> None:
+    real.strategies(["prompt"], ["arc_challenge"])
+    made = {str(path.parent.relative_to(real.output / "training")) for path in real.output.glob("training/*/*/*/training.json")}
+    assert made == {"svf/seed-0/reasoning", *(f"strategies/seed-0/{label}" for label in ("math", "code", "dispatch"))}
+    assert {path.name for path in (real.output / "derived" / "strategies" / "seed-0").iterdir()} == {
+        "reasoning",
+        "math",
+        "code",
+        "dispatch",
+    }
+    settings = json.loads((real.output / "cells" / "strategies" / "config.json").read_text())
+    assert settings["seeds"] == [0] and settings["experts"].endswith("derived/strategies/seed-{seed}")
+    assert not settings["model_args"], "the one expert's search has few iterations, this has t2eval's default"
+    for label in ("math", "code", "dispatch"):
+        section = preset("smollm2").choosing.train  # type: ignore[union-attr]
+        assert real.training("strategies", label, 0, section).config.objective == "supervised"
+
+
+def test_the_reasoning_expert_is_the_same_in_both_benchmark_files() -> None:
+    one, several = (load_plan(name).config.train for name in ("smollm2", "smollm2-strategies"))
+    assert one is not None and several is not None
+    decided = {"output": Path("out"), "model": "smollm2"}
+    assert run_config(one, "svf", "reasoning", 0, decided) == run_config(several, "svf", "reasoning", 0, decided)
+
+
+def test_the_items_of_strategies_run(real: Lab) -> None:
+    assert {row["dispatch"] for row in item("table3").run(real).rows} == {"score", "generate"}
+    assert [(row["method"], row["decisions"]) for row in item("figure6").run(real).rows] == [("prompt", 200), ("cls", 200)]
+
+
 def test_what_is_not_carried_is_named_in_the_report(real: Lab) -> None:
-    done = report.run_all(real, [item("table4"), item("figure6")])
+    done = report.run_all(real, [item("table4"), item("table8")])
     assert not any(entry.error for entry in done)
     text = (real.output / "REPORT.md").read_text()
     assert "Left out: table4: table4 is not carried by the preset 'smollm2': its seven variants" in text
-    assert "Left out: figure6: figure6 is not carried by the preset 'smollm2': with one skill there is nothing to dispatch to." in text
+    assert "Left out: table8: table8 is not carried by the preset 'smollm2': its forty searches" in text
 
 
 class FakeSampler:

@@ -26,9 +26,9 @@ def _even(lab: Lab) -> str:
     """Libraries of even mixes."""
     from t2eval.paper.derived import Deriving, skills, write_library
 
-    template = lab.library(lab.preset.seeds)
+    template = lab.mixed_library()
     folder = (lab.output / "derived" / "even").resolve()
-    libraries = {seed: skills(Path(template.replace("{seed}", str(seed)))) for seed in lab.preset.seeds}
+    libraries = {seed: skills(Path(template.replace("{seed}", str(seed)))) for seed in lab.preset.mixed_seeds}
     deriving = Deriving(lab.preset.model, next(iter(libraries.values())))
     for seed, experts in libraries.items():
         write_library(folder / f"seed-{seed}", functools.partial(deriving.even, experts))
@@ -46,8 +46,8 @@ def _normalised(alphas: list[Any]) -> list[float]:
 def _run(lab: Lab) -> Result:
     reported = item("figure7").reported
     tasks = {task: skill for skill, task in lab.preset.unseen.items()}
-    main = lab.cells(["base", "fewshot"], list(tasks))
-    even = lab.cells(["expert"], list(tasks), study="even-mix", experts=_even(lab))
+    base_cells, main = lab.cells(["base"], list(tasks)), lab.strategies(["fewshot"], list(tasks))
+    even = lab.strategies(["expert"], list(tasks), study="even-mix", experts=_even(lab))
     rows: list[dict[str, Any]] = []
     claims: list[Claim] = []
     for task, skill in tasks.items():
@@ -58,11 +58,11 @@ def _run(lab: Lab) -> Result:
             found = dict(zip(names, t2["alphas"][task], strict=False)) if not isinstance(t2["alphas"][task][0], list) else {}
             shares = dict(zip(names, _normalised(t2["alphas"][task]), strict=True))
             rows.append({"kind": "alphas", "task": task, "skill": skill, "seed": run.seed, "alphas": found, "normalised": shares})
-        for way, cells, method in (("base", main, "base"), ("few-shot", main, "fewshot"), (EVEN, even, "expert")):
+        for way, cells, method in (("base", base_cells, "base"), ("few-shot", main, "fewshot"), (EVEN, even, "expert")):
             rows.append({"kind": "score", "way": way, **cells.summary(method, task)})
         few = Side("few-shot", main.examples("fewshot", task), reported.figure("few-shot", PAPER_UNSEEN[skill]))
         mix = Side(f"the {EVEN}", even.examples("expert", task), reported.figure(EVEN, PAPER_UNSEEN[skill]))
-        base = Side("the base", main.examples("base", task))
+        base = Side("the base", base_cells.examples("base", task))
         claims += [better(few, mix, f"on {short(task)}"), better(mix, base, f"on {short(task)}")]
     claims = list(judge(claims))
     claims += [_largest(rows, task, skill) for task, skill in tasks.items()]

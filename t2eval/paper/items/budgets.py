@@ -53,14 +53,16 @@ _QUICK = (
     Budget("CEM, 3 shots, 4 iterations", 3, 4),
     Budget("CEM light, 3 shots, 2 iterations", 3, 2),
 )
+_SHORT = (*_QUICK, _FULL[-1])
+"""A CPU's size with a real model."""
 
 
 def _budgets(lab: Lab) -> tuple[Budget, ...]:
-    return _QUICK if lab.preset.quick else _FULL
+    return _QUICK if lab.preset.quick else _SHORT if lab.preset.short_searches else _FULL
 
 
 def _cells(lab: Lab, budget: Budget, tasks: Sequence[str]) -> Cells:
-    return lab.cells(["fewshot"], tasks, study=budget.study, model_args=budget.model_args)
+    return lab.strategies(["fewshot"], tasks, study=budget.study, model_args=budget.model_args)
 
 
 def paper_search(lab: Lab, tasks: Sequence[str]) -> Cells:
@@ -99,6 +101,7 @@ def _run(lab: Lab) -> Result:
     full = next(iter(found))
     notes = (
         f"Task {task}; draws of examples and training seeds {', '.join(str(row.seed) for row in found[full].of('fewshot', task))}.",
+        *(("The paper's searches have 100 iterations, its light one 10; these are a CPU's size.",) if lab.preset.short_searches else ()),
         *("t2eval's default is not in the paper, nor are the claims about it." for budget in found if budget.iterations is None),
         *(
             f"{other!r} is the same search as {label!r} here: each of its runs converges before. It is tested once."

@@ -44,7 +44,7 @@ def _right(cells: Cells, method: str, task: str, skill: str) -> dict[str, float]
 def run(lab: Lab) -> Result:
     """The labels that both strategies gave to the questions of the unseen tasks."""
     tasks = lab.preset.unseen
-    cells = lab.cells(METHODS, tuple(tasks.values()))
+    cells = lab.strategies(METHODS, tuple(tasks.values()))
     rows: list[dict[str, Any]] = []
     for method in METHODS:
         for skill, task in tasks.items():

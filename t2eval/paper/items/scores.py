@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t2eval.bench.config import PAPER_STRATEGIES as STRATEGIES
 from t2eval.paper.claims import Claim, Side, better, judge
 from t2eval.paper.item import Columns, Item, Reported, Result
 from t2eval.paper.items.budgets import paper_search
@@ -21,6 +22,7 @@ from t2eval.paper.sweep import Candidate, Sweep
 
 BEST = "LoRA, best by test"
 PAPER_SEARCH = "few-shot, the paper's search"
+ALONE = "few-shot, the task's own expert alone"
 NAMES = {
     "base": "base",
     "lora": "LoRA",
@@ -35,10 +37,17 @@ MISTRAL, LLAMA_70B = "Mistral-7B-Instruct-v0.3", "Llama-3-70B-Instruct"
 _SEEN, _UNSEEN = tuple(PAPER_SEEN.values()), tuple(PAPER_UNSEEN.values())
 
 
-def _cells(lab: Lab, methods: Sequence[str], tasks: Sequence[str]) -> tuple[Cells, list[dict[str, Any]]]:
-    """Cells of the shared study, and a row for each method and task; methods have the same seeds."""
-    found = lab.cells(methods, tasks, seeds=lab.preset.seeds_of(methods[-1]))
-    return found, [{**found.summary(method, task), "label": NAMES[method]} for method in methods for task in tasks]
+def _cells(lab: Lab, methods: Sequence[str], tasks: Sequence[str]) -> tuple[dict[str, Cells], list[dict[str, Any]]]:
+    """The cells that have each method, and a row for each method and task. Methods have the same seeds, but that strategies that choose
+    among experts may have a library of their own, and its seeds."""
+    apart = [method for method in methods if method in STRATEGIES and lab.preset.choosing is not None]
+    shared = [method for method in methods if method not in apart]
+    found: dict[str, Cells] = {}
+    if shared:
+        found |= dict.fromkeys(shared, lab.cells(shared, tasks, seeds=lab.preset.seeds_of(shared[-1])))
+    if apart:
+        found |= dict.fromkeys(apart, lab.strategies(apart, tasks))
+    return found, [{**found[method].summary(method, task), "label": NAMES[method]} for method in methods for task in tasks]
 
 
 def _lora_rows(sweep: Sweep, validated: Candidate, best: Candidate) -> list[dict[str, Any]]:
@@ -90,9 +99,9 @@ def run_seen(lab: Lab) -> Result:
         validated, best = sweep.by_validation(skill, task), sweep.by_test(task)
         rows += _lora_rows(sweep, validated, best)
         side = functools.partial(_side, lab, TABLE1.reported, head)
-        svf = side(NAMES["expert"], cells.examples("expert", task))
+        svf = side(NAMES["expert"], cells["expert"].examples("expert", task))
         others = (
-            side(NAMES["base"], cells.examples("base", task), "the base"),
+            side(NAMES["base"], cells["base"].examples("base", task), "the base"),
             side(NAMES["lora"], validated.cells.examples("lora", task)),
         )
         claims += [better(svf, other, f"on {short(task)}") for other in others]
@@ -134,7 +143,11 @@ def run_unseen(lab: Lab) -> Result:
     shown = preset.strategies
     tasks = tuple(preset.unseen.values())
     cells, rows = _cells(lab, ("base", *shown), tasks)
-    if "fewshot" in shown and not preset.searches_as_paper and "table10" not in preset.left_out:
+    alone: Cells | None = None
+    if "fewshot" in shown and preset.choosing is not None:
+        alone = lab.cells(["fewshot"], tasks)
+        rows += [{**alone.summary("fewshot", task), "label": ALONE} for task in tasks]
+    if "fewshot" in shown and not (preset.searches_as_paper or preset.short_searches):
         theirs = paper_search(lab, tasks)
         rows += [{**theirs.summary("fewshot", task), "label": PAPER_SEARCH} for task in tasks]
     sweep = Sweep(lab)
@@ -144,31 +157,51 @@ def run_unseen(lab: Lab) -> Result:
         validated, best = sweep.by_validation(skill, task), sweep.by_test(task)
         rows += _lora_rows(sweep, validated, best)
         side = functools.partial(_side, lab, TABLE2.reported, head)
-        sides = {method: side(NAMES[method], cells.examples(method, task)) for method in shown}
-        sides["base"] = side(NAMES["base"], cells.examples("base", task), "the base")
+        sides = {method: side(NAMES[method], cells[method].examples(method, task)) for method in shown}
+        sides["base"] = side(NAMES["base"], cells["base"].examples("base", task), "the base")
+        if alone is not None:
+            sides["alone"] = side(ALONE, alone.examples("fewshot", task), "few-shot over the task's own expert alone")
         sides["lora"] = side(BEST, validated.cells.examples("lora", task), "LoRA chosen by validation")
         if not sweep.single:
             sides["best"] = side(BEST, best.cells.examples("lora", task), "the LoRA that is best by test")
         pairs = [
-            *((method, "base") for method in shown),
+            *((method, "base") for method in (*shown, "alone")),
             ("expert", "lora"),
             ("cls", "prompt"),
             ("fewshot", "cls"),
+            ("fewshot", "alone"),
             ("fewshot", "lora"),
             ("fewshot", "best"),
         ]
         claims += [better(sides[a], sides[b], f"on {short(task)}") for a, b in pairs if a in sides and b in sides]
     own = "" if "fewshot" not in shown or preset.searches_as_paper else f" {_search(preset)}"
-    own += "" if len(preset.skills) > 1 else " One skill was trained, so there is nothing to dispatch to or to mix, and SVF is its expert."
     text = f"The paper's figures for LoRA are of its best checkpoint for each test task.{own}"
-    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text))
+    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(preset)))
 
 
 def _search(preset: Preset) -> str:
     """What few-shot's search is, where it is not the paper's."""
-    given = "".join(f", {name} {value}" for name, value in preset.search.items())
-    alpha = "α divided by its sum" if len(preset.skills) > 1 else "a free α of its one expert"
-    return f"{NAMES['fewshot']!r} is t2eval's default{given}, with {alpha}."
+    return f"{NAMES['fewshot']!r} is t2eval's default{_given(preset.search)}, with α divided by its sum."
+
+
+def _given(search: Mapping[str, Any]) -> str:
+    return "".join(f", {name} {value}" for name, value in search.items())
+
+
+def mixed_notes(preset: Preset) -> tuple[str, ...]:
+    """What the library is that strategies choose among, where it is another than that of SVF's rows."""
+    bench = preset.choosing
+    if bench is None or bench.train is None:
+        return ()
+    how = {label: "supervised" if each.get("objective") == "supervised" else "reinforce" for label, each in bench.train.skills.items()}
+    taught = ", ".join(label for label, objective in how.items() if objective == "supervised")
+    seeds = f"training seed {bench.seeds[0]}" if len(bench.seeds) == 1 else f"training seeds {', '.join(map(str, bench.seeds))}"
+    alone = _given(preset.bench.model_args.get("fewshot", {}))
+    return (
+        f"prompt, cls and few-shot choose among or mix the experts {', '.join(how)} of {seeds}. {taught} learnt from worked answers, not, "
+        "as in the paper, from right and wrong.",
+        f"{ALONE!r} searches a free α of one expert{alone}.",
+    )
 
 
 _LLAMA_UNSEEN: dict[str, str] = {
@@ -215,15 +248,16 @@ def run_more(lab: Lab) -> Result:
     for (heads, tasks), method, own in zip(compared, ("expert", chosen), (svf, adapted), strict=False):
         for skill, task in tasks.items():
             side = functools.partial(_side, lab, TABLE7.reported, heads[skill])
-            ours = side(NAMES[method], own.examples(method, task))
-            claims += [better(ours, side(NAMES[other], cells.examples(other, task)), f"on {short(task)}") for other in ("ia3", "dora")]
+            ours = side(NAMES[method], own[method].examples(method, task))
+            others = [side(NAMES[other], cells[other].examples(other, task)) for other in ("ia3", "dora")]
+            claims += [better(ours, other, f"on {short(task)}") for other in others]
     rows = [*rows, *more, *further]
     text = "On an unseen task the adapter of its skill's seen task answers."
     if preset.seen_only:
         text = "IA3 and DoRA are not scored on the unseen tasks, which is left to a larger preset."
     if preset.shipped:
         text = f"IA3 and DoRA have one learning rate each, where LoRA is swept. {text}"
-    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text))
+    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(preset)[:1]))
 
 
 TABLE7 = Item(

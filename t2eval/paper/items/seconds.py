@@ -22,7 +22,7 @@ def run(lab: Lab) -> Result:
     rows: list[dict[str, Any]] = []
     for mode in MODES:
         own: dict[str, Any] = {} if mode == "score" else {"study": f"dispatch-{mode}", "model_args": {"prompt": {"dispatch": mode}}}
-        cells = lab.cells(["prompt"], tuple(tasks.values()), **own)
+        cells = lab.strategies(["prompt"], tuple(tasks.values()), **own)
         for skill, task in tasks.items():
             found = cells.of("prompt", task)
             row: dict[str, Any] = {"dispatch": mode, "skill": skill, "task": task, "n": found[0].n, "runs": len(found)}
