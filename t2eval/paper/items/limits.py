@@ -79,7 +79,7 @@ def run(lab: Lab) -> Result:
             return sampler[0].count(start, end)
 
         parts: list[dict[str, int]] = []
-        wanted = min(preset.samples, DRAWN)
+        wanted = min(preset.samples.get(skill, DRAWN), DRAWN)
         for start in range(0, wanted, PART):
             end = min(start + PART, wanted)
             found = lab.once(f"limits/{task}-{start}", functools.partial(part, start, end), key={**key, "start": start, "end": end})
@@ -96,8 +96,11 @@ def run(lab: Lab) -> Result:
         )
         for row in rows
     )
-    note = f"One sample at temperature 1 to each of the first {wanted} of a seeded draw of {DRAWN} training examples (or of all that there "
-    note += "are), in the chat template, graded as the task grades; counts, not tested."
+    counted = ", ".join(f"{row['samples']} of {short(str(row['task']))}" for row in rows)
+    note = (
+        f"One sample at temperature 1 to each of the first examples of a seeded draw of {DRAWN} training examples, or of all where there "
+    )
+    note += f"are fewer: {counted}; in the chat template, graded as the task grades; counts, not tested."
     return Result(tuple(rows), claims, (note,))
 
 
