@@ -72,7 +72,7 @@ class Preset:
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
         choosing: the benchmark file of the library that strategies choose among or mix, where that has more experts than `bench` trains,
             or fewer seeds; None: it has not.
-        short_searches: whether table 10's searches are of fewer iterations than the paper's.
+        cpu_sized: whether table 10's searches have fewer iterations than the paper's, and table 3's generated answers fewer tokens.
         remarks: what a report says of the preset's settings, a sentence each.
         left_out: item → why the preset does not carry it, in a sentence.
         rewarded: skill → task whose right samples are counted (`limits`), on the first ones of 2,000 drawn training examples.
@@ -98,7 +98,7 @@ class Preset:
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
     choosing: BenchConfig | None = None
-    short_searches: bool = False
+    cpu_sized: bool = False
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     rewarded: Mapping[str, str] = field(default_factory=dict)
@@ -246,7 +246,7 @@ def _smollm2(name: str) -> Preset:
         seen_only=True,
         strategies=("expert", *PAPER_STRATEGIES),
         choosing=load_plan("smollm2-strategies").config,
-        short_searches=True,
+        cpu_sized=True,
         remarks=_SMOLLM2_REMARKS,
         left_out=_WHOLE | _ALONE,
         rewarded=_GENERATED,

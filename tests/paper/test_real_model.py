@@ -103,7 +103,10 @@ def test_the_reasoning_expert_is_the_same_in_both_benchmark_files() -> None:
 
 
 def test_the_items_of_strategies_run(real: Lab) -> None:
-    assert {row["dispatch"] for row in item("table3").run(real).rows} == {"score", "generate"}
+    table3 = item("table3").run(real)
+    assert {row["dispatch"] for row in table3.rows} == {"score", "generate"} and "ends after 64 tokens" in table3.notes[1]
+    settings = json.loads((real.output / "cells" / "dispatch-generate" / "config.json").read_text())
+    assert settings["model_args"] == {"prompt": {"dispatch": "generate", "dispatch_tokens": 64}}
     assert [(row["method"], row["decisions"]) for row in item("figure6").run(real).rows] == [("prompt", 200), ("cls", 200)]
 
 

@@ -58,7 +58,7 @@ _SHORT = (*_QUICK, _FULL[-1])
 
 
 def _budgets(lab: Lab) -> tuple[Budget, ...]:
-    return _QUICK if lab.preset.quick else _SHORT if lab.preset.short_searches else _FULL
+    return _QUICK if lab.preset.quick else _SHORT if lab.preset.cpu_sized else _FULL
 
 
 def _cells(lab: Lab, budget: Budget, tasks: Sequence[str]) -> Cells:
@@ -101,7 +101,7 @@ def _run(lab: Lab) -> Result:
     full = next(iter(found))
     notes = (
         f"Task {task}; draws of examples and training seeds {', '.join(str(row.seed) for row in found[full].of('fewshot', task))}.",
-        *(("The paper's searches have 100 iterations, its light one 10; these are a CPU's size.",) if lab.preset.short_searches else ()),
+        *(("The paper's searches have 100 iterations, its light one 10; these are a CPU's size.",) if lab.preset.cpu_sized else ()),
         *("t2eval's default is not in the paper, nor are the claims about it." for budget in found if budget.iterations is None),
         *(
             f"{other!r} is the same search as {label!r} here: each of its runs converges before. It is tested once."

@@ -147,7 +147,7 @@ def run_unseen(lab: Lab) -> Result:
     if "fewshot" in shown and preset.choosing is not None:
         alone = lab.cells(["fewshot"], tasks)
         rows += [{**alone.summary("fewshot", task), "label": ALONE} for task in tasks]
-    if "fewshot" in shown and not (preset.searches_as_paper or preset.short_searches):
+    if "fewshot" in shown and not (preset.searches_as_paper or preset.cpu_sized):
         theirs = paper_search(lab, tasks)
         rows += [{**theirs.summary("fewshot", task), "label": PAPER_SEARCH} for task in tasks]
     sweep = Sweep(lab)

@@ -13,6 +13,8 @@ from t2eval.paper.lab import Lab
 from t2eval.paper.markdown import short
 
 MODES = ("score", "generate")
+_SHORT = 64
+"""Tokens of a generated answer at a CPU's size."""
 _PAPER_TASKS = {"math": "MATH", "code": "HumanEval", "reasoning": "ARC-Challenge"}
 
 
@@ -21,7 +23,10 @@ def run(lab: Lab) -> Result:
     tasks = lab.preset.unseen
     rows: list[dict[str, Any]] = []
     for mode in MODES:
-        own: dict[str, Any] = {} if mode == "score" else {"study": f"dispatch-{mode}", "model_args": {"prompt": {"dispatch": mode}}}
+        short = {"dispatch_tokens": _SHORT} if lab.preset.cpu_sized else {}
+        own: dict[str, Any] = (
+            {} if mode == "score" else {"study": f"dispatch-{mode}", "model_args": {"prompt": {"dispatch": mode, **short}}}
+        )
         cells = lab.strategies(["prompt"], tuple(tasks.values()), **own)
         for skill, task in tasks.items():
             found = cells.of("prompt", task)
@@ -34,7 +39,8 @@ def run(lab: Lab) -> Result:
     claims = tuple(_shorter(row) for row in rows)
     runs = "one run" if rows[0]["runs"] == 1 else f"the mean of {rows[0]['runs']} runs"
     once = f"Seconds and tokens are for all n questions, {runs} on this machine, with other cells beside them; they are not tested."
-    return Result(tuple(rows), claims, (once, "Tokens are those that the model read and wrote in that pass, without padding."))
+    cut = (f"A generated answer ends after {_SHORT} tokens at the latest; the paper's limit is 1024.",) if lab.preset.cpu_sized else ()
+    return Result(tuple(rows), claims, (once, *cut, "Tokens are those that the model read and wrote in that pass, without padding."))
 
 
 def _shorter(row: dict[str, Any]) -> Claim:
