@@ -5,7 +5,9 @@
 
 `hf` gets a copy of the model with the expert's weights written into it for good, so that both sides write the same answers (this is
 checked), over the same task by `lm_eval.simple_evaluate`, in turns in one process. What t2-expert adds is one merge an evaluation, whatever
-its size: it is measured alone too, and `at_documents` says from how many documents on all of it is below `--limit-ratio`.
+its size: it is measured alone too, and `at_documents` says from how many documents on all of it is below `--limit-ratio`. `hf` stands there
+twice, with two copies of the same weights: `hf_again` is what one takes beside the other, which only where they lie in memory can tell
+apart, and so how far a ratio of one process can be trusted.
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ def sides(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Callable
         merged = dict(plain.named_parameters())
         for name, parameter in found.named_parameters():
             parameter.copy_(merged[name])
-    theirs = HFLM(pretrained=found, tokenizer=ours.tokenizer, batch_size=options.batch, device=options.device)
+    theirs, again = (
+        HFLM(pretrained=model, tokenizer=ours.tokenizer, batch_size=options.batch, device=options.device)
+        for model in (found, copy.deepcopy(found))
+    )
     settings: dict[str, Any] = {"tasks": [options.task], "limit": options.limit, "task_manager": manager, "bootstrap_iters": 0}
     settings |= {"log_samples": True, "gen_kwargs": f"max_gen_toks={options.new}", "verbosity": None}
 
@@ -68,7 +73,7 @@ def sides(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Callable
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             return lm_eval.simple_evaluate(model=model, **settings)
 
-    return {"t2-expert": lambda: evaluated(ours), "hf": lambda: evaluated(theirs)}, ours
+    return {"t2-expert": lambda: evaluated(ours), "hf": lambda: evaluated(theirs), "hf again": lambda: evaluated(again)}, ours
 
 
 def answers(outcome: Any) -> list[Any]:
@@ -91,7 +96,7 @@ def main() -> None:
     lm_eval.evaluator.add_env_info = lambda _results: None  # lists all installed packages after each evaluation, for both sides
     with tempfile.TemporaryDirectory() as folder:
         evaluations, ours = sides(options, Path(folder))
-        one, other = (answers(evaluate()) for evaluate in evaluations.values())
+        one, other, _ = (answers(evaluate()) for evaluate in evaluations.values())
         if one != other:
             different = sum(a != b for a, b in zip(one, other, strict=True))
             raise SystemExit(f"The two sides answered {different} of {len(one)} documents differently.")
@@ -105,6 +110,7 @@ def main() -> None:
         "expert_cost",
         options,
         expert_ratio=ratio(seconds, "t2-expert", "hf"),
+        hf_again=ratio(seconds, "hf again", "hf"),
         without_the_merge=round(without, 4),
         at_documents=round(middle["merge"] / room) if room > 0 else None,
         median_seconds=middle,

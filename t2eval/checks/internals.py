@@ -116,6 +116,7 @@ INTERNALS: dict[str, dict[str, tuple[str, ...]]] = {
         "strategies/search/separable.py": ("cmaes.SepCMA~_mean", "cmaes.SepCMA~_C"),
     },
     "torch": {
+        "svf/hooks.py": ("torch.nn.Module~_forward_hooks", "torch.nn.Module~_forward_pre_hooks"),
         "svf/merge.py": ("torch.nn.Module~_parameters", "torch.Tensor._version"),
         "bench/worker.py": ("torch.utils.collect_env.get_pretty_env_info",),
     },

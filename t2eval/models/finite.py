@@ -37,20 +37,21 @@ def watched(model: Any) -> Iterator[None]:
     Raises:
         NotFinite: those of a step were not finite.
     """
-    seen: list[Tensor] = []  # one truth value, on the model's device: nothing waits for it between steps
+    seen: list[Tensor] = []  # one number, on the model's device: nothing waits for it between steps
 
     def look(_module: Any, _arguments: Any, output: Any) -> None:
         logits = getattr(output, "logits", None)
         if logits is not None:
-            fine = torch.isfinite(logits[:, -1].amax(-1)).all()
-            seen[:] = [fine & seen[0].to(fine.device)] if seen else [fine]
+            largest = logits[:, -1].amax(-1)  # (sequences,)
+            nought = (largest - largest).sum()  # 0; NaN where one of them is not finite
+            seen[:] = [nought + seen[0].to(nought.device)] if seen else [nought]
 
     hook = model.register_forward_hook(look)
     try:
         yield
     finally:
         hook.remove()
-    if seen and not bool(seen[0]):
+    if seen and not bool(torch.isfinite(seen[0])):
         raise NotFinite
 
 

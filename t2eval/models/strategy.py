@@ -155,8 +155,11 @@ class Strategy(Together, Recorded):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
         with one_message():
+            checked: Any = None
             for request in requests:
-                room_for_prompt(int(self.max_length), self.limit_of(request))
+                if request.args[1] != checked:  # mostly one task's, and all alike
+                    room_for_prompt(int(self.max_length), self.limit_of(request))
+                    checked = request.args[1]
         answers = self._answer("generate_until", requests, disable_tqdm)
         return [utf8_text(answer) for answer in answers]  # lm-eval writes no samples of a task with half of a surrogate pair in one
 

@@ -179,6 +179,11 @@ class Adapted:
             T2Error: merged already; a quantised weight, which cannot be replaced; a W' that is not finite in the weight's dtype.
         """
         self._merge(z, partly=False)
+        try:
+            self._hooks_aside()
+        except BaseException:
+            self.unmerge()
+            raise
 
     def _merge(self, z: Scales | None, partly: bool) -> None:
         self._refuse_merged("merge")
@@ -192,10 +197,18 @@ class Adapted:
             self._scalers[path].beside_merged = self._delta(path, checked[path])
         self._mode.merged = True
 
+    def _hooks_aside(self) -> None:
+        """Take the hooks that have nothing to do away until `unmerge`: those of all matrices whose z is in the weight."""
+        for path, hook in self._state.hooks.items():
+            if self._scalers[path].beside_merged is None:
+                hook.step_aside()
+
     def unmerge(self) -> None:
         """Put the very same base weights back, bit for bit. Does nothing if nothing is merged."""
         self._state.merger.drop()
         self._mode.merged = False
+        for hook in self._state.hooks.values():
+            hook.come_back()
         for scaler in self._scalers.values():
             scaler.beside_merged = None
 
@@ -204,6 +217,7 @@ class Adapted:
         """`merge(z)` inside the context; always unmerges, also after an exception."""
         self._merge(z, partly=False)
         try:
+            self._hooks_aside()
             yield self.model
         finally:
             self.unmerge()
@@ -213,6 +227,7 @@ class Adapted:
         """Scale with one z for many tokens, inside the context: merged where the weight can be replaced, while the model runs where not."""
         self._merge(z, partly=True)
         try:
+            self._hooks_aside()
             yield self.model
         finally:
             self.unmerge()

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from t2eval.errors import T2Error
@@ -237,17 +238,52 @@ class Scaler:
         return self._cast
 
 
-def put_around(matrix: Matrix, scaler: Scaler) -> Callable[[], None]:
+class Hook:
+    """The scaling's hook on one linear map. It can step aside while z is in the map's weight: a map without hooks is called faster.
+
+    Args:
+        module: the map.
+        before: whether the hook stands before it (a forward pre-hook).
+        call: the hook.
+    """
+
+    def __init__(self, module: nn.Module, before: bool, call: Callable[..., Any]) -> None:
+        self._module, self._before, self._call = module, before, call
+        self._handle: RemovableHandle | None = self._put(prepend=False)
+
+    def _put(self, prepend: bool) -> RemovableHandle:
+        put = self._module.register_forward_pre_hook if self._before else self._module.register_forward_hook
+        return put(self._call, prepend=prepend)
+
+    def step_aside(self) -> None:
+        """Leave the map, where no other hook stands beside this one: it can then come back to the place that it had."""
+        others = self._module._forward_pre_hooks if self._before else self._module._forward_hooks
+        if self._handle is not None and len(others) == 1:
+            self._handle.remove()
+            self._handle = None
+
+    def come_back(self) -> None:
+        """Stand at the map again, before whatever was put there meanwhile."""
+        if self._handle is None:
+            self._handle = self._put(prepend=True)
+
+    def remove(self) -> None:
+        """Leave the map for good."""
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def put_around(matrix: Matrix, scaler: Scaler) -> Hook | Callable[[], None]:
     """Scale a linear map whenever it is called. Its class, its weight and its place in `state_dict` stay as they are.
 
     Returns:
-        What takes the scaling away again.
+        The hook; for a map with a bias, whose forward is taken, what gives that back.
     """
     module = matrix.module
     if scaler.basis.side == "input":
-        return module.register_forward_pre_hook(functools.partial(_before, scaler)).remove
+        return Hook(module, True, functools.partial(_before, scaler))
     if module_bias(module) is None:
-        return module.register_forward_hook(functools.partial(_behind, scaler)).remove
+        return Hook(module, False, functools.partial(_behind, scaler))
     return take_forward(module, functools.partial(_biased, scaler))
 
 

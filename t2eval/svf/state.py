@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2eval.svf.bases import Basis
 from t2eval.svf.experts import put_into
 from t2eval.svf.fingerprint import Probes
-from t2eval.svf.hooks import Mode, ScaleParameters, Scaler, Scales, put_around
+from t2eval.svf.hooks import Hook, Mode, ScaleParameters, Scaler, Scales, put_around
 from t2eval.svf.matrices import Matrix
 from t2eval.svf.merge import KeepBase, Merger, shared_parameters
 
@@ -32,7 +32,8 @@ class State:
         mode: which z is in force.
         merger: W' and the base weights.
         probes: of the fingerprint, by matrix path, once it was asked for.
-        taken_away: what takes each scaling off again.
+        hooks: those of the maps that have one, by matrix path.
+        taken_away: what gives each forward back that was taken instead.
         required_grad: the parameters that required a gradient before.
         learns_merged: whether z can learn from merged weights in this model, once it was tried.
     """
@@ -44,6 +45,7 @@ class State:
     parameters: ScaleParameters
     mode: Mode
     merger: Merger
+    hooks: dict[str, Hook]
     taken_away: list[Callable[[], None]]
     required_grad: list[nn.Parameter]
     probes: dict[str, Probes] = field(default_factory=dict)
@@ -66,23 +68,31 @@ def put_on(
     parameters, mode = ScaleParameters(initial), Mode()
     model.add_module(_HOLDER, parameters)
     scalers = {path: Scaler(path, basis, parameterisation, parameters, mode) for path, basis in bases.items()}
+    hooks: dict[str, Hook] = {}
     taken_away: list[Callable[[], None]] = []
     fused: dict[int, list[tuple[Matrix, Scaler]]] = {}
     for path, matrix in matrices.items():
         if matrix.index is None:
-            taken_away.append(put_around(matrix, scalers[path]))
+            put = put_around(matrix, scalers[path])
+            if isinstance(put, Hook):
+                hooks[path] = put
+            else:
+                taken_away.append(put)
         else:
             fused.setdefault(id(matrix.module), []).append((matrix, scalers[path]))
     taken_away += [put_into(scaled[0][0].module, scaled, mode) for scaled in fused.values()]
-    state = State(bases, matrices, scalers, parameterisation, parameters, mode, merger, taken_away, required_grad)
+    state = State(bases, matrices, scalers, parameterisation, parameters, mode, merger, hooks, taken_away, required_grad)
     setattr(model, _STATE, state)
     return state
 
 
 def take_off(model: Any, state: State) -> None:
     """Leave a model as `put_on` found it."""
-    for take_away in state.taken_away:
-        take_away()
+    for hook in state.hooks.values():
+        hook.remove()
+    for give_back in state.taken_away:
+        give_back()
+    state.hooks.clear()
     state.taken_away.clear()
     if state_of(model) is state:
         delattr(model, _STATE)

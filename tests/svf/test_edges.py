@@ -435,3 +435,81 @@ def test_a_copy_of_an_adapted_model_is_its_own() -> None:
     assert other is not None
     other.set_z(None)
     assert not torch.allclose(twin(tokens()).logits, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_merged_maps_have_no_hooks_of_ours_and_get_them_back(family: str) -> None:
+    model = tiny_model(family)
+    adapted = attach(model)
+    z = random_z(adapted)
+    maps = [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert maps
+    adapted.set_z(z)
+    scaled = model(tokens()).logits
+    adapted.set_z(None)
+    for context in (adapted.merged, adapted.fast):
+        with context(z):
+            assert not any(module._forward_hooks or module._forward_pre_hooks for module in maps)
+            torch.testing.assert_close(model(tokens()).logits, scaled, atol=1e-4, rtol=1e-4)
+            with adapted.disabled():
+                base = model(tokens()).logits
+        assert torch.equal(model(tokens()).logits, base)
+        assert all(module._forward_hooks or module._forward_pre_hooks for module in maps)
+    adapted.set_z(z)
+    assert torch.equal(model(tokens()).logits, scaled)
+    with pytest.raises(KeyboardInterrupt), adapted.merged(z):
+        raise KeyboardInterrupt
+    assert torch.equal(model(tokens()).logits, scaled)
+    adapted.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in maps)
+
+
+@pytest.mark.unwatched
+def test_hooks_of_others_see_what_they_saw_before_and_after_a_merge() -> None:
+    model = tiny_model("llama")
+    adapted = attach(model)
+    z = random_z(adapted)
+    down = model.model.layers[0].mlp.down_proj  # its narrow side is its output
+    up = model.model.layers[0].mlp.up_proj
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen.append(output.clone())
+
+    def answered() -> Tensor:
+        seen.clear()
+        model(tokens())
+        return torch.cat([output.flatten() for output in seen])
+
+    before = down.register_forward_hook(see)  # there before the merge: ours stays where it is
+    adapted.set_z(z)
+    scaled = answered()
+    with adapted.merged(z):
+        during = up.register_forward_hook(see)  # there after ours stepped aside: ours comes back before it
+        answered()
+    assert len(seen) == 2
+    torch.testing.assert_close(answered()[-len(scaled) :], scaled)
+    twice = answered()
+    before.remove()
+    during.remove()
+    up.register_forward_hook(see)
+    down.register_forward_hook(see)
+    torch.testing.assert_close(answered(), twice)
+
+
+@pytest.mark.unwatched
+def test_a_copy_made_while_z_is_merged_is_unmerged_by_itself() -> None:
+    model = tiny_model("llama")
+    adapted = attach(model)
+    z = random_z(adapted)
+    adapted.set_z(z)
+    scaled = model(tokens()).logits
+    with adapted.merged(z):
+        twin = copy.deepcopy(model)
+    other = attached(twin)
+    assert other is not None
+    other.unmerge()
+    torch.testing.assert_close(twin(tokens()).logits, scaled)
+    assert torch.equal(model(tokens()).logits, scaled)
+    other.set_z(None)
+    assert not torch.allclose(twin(tokens()).logits, scaled, atol=1e-2)
