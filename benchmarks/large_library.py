@@ -1,161 +1,45 @@
 """Large library: routes over 100 small experts of the embedded base, by several ways of choosing, in accuracy, seconds and memory.
 
-    python benchmarks/large_library.py make runs/hundred        tasks, 100 experts, a classification expert, and their embeddings
+    python benchmarks/large_library.py make runs/hundred        tasks, 100 experts, the classification expert, and their embeddings
+    python benchmarks/large_library.py tries runs/hundred       each classification expert that was tried, on validation questions
     python benchmarks/large_library.py measure runs/hundred     a line of results.jsonl for each way
     python benchmarks/large_library.py report runs/hundred      the tables of docs/routing.md
 
-A subtype is a way of asking (a template of the embedded tasks) about one group of things: `math/buys/food`, `code/then/run`,
-`reasoning/kind/fruit`. Its expert learns from 64 worked answers. The questions that are routed are of no expert's training split. What is
-there is not made again: a stopped run goes on.
+The 100 subtypes are those of library_tasks.py; the expert of each learns from 64 worked answers. The questions that are routed are of no
+expert's training split. What is there is not made again: a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from library_tasks import SIZES, dispatch_form, name_of, rows_of, subtypes, write_tasks
 from lm_eval import simple_evaluate
 
 from t2eval.basemodel.load import load_base
-from t2eval.embedded import arithmetic, facts, programming
-from t2eval.embedded.corpus import FAMILIES, HARD
-from t2eval.embedded.problem import Problem, bucket
+from t2eval.embedded.corpus import FAMILIES
 from t2eval.environment.loading import make_task_manager
 from t2eval.environment.plain import plain_model
 from t2eval.models.registry import strategy_class
-from t2eval.paths import tasks_dir
 from t2eval.stats.means import mean_stderr
-from t2eval.store.files import append_line, read_json, read_json_lines, write_json, write_text
-from t2eval.strategies.dispatch import Decision, Question, load_format
+from t2eval.store.files import append_line, read_json, read_json_lines, write_json
+from t2eval.strategies.dispatch import Decision, Question
 from t2eval.strategies.training_prompts import write_prompt_vectors
 from t2eval.training.config import TrainConfig
 from t2eval.training.train import train_expert
 
-SIZES = {"train": 64, "validation": 16, "test": 10}  # questions of a subtype
-PLACES = {"train": (60, 70), "validation": (70, 80), "test": (80, 100)}  # the buckets of the embedded tasks
-THINGS = {
-    "food": "apples eggs plums nuts",
-    "paper": "books cards stamps maps",
-    "toys": "balls kites bells cups",
-    "jewels": "coins rings beads keys",
-    "finds": "stones shells pens hats",
-}
-FUNCTIONS = {words.split()[0]: words for words in ("f g h go", "run step move calc", "work turn shift blend", "mix fold spin mark")}
-ABOUT = {
-    "math": "a number and needs arithmetic",
-    "code": "a Python function",
-    "reasoning": "which of several options fits",
-}
-
-
-# ---------------------------------------------------------------------- subtypes
-def subtypes() -> list[str]:
-    """The 100 labels, `family/template/group`."""
-    found = [f"math/{template}/{group}" for template in arithmetic.TEMPLATES["seen"] for group in THINGS]
-    found += [f"code/{template}/{group}" for template in programming.TEMPLATES["seen"] for group in FUNCTIONS]
-    found += [f"reasoning/{template}/{kind}" for template in ("kind", "use") for kind in facts.KINDS]
-    return found + [f"reasoning/{template}/{place}" for template in ("place", "where") for place in facts.PLACES]
-
-
-def subtype_of(problem: Problem) -> str | None:
-    """The label of a problem; None where it is of no subtype."""
-    words = problem.question.split()
-    if problem.family == "math":
-        groups = {group for group, things in THINGS.items() if set(things.split()) & set(words)}
-    elif problem.family == "code":
-        groups = {group for group, names in FUNCTIONS.items() if _function(words) in names.split()}
-    elif problem.template in ("kind", "use"):
-        groups = {facts.KIND_OF[problem.target]}
-    else:
-        groups = {facts.PLACE_OF[problem.target]}
-    label = f"{problem.family}/{problem.template}/{next(iter(groups))}" if len(groups) == 1 else ""
-    return label if label in _KNOWN else None
-
-
-_KNOWN = frozenset(subtypes())
-
-
-def _function(words: list[str]) -> str:
-    """The name of the function that a code problem asks for."""
-    return words[words.index("name") + 1] if "name" in words else words[1]
-
-
-def questions() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The rows of each subtype by split; no question stands in two splits, and none in the pretraining corpus."""
-    rng = random.Random(16)
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {label: {split: [] for split in SIZES} for label in subtypes()}
-    known: set[str] = set()
-    for family, module in FAMILIES.items():
-        wanted = {label: rows for label, rows in found.items() if label.startswith(family)}
-        while any(len(rows[split]) < size for rows in wanted.values() for split, size in SIZES.items()):
-            problem = module.sample(rng, "seen", HARD[family])
-            label, place = subtype_of(problem), bucket(problem.question)
-            split = next((name for name, (low, high) in PLACES.items() if low <= place < high), None)
-            if label is None or split is None or problem.question in known or len(wanted[label][split]) == SIZES[split]:
-                continue
-            known.add(problem.question)
-            row = {"question": problem.question, "answer": problem.answers["good"], "target": problem.target, "test": problem.test}
-            wanted[label][split].append({**row, "subtype": label})
-    return found
-
-
-# ---------------------------------------------------------------------- tasks
-def write_tasks(folder: Path) -> None:
-    """A task a subtype (`sub_NAME`), a task a family with all of its subtypes' questions mixed (`mixed_FAMILY`), and `sub_dispatch`."""
-    if (folder / "tasks" / "sub_dispatch.yaml").exists():
-        return
-    rows = questions()
-    for label, splits in rows.items():
-        _write_task(folder, f"sub_{name_of(label)}", label.split("/")[0], label, splits)
-    for family in FAMILIES:
-        mixed = {split: [row for label in rows if label.startswith(family) for row in rows[label][split]] for split in SIZES}
-        random.Random(family).shuffle(mixed["test"])
-        random.Random(family).shuffle(mixed["validation"])
-        _write_task(folder, f"mixed_{family}", family, family, mixed)
-    asked = {split: [{**row, "answer": label, "target": label} for label in rows for row in rows[label][split]] for split in SIZES}
-    _write_task(folder, "sub_dispatch", "dispatch", "dispatch", asked)
-
-
-def _write_task(folder: Path, name: str, family: str, label: str, splits: dict[str, list[dict[str, Any]]]) -> None:
-    files = {}
-    for split, rows in splits.items():
-        files[split] = str((folder / "data" / f"{name}.{split}.jsonl").resolve())
-        write_text(Path(files[split]), "".join(json.dumps(row) + "\n" for row in rows))
-    common = tasks_dir() / "embedded" / {"code": "_code.yaml", "dispatch": "embedded_dispatch.yaml"}.get(family, "_word.yaml")
-    description = f"Asks for {ABOUT.get(family, 'the skill')}, in the way {' and '.join(label.split('/')[1:]) or 'of all'}."
-    task = {
-        "include": str(common),
-        "task": name,
-        "custom_dataset": None,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "training_split": "train",
-        "validation_split": "validation",
-        "test_split": "test",
-        "fewshot_split": "train",
-        # the code tasks' metric, pass_at_1 of tasks/embedded, runs programs in t2eval's sandbox
-        "metadata": {"version": 1.0, "t2": {"label": label, "description": description, "adaptation_split": "validation", "sandbox": True}},
-    }
-    if family == "dispatch":  # labels are paths of several tokens; the included task reads one word
-        task["generation_kwargs"] = {"until": ["\n"], "do_sample": False, "max_gen_toks": 24}
-        filters = [{"function": "regex", "regex_pattern": r"^\s*(\S+)"}, {"function": "take_first"}]
-        task["filter_list"] = [{"name": "strict-match", "filter": filters}]
-    write_json(folder / "tasks" / f"{name}.yaml", task)  # JSON is YAML
-
-
-def name_of(label: str) -> str:
-    return label.replace("/", "-")
-
-
 # ---------------------------------------------------------------------- experts
+STEPS = 12
+
+
 def settings(folder: Path) -> Iterator[TrainConfig]:
-    """The runs: a supervised one a subtype, and one of the classification expert over all of their training questions."""
-    common = {"objective": "supervised", "include_path": folder / "tasks", "device": "cpu", "test": False, "resume": True}
+    """The experts' runs, a supervised one a subtype."""
     for label in subtypes():
         yield TrainConfig(
             task=f"sub_{name_of(label)}",
@@ -164,38 +48,66 @@ def settings(folder: Path) -> Iterator[TrainConfig]:
             batch_size=32,
             validation_limit=16,
             validate_every=STEPS,
-            **common,
+            **common(folder),
         )
-    yield TrainConfig(  # a label that the base never says takes a higher rate than the recipe's: validation chooses
-        task="sub_dispatch",
-        output=folder / "classifier",
-        steps=200,
-        batch_size=64,
-        lr=[3e-2, 1e-1],
-        validation_limit=200,
-        validate_every=100,
-        **common,
-    )
 
 
-STEPS = 12
+def common(folder: Path) -> dict[str, Any]:
+    return {"objective": "supervised", "include_path": folder / "tasks", "device": "cpu", "test": False, "resume": True}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classification expert that was tried, over all training questions.
+
+    Attributes:
+        words: whether it says labels in tokens that the base knows (`library_tasks.said`), or as they stand.
+        settings: of its training.
+    """
+
+    words: bool
+    settings: dict[str, Any]
+
+
+LORA = {"method": "lora", "modules": "all"}
+CLASSIFIERS = {
+    "svf": Classifier(False, {"lr": 1e-2, "steps": 400}),
+    "lora": Classifier(False, {**LORA, "lr": 5e-3, "steps": 400}),
+    "svf, words": Classifier(True, {"lr": 3e-2, "steps": 400}),
+    "lora, words": Classifier(True, {**LORA, "lr": 5e-3, "steps": 400}),
+}
+CHOSEN = "lora, words"
+"""The best on validation questions."""
+
+
+def classifier(folder: Path, name: str) -> Path:
+    """A classification expert, trained where it is not there yet."""
+    tried = CLASSIFIERS[name]
+    output = folder / "classifiers" / name.replace(", ", "-")
+    task = "words_dispatch" if tried.words else "sub_dispatch"
+    given = {"batch_size": 64, "validation_limit": 200, "validate_every": 100, **common(folder), **tried.settings}
+    train(TrainConfig(task=task, output=output, **given), "dispatch")
+    return output
+
+
+def train(config: TrainConfig, label: str) -> None:
+    if not (config.output / "training.json").exists():
+        result = train_expert(config, progress=False)
+        before, after = (result.scores[when]["validation"].score for when in ("before", "after"))
+        print(f"{config.output.name}: {before:.3f} → {after:.3f}, {result.seconds:.1f} s", flush=True)
+    file = config.output / ("expert.json" if config.method == "svf" else "t2_adapter.json")
+    card = read_json(file, what="card")  # the labels are paths, and names are not: cards say what dispatch calls an expert
+    if card["label"] != label:
+        write_json(file, {**card, "label": label})
 
 
 def make(folder: Path) -> None:
     write_tasks(folder)
     for config in settings(folder):
-        if not (config.output / "training.json").exists():
-            result = train_expert(config, progress=False)
-            before, after = (result.scores[when]["validation"].score for when in ("before", "after"))
-            print(f"{config.output.name}: {before:.3f} → {after:.3f}, {result.seconds:.1f} s", flush=True)
-    for config in settings(folder):  # the labels are paths, and names are not: cards say what dispatch calls an expert
-        card = read_json(config.output / "expert.json", what="card")
-        wanted = "dispatch" if config.output.name == "classifier" else label_of(config.output.name)
-        if card["label"] != wanted:
-            write_json(config.output / "expert.json", {**card, "label": wanted})
-    form = {"template": "Q: {question}\nskill:", "labels": {}, "unlisted": " {label}"}
-    write_json(folder / "library" / "dispatch.json", form)
-    if any(not (config.output / "prompts.safetensors").exists() for config in settings(folder) if config.output.name != "classifier"):
+        train(config, label_of(config.output.name))
+    classifier(folder, CHOSEN)
+    write_json(folder / "library" / "dispatch.json", dispatch_form(words=False, hierarchy=True).model_dump(mode="json"))
+    if any(not (config.output / "prompts.safetensors").exists() for config in settings(folder)):
         write_prompt_vectors(folder / "library", include_path=folder / "tasks", limit=SIZES["train"])
 
 
@@ -207,6 +119,8 @@ def label_of(name: str) -> str:
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt": ("prompt", {}),
     "prompt, hierarchy": ("prompt", {"hierarchy": True}),
+    "prompt, words": ("prompt", {}),
+    "prompt, words, hierarchy": ("prompt", {"hierarchy": True}),
     "cls": ("cls", {}),
     "cls, hierarchy": ("cls", {"hierarchy": True}),
     "nearest, 5 neighbours": ("nearest", {}),
@@ -222,36 +136,29 @@ SEARCHES: dict[str, dict[str, Any]] = {
 SEARCHED = ("math/loses/food", "code/named/mix", "reasoning/use/fruit")
 
 
-def asked(folder: Path, number: int) -> list[dict[str, Any]]:
-    """So many test questions of each subtype."""
-    return [
-        row
-        for label in subtypes()
-        for row in read_json_lines(folder / "data" / f"sub_{name_of(label)}.test.jsonl", what="questions")[:number]
-    ]
+def asked(folder: Path, number: int, split: str = "test") -> list[dict[str, Any]]:
+    """So many questions of each subtype."""
+    return [row for label in subtypes() for row in rows_of(folder, label, split)[:number]]
 
 
-def library(folder: Path, strategy: str) -> str:
-    return f"{folder / 'library'}+{folder / 'classifier'}" if strategy == "cls" else str(folder / "library")
-
-
-def strategy_of(folder: Path, way: str) -> Any:
-    """The lm-eval model of one way."""
+def strategy_of(folder: Path, way: str, tried: str = CHOSEN) -> Any:
+    """The lm-eval model of one way; `tried` is the classification expert of `cls`."""
     strategy, options = WAYS[way]
-    lm = strategy_class(strategy)(experts=library(folder, strategy), batch_size=64, device="cpu", **options)
-    if strategy == "cls":  # a library of several folders has no format of its own
-        form = load_format(folder / "library")
-        assert form is not None
-        lm._own_format = True
-        lm._form = form if options else form.with_labels(sorted(lm._experts_of))
+    experts = str(folder / "library")
+    if strategy == "cls":
+        experts += f"+{classifier(folder, tried)}"
+    lm = strategy_class(strategy)(experts=experts, batch_size=64, device="cpu", **options)
+    if strategy != "nearest":  # what a dispatch.json in the library would say
+        words = CLASSIFIERS[tried].words if strategy == "cls" else "words" in way
+        lm._own_format, lm._form = True, dispatch_form(words=words, hierarchy="hierarchy" in options)
     return lm
 
 
-def route(folder: Path, way: str, number: int) -> dict[str, Any]:
+def route(folder: Path, way: str, number: int, split: str = "test", tried: str = CHOSEN) -> dict[str, Any]:
     """The routes of one way: right at each depth, processor seconds, and memory beyond what the model and the experts take."""
     strategy, _ = WAYS[way]
-    rows = asked(folder, number)
-    lm = strategy_of(folder, way)
+    rows = asked(folder, number, split)
+    lm = strategy_of(folder, way, tried)
     form = "{}" if strategy != "nearest" else "Q: {}\nA:"  # as the tasks' documents are read
     questions = [Question(form.format(row["question"])) for row in rows]
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here, and not from the largest moment of an earlier way
@@ -304,7 +211,7 @@ def answers(folder: Path, way: str, number: int) -> dict[str, Any]:
 
 def search(folder: Path, name: str, label: str) -> dict[str, Any]:
     """One search of α over the 100 experts, on 10 examples of one subtype: what it found, and what it took."""
-    lm = strategy_class("fewshot")(experts=library(folder, "fewshot"), batch_size=80, device="cpu", **SEARCHES[name])
+    lm = strategy_class("fewshot")(experts=str(folder / "library"), batch_size=80, device="cpu", **SEARCHES[name])
     task = f"sub_{name_of(label)}"
     manager = make_task_manager(str(folder / "tasks"), task=task)
     started = time.process_time()
@@ -327,6 +234,16 @@ def search(folder: Path, name: str, label: str) -> dict[str, Any]:
         },
         "cpu_seconds": time.process_time() - started,
     }
+
+
+def tries(folder: Path, number: int) -> None:
+    """What tries.jsonl does not have yet: each classification expert on validation questions, flat and by hierarchy."""
+    file = folder / "tries.jsonl"
+    done = {(line["tried"], line["way"]) for line in (read_json_lines(file, what="tries") if file.exists() else [])}
+    for name in CLASSIFIERS:
+        for way in ("cls", "cls, hierarchy"):
+            if (name, way) not in done:
+                append_line(file, json.dumps({"tried": name, **route(folder, way, number, "validation", name)}))
 
 
 def measure(folder: Path, number: int) -> None:
@@ -369,16 +286,16 @@ def report(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("do", choices=["make", "measure", "report"])
+    parser.add_argument("do", choices=["make", "tries", "measure", "report"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--number", type=int, default=3, help="Test questions of each subtype, at most 10.")
+    parser.add_argument("--number", type=int, default=3, help="Questions of each subtype that are routed, at most 10.")
     options = parser.parse_args()
     if options.do == "make":
         make(options.folder)
-    elif options.do == "measure":
-        measure(options.folder, options.number)
-    else:
+    elif options.do == "report":
         print(report(options.folder))
+    else:
+        {"tries": tries, "measure": measure}[options.do](options.folder, options.number)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,20 @@ def test_workflows_may_read_only_and_run_what_is_there(root: Path, name: str) ->
         assert job["timeout-minutes"] <= 60
         for step in job["steps"]:
             run = step.get("run", "")
-            assert all((root / script).is_file() for script in re.findall(r"(?<![\w/])\.ci/\w+", run)), run
+            assert all((root / script).is_file() for script in re.findall(r"(?<![\w/])\.ci/[\w-]+", run)), run
             assert set(re.findall(r"\bmake ([\w-]+)", run)) <= targets, run
+
+
+def test_the_wheels_tests_are_there_and_each_has_a_job(root: Path) -> None:
+    script = (root / ".ci" / "wheel-extras").read_text()
+    cases = dict(re.findall(r"^    ([\w-]+)\)((?:(?!^    [\w*-]+\)).)*?);;", script, re.M | re.S))
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "extras.yml").read_text())
+    assert set(cases) == set(workflow["jobs"]["wheel"]["strategy"]["matrix"]["name"])
+    extras = set(_declared(root)) - {"core", "dev"}
+    assert set(cases) - {"core", "lmms-eval"} <= extras
+    for case in cases.values():
+        (named,) = re.findall(r"tests=\(([^)]*)\)", case)
+        assert named.split() and all((root / "tests" / test).is_file() for test in named.split())
 
 
 def test_the_versions_of_python_that_are_tested_are_those_that_are_declared(root: Path) -> None:

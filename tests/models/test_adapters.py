@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from t2eval.errors import T2Error, UsageError
 from t2eval.expert.adapter import Adapter, write_adapter_card
 from t2eval.models.mounts import AdapterMix, Mounts
 from t2eval.models.text import T2Cls, T2Expert, T2Fewshot, T2Prompt
+from t2eval.strategies.dispatch import DISPATCH_LABEL, Question
 from tests.tiny import save_tiny
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -131,6 +133,28 @@ def test_the_response_cache_tells_adapters_apart(base: Path, pair: tuple[Path, P
     assert len(tables) == 2
     write_adapter_card(pair[0], "math", "Sums.")
     assert json.dumps(T2Expert(pretrained=str(base), experts=str(pair[0])).identity(), default=str, sort_keys=True) not in tables
+
+
+def test_an_adapter_classifies(base: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As the classification expert of cls: decisions are those of the base with the adapter merged, and the base keeps its bits."""
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in pair]
+    skilled = [saved(base, tmp_path / f"skill-{label}", lora(), seed) for seed, label in ((3, "math"), (4, "code"))]
+    for folder, label in zip([*skilled, copies[1]], ("math", "code", DISPATCH_LABEL), strict=True):
+        write_adapter_card(folder, label, f"About {label}.")
+    experts = "+".join(map(str, skilled))
+    merged = PeftModel.from_pretrained(load_base(str(base))[0], copies[1]).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    load_base(str(base))[1].save_pretrained(tmp_path / "merged")
+    asked = [Question("a b c"), Question("x y")]
+    wanted = T2Prompt(pretrained=str(tmp_path / "merged"), experts=experts, allow_basis_mismatch=True).decide(asked, chat=False)
+    plain = T2Prompt(pretrained=str(base), experts=experts).decide(asked, chat=False)
+    lm = T2Cls(pretrained=str(base), experts=f"{experts}+{copies[1]}")
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    found = lm.decide(asked, chat=False)
+    for own, theirs, without in zip(found, wanted, plain, strict=True):
+        assert own.weights == pytest.approx(theirs.weights, abs=1e-4) and set(own.weights) == {"math", "code", "others"}
+        assert own.weights != pytest.approx(without.weights, abs=1e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", [T2Expert, T2Prompt, T2Cls, T2Fewshot])
