@@ -71,12 +71,15 @@ class Classifier:
 
 LORA = {"method": "lora", "modules": "all"}
 CLASSIFIERS = {
-    "svf": Classifier(False, {"lr": 1e-2, "steps": 400}),
-    "lora": Classifier(False, {**LORA, "lr": 5e-3, "steps": 400}),
-    "svf, words": Classifier(True, {"lr": 3e-2, "steps": 400}),
-    "lora, words": Classifier(True, {**LORA, "lr": 5e-3, "steps": 400}),
+    "svf, 1e-2": Classifier(False, {"lr": 1e-2, "steps": 400}),
+    "svf, 1e-1": Classifier(False, {"lr": 1e-1, "steps": 400}),
+    "lora, 5e-3": Classifier(False, {**LORA, "lr": 5e-3, "steps": 200}),
+    "svf, words, 3e-2": Classifier(True, {"lr": 3e-2, "steps": 200}),
+    "svf, words, 1e-1": Classifier(True, {"lr": 1e-1, "steps": 200}),
+    "svf, words, 1e-1, longer": Classifier(True, {"lr": 1e-1, "steps": 800}),
+    "lora, words, 5e-3": Classifier(True, {**LORA, "lr": 5e-3, "steps": 200}),
 }
-CHOSEN = "lora, words"
+CHOSEN = "svf, words, 1e-1, longer"
 """The best on validation questions."""
 
 
