@@ -26,6 +26,7 @@ from t2eval.paper.markdown import NONE, beside, table
 from t2eval.paper.style import picture
 from t2eval.paths import EMBEDDED
 from t2eval.store.files import DiskError, write_bytes, write_json, write_text
+from t2eval.store.versions import lost_commits
 
 REPORT = "REPORT.md"
 ROWS, CLAIMS, TABLE, FIGURE, ERROR = "rows.jsonl", "claims.json", "table.md", "figure.png", "error.txt"
@@ -185,9 +186,19 @@ def report(lab: Lab, done: Sequence[Done], todo: Sequence[Item]) -> str:
 
 
 def _commits(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """The commits that the folder's sessions ran at, each where it came last, so that the report's own one ends the list."""
-    found = list(dict.fromkeys(str(session["commit"] or "unknown") for session in reversed(sessions)))[::-1]
-    return f"Commit {found[0]}" if len(found) == 1 else f"Commits: {', '.join(found)} (the last one wrote this report)"
+    """The commits that the folder's sessions ran at, each where it came last, so that the report's own one ends the list.
+
+    Those that the checkout's history has not are counted, not named: nobody could look at them.
+    """
+    every = list(dict.fromkeys(str(session["commit"] or "unknown") for session in reversed(sessions)))[::-1]
+    lost = lost_commits(every)
+    found = [commit for commit in every if commit not in lost or commit == every[-1]]
+    named = f"Commit {found[0]}" if len(found) == 1 else f"Commits: {', '.join(found)} (the last one wrote this report)"
+    if gone := len(every) - len(found):
+        named += (
+            f"; {gone} further one{'s' if gone > 1 else ''}, of earlier sessions, {'are' if gone > 1 else 'is'} not in the history any more"
+        )
+    return named
 
 
 def _versions(sessions: Sequence[Mapping[str, Any]]) -> str:

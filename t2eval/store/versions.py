@@ -65,6 +65,24 @@ def commits_between(folder: Path, first: str, last: str, most: int = 200) -> lis
     return [dict(zip(("commit", "date", "subject"), line.split("\0", 2), strict=True)) for line in said.split("\n") if line]
 
 
+def lost_commits(commits: Sequence[str], package: Path | None = None) -> list[str]:
+    """Those commits that the history of the checkout that t2eval runs from does not have: work was laid upon other work before it was kept.
+
+    Args:
+        commits: as `git_commit` writes them; what is no commit's name is not lost.
+        package: the folder of the package, by default t2eval's own.
+
+    Returns:
+        In their order; none where there is no checkout to ask.
+    """
+    checkout = (package or paths.package_dir()).parent
+    if git_commit(package) is None:
+        return []
+    names = {commit: commit.removesuffix("+changes") for commit in commits}
+    asked = [commit for commit, name in names.items() if re.fullmatch("[0-9a-f]{7,40}", name)]
+    return [commit for commit in asked if _git(checkout, "merge-base", "--is-ancestor", names[commit], "HEAD") is None]
+
+
 def _git(folder: Path, *command: str) -> str | None:
     """What git says about the repository around a folder; None where it cannot."""
     try:

@@ -106,6 +106,11 @@ def test_the_report_names_the_commit_and_versions_of_every_session(lab, monkeypa
     assert "\n- Commits: b, a (the last one wrote this report).\n- Versions: t2eval 1, torch 2.13 (earlier: 2.12).\n" in text
     report.run_all(session(None), entries)
     assert "- Commits: b, a, unknown (the last one" in (lab.output / "REPORT.md").read_text()
+    monkeypatch.setattr(report, "lost_commits", lambda commits: ["b", "a", "unknown"])
+    report.run_all(session("a"), entries)  # its own one is named, whatever git says of it
+    found = (lab.output / "REPORT.md").read_text()
+    assert "- Commit a; 2 further ones, of earlier sessions, are not in the history any more.\n" in found
+    monkeypatch.setattr(report, "lost_commits", lambda commits: [])
     (lab.output / "sessions.json").unlink()
     report.run_all(session("c"), entries)
     assert "- Commits: unknown, c (the last one" in (lab.output / "REPORT.md").read_text(), "earlier sessions did not say"

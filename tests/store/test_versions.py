@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import t2eval
-from t2eval.store.versions import commits_between, git_commit, repository_commit, versions
+from t2eval.store.versions import commits_between, git_commit, lost_commits, repository_commit, versions
 
 
 def _git(folder: Path, *command: str) -> str:
@@ -66,3 +66,16 @@ def test_commits_between_two_are_named_newest_first(tmp_path: Path) -> None:
     assert commits_between(tmp_path, "--output=x", last) is None, "what is no commit is not asked for"
     (tmp_path / "inside").mkdir()
     assert repository_commit(tmp_path / "inside") == last
+
+
+def test_commits_that_were_replaced_are_lost(tmp_path: Path) -> None:
+    package = tmp_path / "t2eval"
+    package.mkdir()
+    assert lost_commits(["0" * 12], package) == [], "there is nobody to ask"
+    _git(tmp_path, "init", "--quiet")
+    for subject in ("one", "two"):
+        _git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", subject)
+    first, replaced = _git(tmp_path, "rev-parse", "HEAD~1")[:12], _git(tmp_path, "rev-parse", "HEAD")[:12]
+    _git(tmp_path, "commit", "--quiet", "--allow-empty", "--amend", "--message", "three")
+    named = [replaced, f"{first}+changes", "0" * 12, "unknown", _git(tmp_path, "rev-parse", "HEAD")[:12]]
+    assert lost_commits(named, package) == [replaced, "0" * 12]
