@@ -250,17 +250,20 @@ class Lab:
         return self.cells(methods, tasks, study=STRATEGIES if study == MAIN else study, **{**own, **settings})
 
     # ------------------------------------------------------------------ trainings
-    def training(self, name: str, label: str, seed: int, section: TrainSection | None = None, **settings: Any) -> Training:
+    def training(self, name: str, label: str, seed: int, **settings: Any) -> Training:
         """A training run, not yet done.
 
         Args:
             name: its folder under `training/`; one name has one set of settings (for all labels and seeds).
             label: the skill (or `dispatch`): it gives the recipe, and names the last folder.
             seed: of the training.
-            section: `train:` of the benchmark file that says how; by default of the preset's own.
             settings: of `TrainConfig`, over the recipe's and the preset's. `method` also chooses the recipe.
         """
-        preset, section = self.preset, section or self.preset.bench.train
+        return self._training(self.preset.bench.train, name, label, seed, settings)
+
+    def _training(self, section: TrainSection | None, name: str, label: str, seed: int, settings: Mapping[str, Any]) -> Training:
+        """A training run by the `train:` section of a benchmark file."""
+        preset = self.preset
         if section is None or (section.recipe is None and "task" not in section.skills.get(label, {})):
             raise UsageError(f"The benchmark file of the preset {preset.name!r} does not say in `train:` how {label!r} is trained.")
         method = str(settings.get("method", "svf"))
@@ -298,16 +301,14 @@ class Lab:
         By default the experts of `library`. Where the preset has a benchmark file for this, those, and what that file trains beside
         them.
         """
-        preset, bench = self.preset, self.preset.choosing
+        bench = self.preset.choosing
         if bench is None:
-            return self.library(preset.seeds)
-        assert bench.train is not None
+            return self.library(self.preset.seeds)
         from t2eval.expert.library import load_library
         from t2eval.paper.derived import write_library
 
-        section, more = bench.train, [label for label in bench.train.skills if label not in preset.library]
         parts = [self.library(bench.seeds), str(self.folder(STRATEGIES))]
-        self.train([self.training(STRATEGIES, label, seed, section) for seed in bench.seeds for label in more])
+        self.train(self.mixed_trainings())
         folder = (self.output / "derived" / STRATEGIES).resolve()
 
         def experts_of(seed: int) -> list[Expert]:
@@ -316,6 +317,14 @@ class Lab:
         for seed in bench.seeds:
             write_library(folder / f"seed-{seed}", functools.partial(experts_of, seed))
         return str(folder / "seed-{seed}")
+
+    def mixed_trainings(self) -> list[Training]:
+        """The trainings of the experts that `mixed_library` has beside those of `library`; none where the preset has no file for it."""
+        bench = self.preset.choosing
+        if bench is None or bench.train is None:
+            return []
+        more = [label for label in bench.train.skills if label not in self.preset.library]
+        return [self._training(bench.train, STRATEGIES, label, seed, {}) for seed in bench.seeds for label in more]
 
     def adapters(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
         """The baselines' folder with `{seed}`, `{method}` and `{label}` in it: shipped, or trained here, supervised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,7 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     ]
     assert "'few-shot' is t2eval's default, with α divided by its sum." in table2.notes[-3]
     assert "the experts reasoning, math, code, dispatch of training seed 0. math, code, dispatch learnt from worked" in table2.notes[-2]
+    assert re.search(r"before and after: math, seed 0 0.500 and 0.\d+ \(n=64\); code, seed 0", table2.notes[-2])
     assert table2.notes[-1] == f"{alone!r} searches a free α of one expert, iterations 1."
     table7 = item("table7").run(real)
     seeds = {"base": [0], **dict.fromkeys(("expert", "ia3", "dora"), [0, 1, 2]), **dict.fromkeys(("prompt", "cls", "fewshot"), [0])}
@@ -90,9 +92,7 @@ def test_strategies_have_a_library_of_several_experts(real: Lab) -> None:
     settings = json.loads((real.output / "cells" / "strategies" / "config.json").read_text())
     assert settings["seeds"] == [0] and settings["experts"].endswith("derived/strategies/seed-{seed}")
     assert not settings["model_args"], "the one expert's search has few iterations, this has t2eval's default"
-    for label in ("math", "code", "dispatch"):
-        section = preset("smollm2").choosing.train  # type: ignore[union-attr]
-        assert real.training("strategies", label, 0, section).config.objective == "supervised"
+    assert [training.config.objective for training in real.mixed_trainings()] == ["supervised"] * 3
 
 
 def test_the_reasoning_expert_is_the_same_in_both_benchmark_files() -> None:

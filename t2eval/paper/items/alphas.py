@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2eval.paper.claims import Claim, Side, better, judge
 from t2eval.paper.item import Columns, Item, Reported, Result, item
+from t2eval.paper.items.scores import mixed_notes
 from t2eval.paper.markdown import score, short
 from t2eval.paper.presets import PAPER_UNSEEN
 
@@ -70,6 +71,7 @@ def _run(lab: Lab) -> Result:
     notes = (
         f"α is divided by its sum for the picture, as in the paper; the rows have it as found{already}.",
         "The paper has no figure for the even mix on the other two tasks.",
+        *mixed_notes(lab)[:1],
     )
     return Result(rows=tuple(rows), claims=tuple(claims), notes=notes)
 

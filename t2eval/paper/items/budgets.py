@@ -53,7 +53,12 @@ _QUICK = (
     Budget("CEM, 3 shots, 4 iterations", 3, 4),
     Budget("CEM light, 3 shots, 2 iterations", 3, 2),
 )
-_SHORT = (*_QUICK, _FULL[-1])
+_SHORT = (
+    Budget("CEM, 10 shots, 2 iterations", 10, 2),
+    Budget("CEM, 3 shots, 2 iterations", 3, 2),
+    Budget("CEM light, 3 shots, 1 iteration", 3, 1),
+    _FULL[-1],
+)
 """A CPU's size with a real model."""
 
 
@@ -62,6 +67,10 @@ def _budgets(lab: Lab) -> tuple[Budget, ...]:
 
 
 def _cells(lab: Lab, budget: Budget, tasks: Sequence[str]) -> Cells:
+    from t2eval.strategies.fewshot import FewshotConfig
+
+    if lab.preset.choosing is not None and budget.model_args["fewshot"] == {"shots": FewshotConfig().shots} and not lab.preset.search:
+        return lab.strategies(["fewshot"], tasks)  # the very search of table 2
     return lab.strategies(["fewshot"], tasks, study=budget.study, model_args=budget.model_args)
 
 

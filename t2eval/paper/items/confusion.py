@@ -8,6 +8,7 @@ from typing import Any
 
 from t2eval.paper.claims import Claim, judge, tested
 from t2eval.paper.item import Columns, Item, Reported, Result
+from t2eval.paper.items.scores import mixed_notes
 from t2eval.paper.lab import Cells, Lab
 from t2eval.paper.markdown import short
 from t2eval.paper.presets import SKILLS
@@ -60,8 +61,9 @@ def run(lab: Lab) -> Result:
         )
         for skill, task in tasks.items()
     ]
-    note = "The decisions of all seeds are pooled (the library's classification expert differs between them); `others` is the base weights."
-    return Result(tuple(rows), (*judge(claims), *(_diagonal(row) for row in rows)), (note,))
+    pooled = "The decisions of all seeds are pooled (the library's classification expert differs between them); "
+    note = f"{pooled if len(lab.preset.mixed_seeds) > 1 else ''}`others` is the base weights."
+    return Result(tuple(rows), (*judge(claims), *(_diagonal(row) for row in rows)), (note, *mixed_notes(lab)[:1]))
 
 
 def _diagonal(row: Mapping[str, Any]) -> Claim:

@@ -15,7 +15,8 @@ from t2eval.bench.config import PAPER_STRATEGIES as STRATEGIES
 from t2eval.paper.claims import Claim, Side, better, judge
 from t2eval.paper.item import Columns, Item, Reported, Result
 from t2eval.paper.items.budgets import paper_search
-from t2eval.paper.lab import Cells, Lab
+from t2eval.paper.lab import STRATEGIES as STUDY
+from t2eval.paper.lab import Cells, Lab, Training
 from t2eval.paper.markdown import score, short, spread
 from t2eval.paper.presets import PAPER_SEEN, PAPER_UNSEEN, Preset
 from t2eval.paper.sweep import Candidate, Sweep
@@ -176,7 +177,7 @@ def run_unseen(lab: Lab) -> Result:
         claims += [better(sides[a], sides[b], f"on {short(task)}") for a, b in pairs if a in sides and b in sides]
     own = "" if "fewshot" not in shown or preset.searches_as_paper else f" {_search(preset)}"
     text = f"The paper's figures for LoRA are of its best checkpoint for each test task.{own}"
-    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(preset)))
+    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(lab)))
 
 
 def _search(preset: Preset) -> str:
@@ -188,20 +189,27 @@ def _given(search: Mapping[str, Any]) -> str:
     return "".join(f", {name} {value}" for name, value in search.items())
 
 
-def mixed_notes(preset: Preset) -> tuple[str, ...]:
+def mixed_notes(lab: Lab) -> tuple[str, ...]:
     """What the library is that strategies choose among, where it is another than that of SVF's rows."""
-    bench = preset.choosing
+    bench = lab.preset.choosing
     if bench is None or bench.train is None:
         return ()
-    how = {label: "supervised" if each.get("objective") == "supervised" else "reinforce" for label, each in bench.train.skills.items()}
-    taught = ", ".join(label for label, objective in how.items() if objective == "supervised")
+    taught = [label for label, settings in bench.train.skills.items() if settings.get("objective") == "supervised"]
     seeds = f"training seed {bench.seeds[0]}" if len(bench.seeds) == 1 else f"training seeds {', '.join(map(str, bench.seeds))}"
-    alone = _given(preset.bench.model_args.get("fewshot", {}))
+    learnt = "; ".join(_learnt(training) for training in lab.mixed_trainings())
     return (
-        f"prompt, cls and few-shot choose among or mix the experts {', '.join(how)} of {seeds}. {taught} learnt from worked answers, not, "
-        "as in the paper, from right and wrong.",
-        f"{ALONE!r} searches a free α of one expert{alone}.",
+        f"prompt, cls and few-shot choose among or mix the experts {', '.join(bench.train.skills)} of {seeds}. {', '.join(taught)} learnt "
+        f"from worked answers, not, as in the paper, from right and wrong. What validation gave, before and after: {learnt}.",
+        f"{ALONE!r} searches a free α of one expert{_given(lab.preset.bench.model_args.get('fewshot', {}))}.",
     )
+
+
+def _learnt(training: Training) -> str:
+    """A training's validation scores; where no step was better than none, the expert is the base."""
+    record = training.record
+    before, after = (record["scores"][when]["validation"] for when in ("before", "after"))
+    same = "" if record["chosen_step"] else ", so that step 0 was chosen, which is the base"
+    return f"{training.name.removeprefix(f'{STUDY} ')} {before['score']:.3f} and {after['score']:.3f} (n={after['n']}{same})"
 
 
 _LLAMA_UNSEEN: dict[str, str] = {
@@ -257,7 +265,7 @@ def run_more(lab: Lab) -> Result:
         text = "IA3 and DoRA are not scored on the unseen tasks, which is left to a larger preset."
     if preset.shipped:
         text = f"IA3 and DoRA have one learning rate each, where LoRA is swept. {text}"
-    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(preset)[:1]))
+    return Result(tuple(rows), judge(claims), (*notes(lab, rows), text, *mixed_notes(lab)[:1]))
 
 
 TABLE7 = Item(
