@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from t2eval.environment import harness
@@ -10,8 +9,7 @@ from t2eval.environment.runs import Run
 from t2eval.errors import UsageError
 from t2eval.expert.adapter import Adapter
 from t2eval.expert.expert import Expert
-from t2eval.expert.hub import located
-from t2eval.expert.location import is_hub
+from t2eval.expert.hub import located_all
 from t2eval.models.options import ClsOptions, DispatchOptions, Options, PromptOptions
 from t2eval.models.per_document import PerDocument, change_of
 from t2eval.models.questions import question_text
@@ -49,11 +47,20 @@ class Dispatching(PerDocument):
         self._dispatchers: dict[bool, Dispatcher | Steps] = {}
 
     def _format(self) -> DispatchFormat:
-        """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels."""
+        """The library's `dispatch.json`, else the base's, else the paper's prompt with the experts' labels.
+
+        Raises:
+            UsageError: experts= joins libraries whose `dispatch.json` differ.
+        """
         base = self.pretrained if isinstance(self.pretrained, str) else getattr(self.config, "_name_or_path", "")
         library = self._library()
-        folders = [located(library) if is_hub(library) and "+" not in str(library) else library, base]
-        found = next((form for folder in folders if isinstance(folder, (str, Path)) and folder and (form := load_format(folder))), None)
+        folders = library if isinstance(library, list) else located_all(str(library))
+        forms = {folder: form for folder in folders if (form := load_format(folder)) is not None}
+        found = next(iter(forms.values()), None)
+        if any(form != found for form in forms.values()):
+            raise UsageError(f"experts= joins folders whose dispatch.json differ, {' and '.join(map(str, forms))}: leave one of them.")
+        if found is None and base:
+            found = load_format(base)
         self._own_format = found is not None
         if found is not None and self.options.hierarchy:
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -196,6 +197,20 @@ def test_the_papers_prompt_is_used_without_a_format_file(world: Path, tmp_path: 
     lm.generate_until(_requests()[:2], disable_tqdm=True)
     assert "About reasoning" in next(iter(lm._dispatchers.values())).prompt("Why?")
     assert "dispatch" not in next(iter(lm._dispatchers.values())).outcomes
+
+
+def test_a_format_file_is_read_from_joined_folders_and_two_that_differ_are_refused(world: Path, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, labels in ((one, LABELS[:1]), (other, LABELS[1:])):
+        for label in labels:
+            shutil.copytree(world / "library" / f"e-{label}", folder / f"e-{label}")
+    form = {"template": "{question}\nkind:", "labels": {}, "unlisted": " {label}"}
+    (other / "dispatch.json").write_text(json.dumps(form))
+    lm = _make("prompt", world, experts=f"{one}+{other}")
+    assert lm._form.template == form["template"] and set(lm._form.labels) == set(LABELS) - {"dispatch"}  # and not the base's
+    (one / "dispatch.json").write_text(json.dumps({**form, "template": "{question}\nskill:"}))
+    with pytest.raises(UsageError, match=rf"joins folders whose dispatch.json differ, {one} and {other}"):
+        _make("prompt", world, experts=f"{one}+{other}")
 
 
 def test_soft_mix_answers_each_document_with_its_own_alphas(world: Path) -> None:
