@@ -178,14 +178,16 @@ class Adapted:
         Raises:
             T2Error: merged already; a quantised weight, which cannot be replaced; a W' that is not finite in the weight's dtype.
         """
-        self._merge(z, partly=False)
-        try:
-            self._hooks_aside()
-        except BaseException:
-            self.unmerge()
-            raise
+        self._merge(z)
 
-    def _merge(self, z: Scales | None, partly: bool) -> None:
+    def _merge(self, z: Scales | None, *, partly: bool = False, learns: bool = False) -> None:
+        """`merge`, and what contexts ask of it beside.
+
+        Args:
+            z: as there.
+            partly: scale quantised weights while the model runs, instead of refusing them.
+            learns: the hooks stay, as z is to be learnt at them.
+        """
         self._refuse_merged("merge")
         checked = self._checked(self.active_z() if z is None else z)
         packed = [path for path in checked if self._state.matrices[path].parameter is None]
@@ -196,6 +198,13 @@ class Adapted:
         for path in packed:
             self._scalers[path].beside_merged = self._delta(path, checked[path])
         self._mode.merged = True
+        if learns:
+            return
+        try:
+            self._hooks_aside()
+        except BaseException:
+            self.unmerge()
+            raise
 
     def _hooks_aside(self) -> None:
         """Take the hooks that have nothing to do away until `unmerge`: those of all matrices whose z is in the weight."""
@@ -215,9 +224,8 @@ class Adapted:
     @contextmanager
     def merged(self, z: Scales | None = None) -> Iterator[Any]:
         """`merge(z)` inside the context; always unmerges, also after an exception."""
-        self._merge(z, partly=False)
+        self._merge(z)
         try:
-            self._hooks_aside()
             yield self.model
         finally:
             self.unmerge()
@@ -227,7 +235,6 @@ class Adapted:
         """Scale with one z for many tokens, inside the context: merged where the weight can be replaced, while the model runs where not."""
         self._merge(z, partly=True)
         try:
-            self._hooks_aside()
             yield self.model
         finally:
             self.unmerge()
@@ -238,7 +245,7 @@ class Adapted:
         Raises:
             T2Error: as `merge`.
         """
-        self._merge(z, partly=False)
+        self._merge(z)
         self._state.merger.keep()
         self._mode.merged = False
         self.detach()
@@ -260,7 +267,7 @@ class Adapted:
         floor = _together({path: value.abs().min() for path, value in z.items()})
         matrices = self._state.matrices
         inside = {path for path in z if floor[path] >= _READABLE and matrices[path].index is None and matrices[path].parameter is not None}
-        self._merge({path: z[path] for path in inside}, partly=False)
+        self._merge({path: z[path] for path in inside}, learns=True)
         try:
             for path, scaler in self._scalers.items():
                 scaler.in_weight = path in inside

@@ -63,7 +63,7 @@ def run(lab: Lab) -> Result:
     ]
     pooled = "The decisions of all seeds are pooled (the library's classification expert differs between them); "
     note = f"{pooled if len(lab.preset.mixed_seeds) > 1 else ''}`others` is the base weights."
-    return Result(tuple(rows), (*judge(claims), *(_diagonal(row) for row in rows)), (note, *mixed_notes(lab)[:1]))
+    return Result(tuple(rows), (*judge(claims), *(_diagonal(row) for row in rows)), (note, *mixed_notes(lab)))
 
 
 def _diagonal(row: Mapping[str, Any]) -> Claim:
