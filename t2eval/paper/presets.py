@@ -67,6 +67,8 @@ class Preset:
         vision: a vision-language model and its tasks; None: the preset has none.
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
         rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
+        objectives: objective → settings of table 4's and figure 9's trainings by it, whichever the method, over the recipes'.
+        ablation_seeds: of table 4 and figure 9, where there are fewer than of the experts; None: `seeds`.
         baseline_seeds: of LoRA, IA3 and DoRA in tables 1, 2 and 7, where there are fewer than of the experts; None: `seeds`.
         seen_only: whether table 7 scores IA3 and DoRA on the seen tasks alone.
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
@@ -94,6 +96,8 @@ class Preset:
     rates: tuple[float, ...] = _RATES
     policy_rates: tuple[float, ...] = _POLICY_RATES
     rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ablation_seeds: tuple[int, ...] | None = None
     baseline_seeds: tuple[int, ...] | None = None
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
@@ -208,12 +212,10 @@ def _paper(name: str, file: str, other: str | None) -> Preset:
 
 
 _SMOLLM2_LEFT_OUT = {
-    "table4": "its seven variants are trained on the generated answers of the math task, which is more than a CPU's size",
     "table5": "there is no second base model",
     "table8": "its forty searches and its trainings of 1,000 steps are more than a CPU's size",
     "table9": "there is no second base model",
     "figure5": "there is no vision-language model around this base",
-    "figure9": "its trainings are on the generated answers of the math task, which is more than a CPU's size",
     "figure11": "there is no second base model",
 }
 """What a small base does not carry on a CPU."""
@@ -246,6 +248,9 @@ def _smollm2(name: str) -> Preset:
         seeds=bench.seeds,
         limit=bench.limit,
         rates=_trained_at(bench, "lora"),
+        policy_rates=_trained_at(bench, "lora") + _trained_at(bench, "svf"),
+        objectives=_by_objective(bench),
+        ablation_seeds=bench.seeds[:1],
         seen_only=True,
         strategies=("expert", *PAPER_STRATEGIES),
         choosing=load_plan("smollm2-strategies").config,
@@ -262,6 +267,14 @@ def _trained_at(bench: BenchConfig, method: str) -> tuple[float, ...]:
     assert bench.train is not None
     rate = bench.train.methods[method]["lr"]
     return tuple(rate) if isinstance(rate, list | tuple) else (float(rate),)
+
+
+def _by_objective(bench: BenchConfig) -> dict[str, dict[str, Any]]:
+    """How a benchmark file trains SVF, by policy gradient, and how LoRA, on worked answers, but for their learning rates."""
+    assert bench.train is not None
+    own = {objective: bench.train.methods[method] for objective, method in (("reinforce", "svf"), ("supervised", "lora"))}
+    common = {"rollouts": 1, "baseline": "batch_mean", "validate_every": bench.train.settings["validate_every"]}
+    return {objective: {**common, **{k: v for k, v in settings.items() if k != "lr"}} for objective, settings in own.items()}
 
 
 _QUICK: dict[str, Any] = {
