@@ -35,7 +35,7 @@ demo-full: $(STAMP) ## the same, with every expert and baseline trained anew
 	@$(BIN)/t2 demo --full --output runs/demo-full
 
 test: $(STAMP) ## all tests, offline (WORKERS=2)
-	@$(BIN)/python -m pytest -n $(WORKERS) -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 attacks: $(STAMP) ## hostile programs against both kinds of jail, each with the verdict that it must get
 	@T2EVAL_ATTACKS_ALL=1 $(BIN)/python -m pytest -q tests/sandbox/test_attack_set.py tests/sandbox/test_apart.py
