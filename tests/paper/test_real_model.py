@@ -69,9 +69,7 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
         f"{first} scores higher than {second} on arc_challenge" for first, second in (*pairs, ("few-shot", own), ("few-shot", lora))
     ]
     assert "'few-shot' is t2eval's default, with α divided by its sum." in table2.notes[-3]
-    assert re.search(
-        r"the experts reasoning, math, code, dispatch of training seeds? [0-9, ]+\. math, code, d", table2.notes[-2]
-    )
+    assert re.search(r"the experts reasoning, math, code, dispatch of training seeds? [0-9, ]+\. math, code, d", table2.notes[-2])
     assert re.search(r"before and after: math, seed 0 0.500 and 0.\d+ \(n=64\); code, seed 0", table2.notes[-2])
     assert table2.notes[-1] == f"{alone!r} searches a free α of one expert, iterations 1."
     table7 = item("table7").run(real)
