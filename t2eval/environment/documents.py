@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,9 @@ def disjoint(splits: Mapping[str, Any], content: Callable[[Row], str]) -> dict[s
 def question_of(task: Any, doc: Row) -> str:
     """What a document asks, as dispatch reads it: without the words that the task's prompt puts around a question.
 
-    Those words would tell the task and not the skill. The field that `metadata: {t2: {question_field: …}}` names, else the task's prompt;
-    empty where that is no text.
+    Those words would tell the task and not the skill. The field that `metadata: {t2: {question_field: …}}` names, else the task's prompt,
+    and behind it the answer choices of a task that scores them and does not show them: they are part of what is asked. Empty where the
+    prompt is no text.
 
     Args:
         task: lm-eval's task object.
@@ -122,13 +124,25 @@ def question_of(task: Any, doc: Row) -> str:
     field = ((metadata.get("t2") or {}) if isinstance(metadata, Mapping) else {}).get("question_field")
     if field is None:
         asked = task.doc_to_text(doc)  # where the choices are contexts, it is the right one's index, or all of them
-        return asked.strip() if isinstance(asked, str) else ""
+        return _with_choices(task, doc, asked.strip()) if isinstance(asked, str) else ""
     if not isinstance(doc.get(field), str):
         raise T2Error(
             f"Task {task.config.task!r}: metadata.t2.question_field names {field!r}, which a document does not have as text; it has: "
             f"{', '.join(doc)}."
         )
     return str(doc[field]).strip()
+
+
+def _with_choices(task: Any, doc: Row, asked: str) -> str:
+    """A prompt and, where it does not show them, the choices, as `t2_arc_easy` shows its own."""
+    if task.config.output_type != "multiple_choice" or task.config.doc_to_choice is None:
+        return asked
+    choices = [str(choice).strip() for choice in task.doc_to_choice(doc)]
+    if all(choice in asked for choice in choices):
+        return asked
+    letters = string.ascii_uppercase
+    labels = letters if len(choices) <= len(letters) else [str(place) for place in range(1, len(choices) + 1)]
+    return "\n".join([asked, "Options:", *(f"{label}. {choice}" for label, choice in zip(labels, choices, strict=False))])
 
 
 def cluster_of(task: Any, doc: Row) -> str | None:

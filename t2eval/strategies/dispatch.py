@@ -96,11 +96,15 @@ def load_format(folder: Path | str) -> DispatchFormat | None:
 def paper_format(skills: Mapping[str, str], others_label: str | None = "others") -> DispatchFormat:
     """The adaptation prompt of the paper's Figure 3, in our own words, for any set of skills.
 
+    Skills stand in the order of their labels, so that a classification expert is asked what it learnt, however a library's folders or
+    `t2_dispatch`'s tasks are ordered.
+
     Args:
         skills: label → one-line description, as the experts' cards give them.
         others_label: the label that means "none of these"; None where one of them always fits.
     """
     none = [] if others_label is None else [f"- {others_label}: anything that none of the skills above would help with."]
+    skills = dict(sorted(skills.items()))
     lines = [f"- {label}: {description.rstrip('.') or label}." for label, description in skills.items()]
     template = "\n".join(
         [

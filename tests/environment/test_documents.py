@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from t2eval.environment.documents import LONGEST, check_rows, cluster_of, disjoint, load_documents
+from t2eval.environment.documents import LONGEST, check_rows, cluster_of, disjoint, load_documents, question_of
 from t2eval.errors import T2Error
 from tests.offline_datasets import datasets_cache, write_dataset
 
@@ -64,3 +64,28 @@ def test_the_cluster_of_a_document_is_the_field_that_its_task_names() -> None:
     for doc in ({"question": "?"}, {"picture": None}, {"picture": ""}, {"picture": [1]}, {"picture": True}):
         with pytest.raises(T2Error, match=r"'vqa': metadata.t2.cluster names 'picture', which a document does not have .*has: "):
             cluster_of(task("picture"), doc)
+
+
+def _choosing(asked: Any, choices: list[Any], **changes: Any) -> Any:
+    config = SimpleNamespace(**{"task": "t", "metadata": None, "output_type": "multiple_choice", "doc_to_choice": "choices", **changes})
+    return SimpleNamespace(config=config, doc_to_text=lambda doc: asked, doc_to_choice=lambda doc: choices)
+
+
+@pytest.mark.parametrize(
+    ("task", "question"),
+    [
+        (
+            _choosing("Question: Which flies?\nAnswer:", [" a bird", "a stone"]),
+            "Question: Which flies?\nAnswer:\nOptions:\nA. a bird\nB. a stone",
+        ),
+        (_choosing("Which flies?\nA. a bird\nB. a stone\nAnswer:", ["A", "B"]), "Which flies?\nA. a bird\nB. a stone\nAnswer:"),
+        (_choosing("Is it 3?", ["no", 3]), "Is it 3?\nOptions:\nA. no\nB. 3"),
+        (_choosing("How many?", list(range(27))), "How many?\nOptions:\n" + "\n".join(f"{n + 1}. {n}" for n in range(27))),
+        (_choosing(1, ["It flew.", "It fell."]), ""),  # the choices are contexts
+        (_choosing("Which flies?", ["a bird"], output_type="generate_until"), "Which flies?"),
+        (_choosing("Which flies?", ["a bird"], doc_to_choice=None), "Which flies?"),
+        (_choosing("The prompt", ["a bird"], metadata={"t2": {"question_field": "q"}}), "the field"),
+    ],
+)
+def test_what_a_document_asks_has_the_choices_that_its_prompt_does_not_show(task: Any, question: str) -> None:
+    assert question_of(task, {"q": " the field "}) == question

@@ -47,6 +47,12 @@ def test_scored_labels_equal_brute_force(lm: HFLM, form: DispatchFormat) -> None
         assert [decision.weights[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+def test_the_papers_prompt_does_not_depend_on_the_order_of_a_librarys_folders() -> None:
+    form = paper_format(SKILLS)
+    assert paper_format(dict(reversed(SKILLS.items()))) == form
+    assert list(form.labels) == ["code", "math", "maths"] and form.template.index("- code:") < form.template.index("- math:")
+
+
 def test_the_instructions_are_read_once_and_questions_are_remembered(lm: HFLM) -> None:
     form = paper_format(SKILLS)
     dispatcher, usage = _dispatcher(lm, form)
