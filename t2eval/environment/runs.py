@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from t2eval.environment import harness
+from t2eval.environment.documents import question_of
 from t2eval.environment.quiet import quiet_git
 from t2eval.paths import tasks_dir
 
@@ -58,6 +59,7 @@ class Run:
     number: int
     sampling: Any = None
     _chat: Callable[[], Any] = field(default=lambda: None, repr=False)
+    _questions: dict[int, str] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> Any:
         return (_forgotten, ())  # requests are pickled into lm-eval's cache of requests, and this note is of one process
@@ -95,6 +97,12 @@ class Run:
     def kind(self) -> str:
         """The task's output type."""
         return str(self.task.OUTPUT_TYPE)
+
+    def question(self, request: Any) -> str:
+        """What a request's document asks (`question_of`): rendered once, however many choices and passes ask for it."""
+        if request.doc_id not in self._questions:
+            self._questions[request.doc_id] = question_of(self.task, request.doc)
+        return self._questions[request.doc_id]
 
     def order(self) -> list[int]:
         """The scored split's documents, as lm-eval goes through them: all, or those that it was told (`--samples`)."""

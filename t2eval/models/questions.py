@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from t2eval.environment import harness, runs
-from t2eval.environment.documents import question_of
 from t2eval.vision.images import PLACEHOLDER
 
 
@@ -27,7 +26,7 @@ def _text(request: Any, plain: bool) -> str:
     if plain and isinstance(own, str):
         return own.strip()
     run = runs.run_of(request)
-    if run is not None and (text := question_of(run.task, doc)):
+    if run is not None and (text := run.question(request)):
         return text
     if isinstance(own, str):
         return own.strip()

@@ -385,15 +385,11 @@ class Adapted:
 
 def _together(values: Mapping[str, Tensor]) -> dict[str, float]:
     """Scalars on any devices as numbers, by one transfer a device."""
-    found: dict[str, float] = {}
-    for device in {value.device for value in values.values()}:
-        here = {path: value for path, value in values.items() if value.device == device}
-        found.update(zip(here, torch.stack(list(here.values())).tolist(), strict=True))
-    return found
+    return {path: value.item() for path, value in _on_host({path: value[None] for path, value in values.items()}).items()}
 
 
 def _on_host(z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """z, (r,) float32 each, on the CPU, by one transfer a device."""
+    """Vectors of any lengths and one dtype on the CPU, by one transfer a device."""
     found: dict[str, Tensor] = {}
     for device in {value.device for value in z.values()}:
         here = {path: value for path, value in z.items() if value.device == device}

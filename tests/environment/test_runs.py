@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +219,16 @@ def test_these_releases_are_worked_with(found: str, monkeypatch: pytest.MonkeyPa
         assert str(harness.check_version()) == found
     finally:
         harness.check_version.cache_clear()
+
+
+def test_what_a_document_asks_is_rendered_once_for_all_of_its_choices() -> None:
+    rendered: list[int] = []
+    config = SimpleNamespace(metadata=None, output_type="multiple_choice", doc_to_choice="choices")
+    task = SimpleNamespace(
+        config=config, doc_to_text=lambda doc: rendered.append(doc) or f"Which of {doc}?", doc_to_choice=lambda doc: ["a bird", "a stone"]
+    )
+    run = runs.Run(task, {}, 1)
+    requests = [SimpleNamespace(doc_id=place, doc=place) for place in (0, 0, 1, 0, 1)]
+    asked = [f"Which of {place}?\nOptions:\nA. a bird\nB. a stone" for place in (0, 0, 1, 0, 1)]
+    assert [run.question(request) for request in requests] == asked
+    assert rendered == [0, 1]
