@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2eval.bench.config import BASELINES, EXPERT_METHODS, TrainSection, parse_config
+from t2eval.bench.config import BASELINES, EXPERT_METHODS, BenchConfig, parse_config
 from t2eval.bench.execute import Progress, WorkerFactory, run
 from t2eval.bench.plan import make_plan
 from t2eval.bench.rows import Row, Sample, read_samples, scores_by_example
@@ -251,7 +251,7 @@ class Lab:
 
     # ------------------------------------------------------------------ trainings
     def training(self, name: str, label: str, seed: int, **settings: Any) -> Training:
-        """A training run, not yet done.
+        """A training run, not yet done, by the preset's benchmark file.
 
         Args:
             name: its folder under `training/`; one name has one set of settings (for all labels and seeds).
@@ -259,17 +259,17 @@ class Lab:
             seed: of the training.
             settings: of `TrainConfig`, over the recipe's and the preset's. `method` also chooses the recipe.
         """
-        return self._training(self.preset.bench.train, name, label, seed, settings)
+        return self.training_by(self.preset.bench, name, label, seed, **settings)
 
-    def _training(self, section: TrainSection | None, name: str, label: str, seed: int, settings: Mapping[str, Any]) -> Training:
-        """A training run by the `train:` section of a benchmark file."""
-        preset = self.preset
+    def training_by(self, bench: BenchConfig, name: str, label: str, seed: int, **settings: Any) -> Training:
+        """A training run, not yet done, by the `train:` section of another benchmark file; the rest as for `training`."""
+        preset, section = self.preset, bench.train
         if section is None or (section.recipe is None and "task" not in section.skills.get(label, {})):
             raise UsageError(f"The benchmark file of the preset {preset.name!r} does not say in `train:` how {label!r} is trained.")
         method = str(settings.get("method", "svf"))
         base = {"model": None if preset.model == EMBEDDED else preset.model, "dtype": preset.dtype, "device": preset.device}
         own = {"output": self.folder(name, seed) / label, "test": False, "name": label, "label": label}
-        decided = {**base, "apply_chat_template": preset.chat, **own, **preset.training, **settings}
+        decided = {**base, "apply_chat_template": bench.apply_chat_template, **own, **preset.training, **settings}
         return Training(f"{name} {label}, seed {seed}", run_config(section, method, label, seed, decided))
 
     def folder(self, name: str, seed: int | str = "{seed}") -> Path:
@@ -324,7 +324,7 @@ class Lab:
         if bench is None or bench.train is None:
             return []
         more = [label for label in bench.train.skills if label not in self.preset.library]
-        return [self._training(bench.train, STRATEGIES, label, seed, {}) for seed in bench.seeds for label in more]
+        return [self.training_by(bench, STRATEGIES, label, seed) for seed in bench.seeds for label in more]
 
     def adapters(self, methods: Sequence[str], seeds: Sequence[int]) -> str:
         """The baselines' folder with `{seed}`, `{method}` and `{label}` in it: shipped, or trained here, supervised."""

@@ -74,6 +74,7 @@ class Preset:
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
         choosing: the benchmark file of the library that strategies choose among or mix, where that has more experts than `bench` trains,
             or fewer seeds; None: it has not.
+        generated: the benchmark file of trainings on the generated form of seen tasks, where `seen` has another (figure 4); None: none.
         cpu_sized: whether table 10's searches have fewer iterations than the paper's, and table 3's generated answers fewer tokens.
         remarks: what a report says of the preset's settings, a sentence each.
         left_out: item → why the preset does not carry it, in a sentence.
@@ -102,6 +103,7 @@ class Preset:
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
     choosing: BenchConfig | None = None
+    generated: BenchConfig | None = None
     cpu_sized: bool = False
     remarks: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -258,6 +260,7 @@ def _smollm2(name: str) -> Preset:
         seen_only=True,
         strategies=("expert", *PAPER_STRATEGIES),
         choosing=load_plan("smollm2-strategies").config,
+        generated=load_plan("smollm2-generated").config,
         cpu_sized=True,
         remarks=_SMOLLM2_REMARKS,
         left_out=_WHOLE | _ALONE,

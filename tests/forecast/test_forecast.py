@@ -49,7 +49,7 @@ def plan_of(folder: Path, **settings: object) -> Plan:
     return load_plan(path)
 
 
-SMALLER = {"smollm2-demo", "smollm2", "smollm2-strategies", "embedded-strategies"}
+SMALLER = {"smollm2-demo", "smollm2", "smollm2-strategies", "smollm2-generated", "embedded-strategies"}
 """Shipped files with fewer tasks than the paper's."""
 
 
@@ -86,7 +86,8 @@ def test_every_shipped_file_resolves_offline(name: str, tmp_path: Path) -> None:
     ("name", "tasks", "cells", "trainings"),
     [
         ("smollm2", ["arc_easy", "arc_challenge"], 32, 12),
-        ("smollm2-strategies", ["arc_challenge", "arc_easy", "t2_gsm8k", "t2_mbpp_pro", "t2_dispatch"], 5, 4),
+        ("smollm2-strategies", ["arc_challenge", "arc_easy", "t2_gsm8k", "t2_mbpp_pro", "t2_dispatch"], 13, 12),
+        ("smollm2-generated", ["t2_arc_easy"], 2, 1),
         ("embedded-strategies", [f"embedded_{skill}_unseen" for skill in SKILLS], 84, 0),
     ],
 )

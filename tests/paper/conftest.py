@@ -78,8 +78,11 @@ def fake_train(trainings: Any, pool: Any, say: Any, log: Any) -> None:
         scores = fake_validations(training)
         best = max(scores)
         training.output.mkdir(parents=True)
-        log = [{"step": step, "validation": score} for step, score in zip(STEPS, scores, strict=True)]
-        (training.output / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"step": 1, "loss": 0.1}, *log]))
+        sampled = {"accuracy": 0.25, "truncated": 0.5, "tokens": 12.4}
+        log = [{"step": step, "validation": score, **sampled} for step, score in zip(STEPS, scores, strict=True)]
+        (training.output / "log.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [{"step": 1, "loss": 0.1, **sampled, "tokens": 40.0}, *log])
+        )
         record = {
             "chosen_step": STEPS[scores.index(best)],
             "seconds": 1.0,

@@ -20,6 +20,7 @@ from t2eval.paper.item import item
 from t2eval.paper.items import ablation, limits
 from t2eval.paper.lab import Lab
 from t2eval.paper.presets import preset
+from tests.paper.conftest import STEPS
 
 SEEDS = load_plan("smollm2-strategies").config.seeds
 """The training seeds of the library that strategies choose among or mix."""
@@ -78,8 +79,32 @@ def test_one_skill_gives_its_tables(real: Lab) -> None:
     assert [claim.text for claim in table7.claims] == [f"SVF scores higher than {other} on arc_easy" for other in ("IA3", "DoRA")]
     assert {row["task"] for row in table7.rows if row["method"] in ("ia3", "dora")} == {"arc_easy"}
     assert "reasoning trainings here, not swept" in item("table6").ours(item("table6").run(real))
-    report.run_item(item("figure4"), real)  # one panel
+
+
+def test_the_generated_form_has_a_curve_beside_the_choices(real: Lab) -> None:
+    report.run_item(item("figure4"), real)
+    rows = [json.loads(line) for line in (real.output / "figure4" / "rows.jsonl").read_text().splitlines()]
+    heads = {"arc_easy": ("arc_easy", [0, 1, 2]), "arc_easy, generated": ("t2_arc_easy", [0])}
+    for head, (task, seeds) in heads.items():
+        own = [row for row in rows if row["head"] == head]
+        assert {row["task"] for row in own} == {task} and sorted({row["seed"] for row in own if row["kind"] == "validation"}) == seeds
+    assert [(row["head"], row["method"]) for row in rows if row["kind"] == "test"] == [
+        (head, method) for head in heads for method in ("base", "expert")
+    ]
+    settings = {study: json.loads((real.output / "cells" / study / "config.json").read_text()) for study in ("main", "generated")}
+    assert {study: each["apply_chat_template"] for study, each in settings.items()} == {"main": False, "generated": True}
+    assert settings["generated"]["experts"].endswith("training/generated/seed-{seed}")
+    result = item("figure4").run(real)
+    assert [claim.text for claim in result.claims] == [f"SVF's chosen checkpoint scores higher than the base on {head}" for head in heads]
+    assert result.notes[1:] == (
+        "arc_easy, generated, seed 0: of the answers that a step sampled 25.0% right, 50.0% cut off, 40 tokens long in step 1; "
+        f"25.0% right, 50.0% cut off, 12 tokens long in step {STEPS[-1]}.",
+    )
     assert (real.output / "figure4" / "figure.png").is_file()
+    config = real.training_by(load_plan("smollm2-generated").config, "generated", "reasoning", 0).config
+    assert config.apply_chat_template and config.objective == "reinforce" and config.max_new_tokens == 160
+    own = real.training("svf", "reasoning", 0).config
+    assert (config.lr, config.kl, config.baseline) == (own.lr, own.kl, own.baseline) and not own.apply_chat_template
 
 
 def test_strategies_have_a_library_of_several_experts(real: Lab) -> None:
