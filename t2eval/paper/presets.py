@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from t2eval.bench.config import BASELINES, DISPATCH, PAPER_STRATEGIES, BenchConfig
+from t2eval.bench.config import DISPATCH, PAPER_STRATEGIES, BenchConfig
 from t2eval.bench.plan import load_plan
 from t2eval.errors import UsageError, unknown
 from t2eval.paths import EMBEDDED_VLM, experts_dir
@@ -69,7 +69,6 @@ class Preset:
         rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
         objectives: objective → settings of table 4's and figure 9's trainings by it, whichever the method, over the recipes'.
         ablation_seeds: of table 4 and figure 9, where there are fewer than of the experts; None: `seeds`.
-        baseline_seeds: of LoRA, IA3 and DoRA in tables 1, 2 and 7, where there are fewer than of the experts; None: `seeds`.
         seen_only: whether table 7 scores IA3 and DoRA on the seen tasks alone.
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
         choosing: the benchmark file of the library that strategies choose among or mix, where that has more experts than `bench` trains,
@@ -99,7 +98,6 @@ class Preset:
     rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ablation_seeds: tuple[int, ...] | None = None
-    baseline_seeds: tuple[int, ...] | None = None
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
     choosing: BenchConfig | None = None
@@ -125,10 +123,6 @@ class Preset:
     def mixed_seeds(self) -> tuple[int, ...]:
         """The training seeds of the library that strategies choose among or mix."""
         return self.seeds if self.choosing is None else self.choosing.seeds
-
-    def seeds_of(self, method: str) -> tuple[int, ...]:
-        """The training seeds of a method."""
-        return self.seeds if self.baseline_seeds is None or method not in BASELINES else self.baseline_seeds
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Sweep:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.rates, self.skills, self.seeds = lab.preset.rates, lab.preset.skills, lab.preset.seeds_of("lora")
+        self.rates, self.skills, self.seeds = lab.preset.rates, lab.preset.skills, lab.preset.seeds
         own = [rate for rate in self.rates if not self._shipped(rate)]
         options = {"method": "lora", "objective": "supervised"}
         lab.train(

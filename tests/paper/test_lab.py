@@ -28,7 +28,7 @@ def test_presets_have_tasks_for_every_skill():
 def test_the_real_model_at_a_cpus_size_names_what_it_does_not_carry():
     found, whole = preset("smollm2"), preset("smollm2-whole")
     assert (found.library, whole.library) == (("reasoning",), ("math", "code", "reasoning", "dispatch"))
-    assert found.seeds_of("expert") == found.seeds_of("lora") == found.seeds_of("dora") == (0, 1, 2)
+    assert found.seeds == found.mixed_seeds == (0, 1, 2)
     assert set(found.left_out) | set(whole.left_out) <= set(items())
     assert set(whole.left_out) == {"table5", "table9", "figure5", "figure11"}
     pointed = {name for name, reason in found.left_out.items() if "smollm2-whole" in reason}

@@ -45,7 +45,7 @@ def _cells(lab: Lab, methods: Sequence[str], tasks: Sequence[str]) -> tuple[dict
     shared = [method for method in methods if method not in apart]
     found: dict[str, Cells] = {}
     if shared:
-        found |= dict.fromkeys(shared, lab.cells(shared, tasks, seeds=lab.preset.seeds_of(shared[-1])))
+        found |= dict.fromkeys(shared, lab.cells(shared, tasks))
     if apart:
         found |= dict.fromkeys(apart, lab.strategies(apart, tasks))
     return found, [{**found[method].summary(method, task), "label": NAMES[method]} for method in methods for task in tasks]
