@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,22 @@ def cards(library: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         T2Error: no folder, no expert in it, or a damaged card.
     """
-    found = {}
-    for part in located_all(str(library)):
-        for folder in experts_in([part]):
-            if not (folder / "expert.json").is_file():
-                from t2eval.expert.adapter import Adapter
-
-                adapter = Adapter.load(folder)
-                found[str(folder)] = {"name": adapter.name, "label": adapter.label, "basis_fingerprint": None}
-                continue
-            remedy = "Train the expert again, or copy it again."
-            file = inside(folder, "expert.json", what="expert's card", remedy=remedy)
-            found[str(folder)] = read_record(file, _Card, what="expert's card", remedy=remedy, limit=_CARD_BYTES).model_dump()
+    found = {str(folder): _card(folder) for part in located_all(str(library)) for folder in experts_in([part])}
     if not found:
         raise T2Error(f"No experts in {library}. Train them with `t2 train-expert`, or set `experts:` in the benchmark file.")
     return found
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The card of one expert, which may be a PEFT adapter; errors as `cards`."""
+    if not (folder / "expert.json").is_file():
+        from t2eval.expert.adapter import Adapter
+
+        adapter = Adapter.load(folder)
+        return {"name": adapter.name, "label": adapter.label, "basis_fingerprint": None}
+    remedy = "Train the expert again, or copy it again."
+    file = inside(folder, "expert.json", what="expert's card", remedy=remedy)
+    return read_record(file, _Card, what="expert's card", remedy=remedy, limit=_CARD_BYTES).model_dump()
 
 
 def expert_of(library: str | Path, label: str) -> Path:
@@ -94,9 +95,7 @@ def parameter_count(file: Path) -> int:
 
 def expert_facts(method: str, spec: str) -> dict[str, Any]:
     """Parameters and hashes of the experts that a method uses: cls also its classification expert, the others not."""
-    used = {
-        folder: card for folder, card in cards(spec).items() if method == "cls" or method not in STRATEGIES or card["label"] != DISPATCH
-    }
+    used = {folder: card for folder, card in cards(spec).items() if _may_use_dispatch(method) or card["label"] != DISPATCH}
     files = {folder: Path(folder) / (_EXPERT if (Path(folder) / "expert.json").is_file() else _ADAPTER) for folder in used}
     names = {folder: str(card["name"]) for folder, card in used.items()}
     sources = {names[folder]: str(source) for folder in used if (source := source_of(folder)) is not None}
@@ -110,6 +109,11 @@ def expert_facts(method: str, spec: str) -> dict[str, Any]:
     }
 
 
+def _may_use_dispatch(method: str) -> bool:
+    """Whether a method reads the classification expert: of the strategies that choose, `cls` alone."""
+    return method == "cls" or method not in STRATEGIES
+
+
 def adapter_facts(folder: Path, method: str) -> dict[str, Any]:
     """Parameters and hash of a baseline's adapter.
 
@@ -121,14 +125,16 @@ def adapter_facts(folder: Path, method: str) -> dict[str, Any]:
 
 
 def files_of(config: BenchConfig) -> dict[str, str]:
-    """Digests of the expert and adapter files that lie where a benchmark will look."""
+    """Digests of the expert and adapter files that lie where a benchmark will look, but of a classification expert that none of its
+    methods uses: with another one no row would be another."""
     found: dict[str, str] = {}
     for seed in config.seeds:
         files: list[Path] = []
         if config.uses_library:
-            files += [file for place in config.libraries(seed) for file in _weights_in(place)]
-        own = [config.own_experts(method, seed) for method in config.methods]
-        files += [file for spec in own if spec is not None for place in located_all(spec) for file in _weights_in(place)]
+            kinds = {config.kind(method) for method in config.methods if config.shares_library(method)}
+            files += [file for place in config.libraries(seed) for file in _weights_in(place, kinds)]
+        own = [(config.own_experts(method, seed), {config.kind(method)}) for method in config.methods]
+        files += [file for spec, kinds in own if spec is not None for place in located_all(spec) for file in _weights_in(place, kinds)]
         for method in sorted(set(BASELINES) & set(config.methods)):
             files += [folder / find_method(method).weights for folder in config.adapters(method, seed)]
         found |= {str(file): file_digest(file) for file in sorted(files) if file.is_file()}
@@ -151,9 +157,15 @@ def pinned_config(config: BenchConfig) -> BenchConfig:
     return config.model_copy(update={"experts": experts, "model_args": arguments})
 
 
-def _weights_in(place: Path) -> list[Path]:
-    """The files of experts and of adapters in a library, or of the one that it is itself."""
-    return [file for name in (_EXPERT, _ADAPTER) for file in (place / name, *place.glob(f"*/{name}"))]
+def _weights_in(place: Path, kinds: Collection[str]) -> list[Path]:
+    """The files of experts and of adapters that methods use of a library, or of the one expert that it is itself."""
+    found = [file for name in (_EXPERT, _ADAPTER) for file in (place / name, *place.glob(f"*/{name}")) if file.is_file()]
+    return found if any(map(_may_use_dispatch, kinds)) else [file for file in found if not _is_dispatch(file)]
+
+
+def _is_dispatch(file: Path) -> bool:
+    """Whether weights are a classification expert's. Those of an expert without a card are not: who loads it will say that it has none."""
+    return (file.name == _ADAPTER or (file.parent / "expert.json").is_file()) and _card(file.parent)["label"] == DISPATCH
 
 
 def task_digest(manager: Any, name: str) -> str:

@@ -68,7 +68,7 @@ class Preset:
         rates: LoRA's learning rates in the supervised sweep. policy_rates: LoRA's under policy gradient (figure 9).
         rate_factors: method → what the other rows of table 4 have beside the recipes' learning rates: multiples of them.
         objectives: objective → settings of table 4's and figure 9's trainings by it, whichever the method, over the recipes'.
-        ablation_seeds: of table 4 and figure 9, where there are fewer than of the experts; None: `seeds`.
+        few_seeds: of tables 3, 4 and 10 and figure 9, where there are fewer than of the experts; None: as many.
         seen_only: whether table 7 scores IA3 and DoRA on the seen tasks alone.
         strategies: those that are compared on unseen tasks; `expert` is the seen task's own expert.
         choosing: the benchmark file of the library that strategies choose among or mix, where that has more experts than `bench` trains,
@@ -97,7 +97,7 @@ class Preset:
     policy_rates: tuple[float, ...] = _POLICY_RATES
     rate_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    ablation_seeds: tuple[int, ...] | None = None
+    few_seeds: tuple[int, ...] | None = None
     seen_only: bool = False
     strategies: tuple[str, ...] = PAPER_STRATEGIES
     choosing: BenchConfig | None = None
@@ -118,6 +118,11 @@ class Preset:
         """The labels of a library's experts: the skills, and the classification expert where the benchmark file trains one."""
         section = self.bench.train
         return self.skills if section is not None and DISPATCH not in section.skills else (*self.skills, DISPATCH)
+
+    @property
+    def costly_seeds(self) -> tuple[int, ...]:
+        """The training seeds of tables 3, 4 and 10 and figure 9."""
+        return self.seeds if self.few_seeds is None else self.few_seeds
 
     @property
     def mixed_seeds(self) -> tuple[int, ...]:
@@ -228,7 +233,8 @@ _SMOLLM2_REMARKS = (
     "with a classification expert of 12 steps (0.297 of 64 validation rows), and with this one of 32, when dispatch did not yet see the "
     "options of a task that does not show them: 0.235 and 0.240, nearly all rows called math. It learnt the prompt of `t2_dispatch` 1.0, "
     "which lists math before code.",
-    "Table 4 and figure 9 have seed 0 alone, and one rate a row, that of table 1's SVF or LoRA; LoRA under policy gradient has both.",
+    "Tables 3, 4 and 10 and figure 9 have seed 0 alone, and table 4 one rate a row, that of table 1's SVF or LoRA; LoRA under policy "
+    "gradient has both.",
 )
 _ALONE = {item: f"{_SMOLLM2_LEFT_OUT[item]}." for item in ("table5", "table9", "figure5", "figure11")}
 """What no size of this base carries."""
@@ -250,7 +256,7 @@ def _smollm2(name: str) -> Preset:
         rates=_trained_at(bench, "lora"),
         policy_rates=_trained_at(bench, "lora") + _trained_at(bench, "svf"),
         objectives=_by_objective(bench),
-        ablation_seeds=bench.seeds[:1],
+        few_seeds=bench.seeds[:1],
         seen_only=True,
         strategies=("expert", *PAPER_STRATEGIES),
         choosing=load_plan("smollm2-strategies").config,

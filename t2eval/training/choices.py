@@ -64,6 +64,10 @@ class ChoicePolicy:
         """How many sequences the model reads for one example."""
         return 1 if self._may_pack(choices) else len(choices)
 
+    def longest(self, choices: Pairs) -> int:
+        """How many tokens the longest of these sequences has."""
+        return _read(choices) if self._may_pack(choices) else max(len(context) + len(continuation) for context, continuation in choices)
+
     def likelihoods(self, model: Any, examples: Sequence[Pairs], at_once: int | None = None) -> list[Tensor]:
         """The log-likelihood of each choice of each example; differentiable.
 

@@ -123,6 +123,11 @@ class ChosenAnswers:
         pairs = self._pairs_of(trainable, [examples[unit[0] // samples] for unit in units])
         return [policy.sequences(choices) for choices in pairs]
 
+    def longest(self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Pick], units: Sequence[list[int]]) -> list[int]:
+        """How many tokens the longest sequence of each unit has."""
+        policy, samples = self._policy_of(trainable), self.config.rollouts
+        return [policy.longest(choices) for choices in self._pairs_of(trainable, [examples[unit[0] // samples] for unit in units])]
+
     def read(self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Pick]) -> int:
         """How many tokens the model reads in all, each choice with a context of its own."""
         return sum(len(context) + len(more) for choices in self._pairs_of(trainable, examples) for context, more in choices)

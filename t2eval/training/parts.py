@@ -1,4 +1,5 @@
-"""Parts: a step's answers in passes that fit in memory, begun with the size that was asked for and halved where that is too much."""
+"""Parts: a step's answers in passes that fit in memory: as many as were asked for, halved where a device says that this is too much, and on
+a CPU, which does not say it, no more than there is counted to be room for (`activations`)."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ class Parts:
         self.size = largest
 
     def run(
-        self, costs: Sequence[int], work: Callable[[list[int]], T], parameters: Iterable[nn.Parameter]
+        self,
+        costs: Sequence[int],
+        work: Callable[[list[int]], T],
+        parameters: Iterable[nn.Parameter],
+        *,
+        lengths: Sequence[int] = (),
+        room: int | None = None,
     ) -> Iterator[tuple[list[int], T]]:
         """Work through units of a step.
 
@@ -33,6 +40,8 @@ class Parts:
             work: forward and backward of some units, by their places in `costs`. What it adds to the gradients before it runs out of memory
                 is taken back, and it is called again with fewer.
             parameters: whose gradients it adds to.
+            lengths: the tokens of each unit's longest sequence.
+            room: the most tokens of a pass, padding included; None: whatever the device takes. One unit alone may have more.
 
         Yields:
             The places of each part, and what `work` gave for it.
@@ -42,7 +51,7 @@ class Parts:
         """
         own, start = list(parameters), 0
         while start < len(costs):
-            places = self._next(costs, start)
+            places = self._next(costs, start, lengths, room)
             before = [None if parameter.grad is None else parameter.grad.clone() for parameter in own]
             try:
                 result = work(places)
@@ -57,10 +66,14 @@ class Parts:
             _put_back(own, before)
             clear_device_cache(garbage_collection=True)  # only here is the failed pass no longer held by its traceback
 
-    def _next(self, costs: Sequence[int], start: int) -> list[int]:
+    def _next(self, costs: Sequence[int], start: int, lengths: Sequence[int], room: int | None) -> list[int]:
         """As many units from `start` on as fit, one at least."""
-        end, total = start + 1, costs[start]
+        end, total, longest = start + 1, costs[start], 0 if room is None else lengths[start]
         while end < len(costs) and total + costs[end] <= self.size:
+            if room is not None:
+                longest = max(longest, lengths[end])
+                if (total + costs[end]) * longest > room:
+                    break
             total += costs[end]
             end += 1
         return list(range(start, end))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from t2eval.environment.environment import Environment, Example
+from t2eval.training.activations import tokens_with_room
 from t2eval.training.advantages import advantages, disagreeing
 from t2eval.training.chosen import ChosenAnswers
 from t2eval.training.config import TrainConfig
@@ -212,6 +213,8 @@ class Reinforce(Objective[Plays]):
         costs = answers.costs(trainable, plays.examples, units)
         passes = math.ceil(sum(costs) / self.parts.size)
         with trainable.learning(answers.read(trainable, plays.examples, plays.answers), passes):
-            for _, of_part in self.parts.run(costs, work, parameters):
+            room = tokens_with_room(trainable.model, again=self.config.checkpoint_activations)
+            longest = answers.longest(trainable, plays.examples, plays.answers, units)
+            for _, of_part in self.parts.run(costs, work, parameters, lengths=longest, room=room):
                 totals += of_part
         return totals

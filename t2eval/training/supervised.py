@@ -17,6 +17,7 @@ import torch
 
 from t2eval.environment.environment import Environment, Example
 from t2eval.errors import T2Error, UsageError
+from t2eval.training.activations import tokens_with_room
 from t2eval.training.choices import alike
 from t2eval.training.config import TrainConfig
 from t2eval.training.likelihood import Policy, pad
@@ -136,7 +137,10 @@ class Supervised(Objective[Lessons]):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         tokens, passes = sum(len(prompt) + len(more) for prompt, more in lessons.pairs), math.ceil(len(lessons.pairs) / self.parts.size)
         with trainable.learning(tokens, passes):
-            own = sum(loss for _, loss in self.parts.run([1] * len(lessons.pairs), work, parameters))
+            lengths = [len(prompt) + len(more) for prompt, more in lessons.pairs]
+            room = tokens_with_room(model, again=self.config.checkpoint_activations)
+            done = self.parts.run([1] * len(lengths), work, parameters, lengths=lengths, room=room)
+            own = sum(loss for _, loss in done)
         loss = lessons.gather(torch.tensor([[own]], dtype=torch.float64)).sum().item()
         return {"loss": loss, "tokens": lessons.total / max(1.0, lessons.examples)}
 

@@ -93,6 +93,12 @@ class WrittenAnswers:
         """How many sequences each unit has."""
         return [1] * len(units)
 
+    def longest(
+        self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Completion], units: Sequence[list[int]]
+    ) -> list[int]:
+        """How many tokens the longest sequence of each unit has."""
+        return [max(len(answers[place].prompt) + len(answers[place].ids) for place in unit) for unit in units]
+
     def read(self, trainable: Trainable, examples: Sequence[Example], answers: Sequence[Completion]) -> int:
         """How many tokens the model reads in all."""
         return sum(len(each.prompt) + len(each.ids) for each in answers)

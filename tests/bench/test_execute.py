@@ -1,8 +1,10 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,27 @@ def test_a_changed_expert_is_refused(tmp_path, config):
     expert.write_bytes(b"two")
     with pytest.raises(UsageError, match="has changed since"):
         run(make_plan(config), tmp_path / "out", seeds=[0], factory=FakeWorker)
+
+
+@pytest.mark.parametrize(
+    ("methods", "label", "refused"),
+    [
+        (("base", "prompt", "fewshot"), "dispatch", False),
+        (("base", "prompt", "fewshot"), "math", True),
+        (("prompt", "cls"), "dispatch", True),
+        (("expert",), "dispatch", True),  # a task may have this label
+    ],
+)
+def test_another_classification_expert_changes_only_what_asks_it(tmp_path, config, methods, label, refused):
+    expert = tmp_path / "library" / "0" / label / "expert.safetensors"
+    expert.parent.mkdir(parents=True)
+    expert.with_name("expert.json").write_text(json.dumps({"name": label, "label": label}))
+    expert.write_bytes(b"one")
+    plan = make_plan(config.model_copy(update={"methods": methods}))
+    run(plan, tmp_path / "out", seeds=[0], factory=FakeWorker)
+    expert.write_bytes(b"two")
+    with pytest.raises(UsageError, match=f"{label}/expert.safetensors has changed since") if refused else nullcontext():
+        assert run(plan, tmp_path / "out", seeds=[0], factory=FakeWorker).skipped == len(methods) * 2
 
 
 def test_a_failed_cell_is_a_row_and_is_tried_again(tmp_path, config):

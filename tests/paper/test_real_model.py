@@ -131,7 +131,8 @@ def test_the_reasoning_expert_is_the_same_in_both_benchmark_files() -> None:
 
 
 def test_the_items_of_strategies_run(real: Lab) -> None:
-    table3 = item("table3").run(real)
+    table3, table10 = (item(name).run(real) for name in ("table3", "table10"))
+    assert {row["runs"] for row in table3.rows} == {1} and {tuple(row["seeds"]) for row in table10.rows} == {(0,)}
     assert {row["dispatch"] for row in table3.rows} == {"score", "generate"} and "ends after 64 tokens" in table3.notes[1]
     settings = json.loads((real.output / "cells" / "dispatch-generate" / "config.json").read_text())
     assert settings["model_args"] == {"prompt": {"dispatch": "generate", "dispatch_tokens": 64}}

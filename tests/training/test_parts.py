@@ -15,6 +15,21 @@ def test_parts_hold_as_many_sequences_as_asked() -> None:
     assert [places for places, _ in parts.run([1, 1, 2, 3, 2, 9, 1], lambda places: None, [])] == [[0, 1, 2], [3], [4], [5], [6]]
 
 
+@pytest.mark.parametrize(
+    ("room", "passes"),
+    [
+        (None, [[0, 1, 2, 3], [4, 5]]),
+        (1000, [[0, 1, 2, 3], [4, 5]]),
+        (80, [[0, 1], [2, 3, 4, 5]]),  # with padding: 2 * 40, 4 * 20
+        (60, [[0], [1, 2, 3], [4, 5]]),
+        (19, [[0], [1], [2], [3], [4], [5]]),  # one alone may have more
+    ],
+)
+def test_a_pass_has_no_more_tokens_than_there_is_room_for(room: int | None, passes: list[list[int]]) -> None:
+    lengths = [40, 20, 20, 20, 10, 10]
+    assert [places for places, _ in Parts(4).run([1] * 6, lambda places: None, [], lengths=lengths, room=room)] == passes
+
+
 @pytest.mark.parametrize("room", [1, 2, 3, 8])
 def test_a_pass_without_room_is_halved_and_its_gradient_taken_back(room: int) -> None:
     values, parameter = torch.arange(1.0, 9.0), nn.Parameter(torch.zeros(()))

@@ -13,6 +13,7 @@ from t2eval.environment.environment import Environment
 from t2eval.generation.completion import Completion
 from t2eval.generation.encoding import Encoding
 from t2eval.generation.engine import Engine
+from t2eval.training import reinforce
 from t2eval.training.methods import make_trainable
 from t2eval.training.reinforce import Reinforce
 from t2eval.training.supervised import Supervised
@@ -39,12 +40,13 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("direction", ["new_to_base", "base_to_new"])
-@pytest.mark.parametrize("micro_batch", [1, 3, 64])
+@pytest.mark.parametrize(("micro_batch", "room"), [(1, None), (3, None), (64, None), (64, 30)])
 def test_the_gradient_is_that_of_equation_1(
-    direction: str, micro_batch: int, letters: Callable[[str], Environment], monkeypatch: pytest.MonkeyPatch
+    direction: str, micro_batch: int, room: int | None, letters: Callable[[str], Environment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against one autograd pass a row over the unpadded model, with the rollouts fixed."""
     environment, tokenizer = letters("letters_generate"), tiny_tokenizer()
+    monkeypatch.setattr(reinforce, "tokens_with_room", lambda model, again: room)
     config = one_step(kl=0.3, kl_direction=direction, baseline="none", wrong_reward=-0.25, micro_batch=micro_batch, importance="never")
     trainable = make_trainable(tiny_model(), config)
     with torch.no_grad():

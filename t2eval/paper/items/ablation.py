@@ -65,10 +65,6 @@ def _skill(preset: Preset) -> str:
     return MATH if MATH in preset.seen else preset.skills[0]
 
 
-def _seeds(preset: Preset) -> tuple[int, ...]:
-    return preset.seeds if preset.ablation_seeds is None else preset.ablation_seeds
-
-
 def _name(variant: Variant, rate: float | None = None) -> str:
     return f"ablation-{variant.number}" + ("" if rate is None else f"-{rate:.0e}")
 
@@ -76,7 +72,7 @@ def _name(variant: Variant, rate: float | None = None) -> str:
 def _trainings(lab: Lab, variant: Variant, rate: float | None = None) -> list[Training]:
     preset = lab.preset
     own = {**preset.objectives.get(variant.objective, {}), **variant.settings, **({} if rate is None else {"lr": rate})}
-    return [lab.training(_name(variant, rate), _skill(preset), seed, **own) for seed in _seeds(preset)]
+    return [lab.training(_name(variant, rate), _skill(preset), seed, **own) for seed in preset.costly_seeds]
 
 
 def _rates(lab: Lab, variant: Variant) -> tuple[float | None, ...]:
@@ -135,7 +131,7 @@ def _rate(trainings: Sequence[Training]) -> str:
 
 def _evaluated(lab: Lab, variant: Variant, rate: float | None, tasks: Sequence[str]) -> Cells:
     name = _name(variant, rate)
-    own: dict[str, Any] = {"study": name, "seeds": _seeds(lab.preset)}
+    own: dict[str, Any] = {"study": name, "seeds": lab.preset.costly_seeds}
     if variant.method == "svf":
         return lab.cells(["expert"], tasks, experts=str(lab.folder(name)), **own)
     return lab.cells(["lora"], tasks, baselines=str(lab.folder(name) / "{label}"), **own)

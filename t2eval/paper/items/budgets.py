@@ -69,9 +69,10 @@ def _budgets(lab: Lab) -> tuple[Budget, ...]:
 def _cells(lab: Lab, budget: Budget, tasks: Sequence[str]) -> Cells:
     from t2eval.strategies.fewshot import FewshotConfig
 
+    seeds = lab.preset.costly_seeds
     if lab.preset.choosing is not None and budget.model_args["fewshot"] == {"shots": FewshotConfig().shots} and not lab.preset.search:
-        return lab.strategies(["fewshot"], tasks)  # the very search of table 2
-    return lab.strategies(["fewshot"], tasks, study=budget.study, model_args=budget.model_args)
+        return lab.strategies(["fewshot"], tasks, seeds=seeds)  # the very search of table 2
+    return lab.strategies(["fewshot"], tasks, study=budget.study, seeds=seeds, model_args=budget.model_args)
 
 
 def paper_search(lab: Lab, tasks: Sequence[str]) -> Cells:

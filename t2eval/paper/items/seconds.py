@@ -27,7 +27,7 @@ def run(lab: Lab) -> Result:
         own: dict[str, Any] = (
             {} if mode == "score" else {"study": f"dispatch-{mode}", "model_args": {"prompt": {"dispatch": mode, **short}}}
         )
-        cells = lab.strategies(["prompt"], tuple(tasks.values()), **own)
+        cells = lab.strategies(["prompt"], tuple(tasks.values()), seeds=lab.preset.costly_seeds, **own)
         for skill, task in tasks.items():
             found = cells.of("prompt", task)
             row: dict[str, Any] = {"dispatch": mode, "skill": skill, "task": task, "n": found[0].n, "runs": len(found)}
