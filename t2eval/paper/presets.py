@@ -230,8 +230,8 @@ _SMOLLM2_REMARKS = (
     "been scored on test rows at 0.01 and 0.001 before. All methods see the same 32 questions a step, 12 steps.",
     "Neither the math nor the code expert earns a place among the shipped ones by its validation score, and without them the "
     "classification expert has nothing to choose; they stand in this report alone. `cls` had been scored on the test rows three times "
-    "before, with seed 0: with a classification expert of 12 steps (0.297 of 64 validation rows), with one of 32, when dispatch did not yet "
-    "see the options of a task that does not show them (0.235 and 0.240, nearly all rows called math), and with that one when it did "
+    "before, with seed 0: with a classification expert of 12 steps (0.297 of 64 validation rows), with one of 32, when dispatch did not "
+    "yet see the options of a task that does not show them (0.235 and 0.240, nearly all rows called math), and with that one when it did "
     "(0.325). The three of this report learnt anew, by the same settings, when the order of the labels in `t2_dispatch` had become that of "
     "a library.",
     "Tables 3, 4 and 10 and figure 9 have seed 0 alone, and table 4 one rate a row, that of table 1's SVF or LoRA; LoRA under policy "
