@@ -235,7 +235,7 @@ _SMOLLM2_REMARKS = (
     "(0.325). The three of this report learnt anew, by the same settings, when the order of the labels in `t2_dispatch` had become that of "
     "a library.",
     "Tables 3, 4 and 10 and figure 9 have seed 0 alone, and table 4 one rate a row, that of table 1's SVF or LoRA; LoRA under policy "
-    "gradient has both. Figure 4's training on generated answers has seed 0 and 128 test rows.",
+    "gradient has both. Figure 4's training on generated answers has seed 0 and 64 test rows.",
 )
 _ALONE = {item: f"{_SMOLLM2_LEFT_OUT[item]}." for item in ("table5", "table9", "figure5", "figure11")}
 """What no size of this base carries."""

@@ -93,6 +93,7 @@ def test_the_generated_form_has_a_curve_beside_the_choices(real: Lab) -> None:
     ]
     settings = {study: json.loads((real.output / "cells" / study / "config.json").read_text()) for study in ("main", "generated")}
     assert {study: each["apply_chat_template"] for study, each in settings.items()} == {"main": False, "generated": True}
+    assert {study: each["limit"] for study, each in settings.items()} == {"main": 200, "generated": 64}
     assert settings["generated"]["experts"].endswith("training/generated/seed-{seed}")
     result = item("figure4").run(real)
     assert [claim.text for claim in result.claims] == [f"SVF's chosen checkpoint scores higher than the base on {head}" for head in heads]

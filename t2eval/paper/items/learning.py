@@ -55,7 +55,7 @@ def _generated(lab: Lab) -> list[_Curve]:
     name = "generated"
     trainings = {task: tuple(lab.training_by(bench, name, bench.labels[task], seed) for seed in bench.seeds) for task in bench.tasks}
     lab.train([training for group in trainings.values() for training in group])
-    own = bench.model_dump(include={"labels", "batch_size", "apply_chat_template"})
+    own = bench.model_dump(include={"labels", "limit", "batch_size", "apply_chat_template"})
     cells = lab.cells(bench.methods, bench.tasks, study=name, seeds=bench.seeds, experts=str(lab.folder(name)), **own)
     return [_Curve(f"{short(task)}, generated", bench.labels[task], task, trainings[task], cells, cells) for task in bench.tasks]
 
