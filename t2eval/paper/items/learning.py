@@ -112,7 +112,7 @@ def draw(result: Result, figure: Any) -> None:
         draw_base(panel, own)
         draw_curve(panel, own, 0, "SVF" if seeds == 1 else f"SVF, mean and range of {seeds} seeds")
         draw_chosen(panel, own, 0)
-        panel.set_title(f"{head} (n={own[0]['n']})")
+        panel.set_title(f"{head} (n={own[0]['n']}{', one seed' if seeds == 1 else ''})")
         panel.set_xlabel("optimiser step")
         if place == 0:
             panel.set_ylabel("validation accuracy")
