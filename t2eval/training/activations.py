@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from t2eval.basemodel.devices import free_memory
+from t2eval.basemodel.devices import available_cores, free_memory
 from t2eval.svf.matrices import decoder_layers, is_fused, matrices_of
 
 _ABOVE = 1.25
 """Kept numbers over counted ones, with some to spare."""
-_SHARE = 0.4
+_SHARE = 0.5
 """Of the free memory; the rest is for gradients, for logits, and for whatever else runs."""
 
 
@@ -63,4 +63,9 @@ def tokens_with_room(model: Any, *, again: bool = False) -> int | None:
     """
     device = torch.device(model.device)
     free = free_memory(device) if device.type == "cpu" else None
-    return None if free is None else max(1, int(_SHARE * free / bytes_a_token(model, again=again)))
+    return None if free is None else max(1, int(_SHARE * _of_the_machine() * free / bytes_a_token(model, again=again)))
+
+
+def _of_the_machine() -> float:
+    """This process's part of the machine, by its threads: trainings side by side divide the cores among them, and see the same memory."""
+    return min(1.0, torch.get_num_threads() / available_cores())

@@ -67,8 +67,11 @@ def test_a_token_goes_to_some_of_the_experts_of_a_mixture() -> None:
 
 def test_room_is_a_share_of_what_is_free_and_is_not_asked_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
+    monkeypatch.setattr(activations, "available_cores", lambda: 8)
     monkeypatch.setattr(activations, "free_memory", lambda device: 1000 * bytes_a_token(model))
-    assert tokens_with_room(model) == 400
+    for threads, room in ((8, 500), (16, 500), (2, 125)):  # four trainings side by side have two threads each
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert tokens_with_room(model) == room
     monkeypatch.setattr(activations, "free_memory", lambda device: 1)
     assert tokens_with_room(model) == 1
     monkeypatch.setattr(activations, "free_memory", lambda device: None)
@@ -92,10 +95,11 @@ def test_little_memory_makes_more_passes_of_the_same_step(
             yield places, result
 
     monkeypatch.setattr(Parts, "run", told)
+    monkeypatch.setattr(activations, "_of_the_machine", lambda: 1.0)
     for little in (False, True):
         trainable = make_trainable(tiny_model(), config)
         room = 30 if little else 10**6
-        monkeypatch.setattr(activations, "free_memory", lambda device, room=room: room * bytes_a_token(tiny_model()) / 0.4)
+        monkeypatch.setattr(activations, "free_memory", lambda device, room=room: room * bytes_a_token(tiny_model()) / 0.5)
         kind = Reinforce if objective == "reinforce" else Supervised
         kind(environment, tokenizer, config).step(trainable, environment.examples("train", limit=6), 0, lambda loss: loss.backward())
         gradients.append({name: parameter.grad for name, parameter in trainable.parameters().items()})
