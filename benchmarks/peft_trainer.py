@@ -228,6 +228,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=0, help="how often both sides' steps are timed in turns first; 0: not at all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error(f"--steps {options.steps}: 2 at least, since ours are timed without the last one, which validates.")
     options.output.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
         print(json.dumps(measure(options, method)))
