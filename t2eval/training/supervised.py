@@ -121,11 +121,11 @@ class Supervised(Objective[Lessons]):
             self._policy = Policy(Readout(trainable.model))
         trainable.train_mode()
         policy, model = self._policy, trainable.model
+        lengths = [len(prompt) + len(more) for prompt, more in lessons.pairs]
 
         def work(places: list[int]) -> float:
-            lengths = [len(prompt) + len(more) for prompt, more in (lessons.pairs[place] for place in places)]
             total = 0.0
-            for group in alike(lengths, trainable.device):
+            for group in alike([lengths[place] for place in places], trainable.device):
                 read = [places[each] for each in group]
                 batch = pad([lessons.pairs[place] for place in read], trainable.device, [lessons.features[place] for place in read])
                 log_probs, _ = policy.scores(policy.states(model, batch), batch.targets)  # (n,)
@@ -135,9 +135,7 @@ class Supervised(Objective[Lessons]):
             return total
 
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        tokens, passes = sum(len(prompt) + len(more) for prompt, more in lessons.pairs), math.ceil(len(lessons.pairs) / self.parts.size)
-        with trainable.learning(tokens, passes):
-            lengths = [len(prompt) + len(more) for prompt, more in lessons.pairs]
+        with trainable.learning(sum(lengths), math.ceil(len(lengths) / self.parts.size)):
             room = tokens_with_room(model, again=self.config.checkpoint_activations)
             done = self.parts.run([1] * len(lengths), work, parameters, lengths=lengths, room=room)
             own = sum(loss for _, loss in done)
